@@ -1,0 +1,2 @@
+//! Placeholder main replaced by the harness.
+fn main() {}
