@@ -1,0 +1,342 @@
+//! Building a record, and judging one that was read.
+//!
+//! A record is header, key, block CRCs, value, and zeroes up to a multiple of 64 bytes. A reader fetches all but the
+//! zeroes, in one READ, with header, key and block CRCs (the *prefix*) going to its scratch and the value to its place.
+//! The judging here is **I4**: nothing of a record is used before [`judge_prefix`], and nothing of its value before
+//! [`judge_value`] or [`judge_block`].
+
+use core::mem::size_of;
+
+use zerocopy::{FromBytes, IntoBytes};
+
+use crate::DecodeError;
+use crate::crc::{Crc32c, crc32c};
+use crate::hash::KeyHash;
+use crate::layout::{
+    BLOCK_BYTES, HeadValue, KEY_MAX_BYTES, Locator, MEDIA_FORMAT, PARTS_MAX, PartRef, RECORD_MAGIC,
+    RecordHeader, block_count, prefix_len, record_kind,
+};
+
+const HEADER_BYTES: usize = size_of::<RecordHeader>();
+
+/// What the writer of a record decides; lengths and CRCs follow from key and value.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RecordMeta {
+    /// One of [`record_kind`].
+    pub kind: u8,
+    /// Number of the part, or of the footer record.
+    pub part: u32,
+    /// Sequence of the operation.
+    pub sequence: u64,
+    /// Identity of the segment written to.
+    pub segment_identity: u64,
+    /// Client that wrote it.
+    pub client_id: u64,
+    /// Its number for the operation.
+    pub operation: u64,
+    /// Length of the segment made durable by the sync before, in units of 64 bytes.
+    pub durable_units: u32,
+}
+
+/// Appends header, key and block CRCs of a record to `out`; the value goes right behind.
+///
+/// `value_crc` is the CRC32C of the value and `block_crcs` what [`crate::crc::block_crcs`] gives for it.
+pub fn encode_prefix(
+    meta: &RecordMeta,
+    key: &[u8],
+    value_len_bytes: u32,
+    value_crc: u32,
+    block_crcs: &[u8],
+    out: &mut Vec<u8>,
+) {
+    debug_assert_eq!(
+        block_crcs.len() as u64,
+        4 * block_count(u64::from(value_len_bytes))
+    );
+    let mut header = RecordHeader {
+        magic: RECORD_MAGIC,
+        format: MEDIA_FORMAT,
+        kind: meta.kind,
+        flags: 0,
+        key_len_bytes: key.len() as u16,
+        reserved: 0,
+        value_len_bytes,
+        sequence: meta.sequence,
+        segment_identity: meta.segment_identity,
+        client_id: meta.client_id,
+        operation: meta.operation,
+        durable_units: meta.durable_units,
+        value_crc,
+        part: meta.part,
+        header_crc: 0,
+    };
+    header.header_crc = header_crc(&header, key, block_crcs);
+    out.extend_from_slice(header.as_bytes());
+    out.extend_from_slice(key);
+    out.extend_from_slice(block_crcs);
+}
+
+fn header_crc(header: &RecordHeader, key: &[u8], block_crcs: &[u8]) -> u32 {
+    let mut crc = Crc32c::new();
+    crc.update(&header.as_bytes()[..HEADER_BYTES - 4]);
+    crc.update(key);
+    crc.update(block_crcs);
+    crc.finish()
+}
+
+/// Header of a record whose every field is in range; its CRC is not checked yet.
+///
+/// # Errors
+/// [`DecodeError`] if `bytes` are fewer than 64 or a field is outside its range.
+pub fn parse_header(bytes: &[u8]) -> Result<RecordHeader, DecodeError> {
+    const WHAT: &str = "record header";
+    let (header, _) = RecordHeader::read_from_prefix(bytes).map_err(|_| DecodeError::Short {
+        what: WHAT,
+        need: HEADER_BYTES,
+        have: bytes.len(),
+    })?;
+    let range = |field, value| {
+        Err(DecodeError::Range {
+            what: WHAT,
+            field,
+            value,
+        })
+    };
+    if header.magic != RECORD_MAGIC {
+        return range("magic", u64::from(header.magic));
+    }
+    if header.format != MEDIA_FORMAT {
+        return range("format", u64::from(header.format));
+    }
+    let keyless = match header.kind {
+        record_kind::VALUE | record_kind::PART | record_kind::HEAD | record_kind::TOMBSTONE => false,
+        record_kind::FILLER | record_kind::FOOTER => true,
+        kind => return range("kind", u64::from(kind)),
+    };
+    let key_len = usize::from(header.key_len_bytes);
+    if keyless != (key_len == 0) || key_len > KEY_MAX_BYTES {
+        return range("key_len_bytes", key_len as u64);
+    }
+    if header.kind == record_kind::TOMBSTONE && header.value_len_bytes != 0 {
+        return range("value_len_bytes", u64::from(header.value_len_bytes));
+    }
+    if header.flags != 0 {
+        return range("flags", u64::from(header.flags));
+    }
+    if header.reserved != 0 {
+        return range("reserved", u64::from(header.reserved));
+    }
+    Ok(header)
+}
+
+/// Bytes before the value of the record with this header; for FILLER the header alone.
+#[must_use]
+pub fn header_prefix_len(header: &RecordHeader) -> u64 {
+    if header.kind == record_kind::FILLER {
+        HEADER_BYTES as u64
+    } else {
+        prefix_len(u64::from(header.key_len_bytes), u64::from(header.value_len_bytes))
+    }
+}
+
+/// Header of the record whose prefix is `prefix`, its CRC checked.
+///
+/// # Errors
+/// [`DecodeError`] if a field is outside its range, `prefix` is not exactly as long as the header says, or the CRC
+/// does not agree.
+pub fn check_prefix(prefix: &[u8]) -> Result<RecordHeader, DecodeError> {
+    const WHAT: &str = "record prefix";
+    let header = parse_header(prefix)?;
+    let need = header_prefix_len(&header) as usize;
+    if prefix.len() < need {
+        return Err(DecodeError::Short {
+            what: WHAT,
+            need,
+            have: prefix.len(),
+        });
+    }
+    if prefix.len() > need {
+        return Err(DecodeError::Trailing {
+            what: WHAT,
+            extra: prefix.len() - need,
+        });
+    }
+    let mut crc = Crc32c::new();
+    crc.update(&prefix[..HEADER_BYTES - 4]);
+    crc.update(&prefix[HEADER_BYTES..]);
+    let computed = crc.finish();
+    if computed != header.header_crc {
+        return Err(DecodeError::Checksum {
+            what: WHAT,
+            found: u64::from(header.header_crc),
+            computed: u64::from(computed),
+        });
+    }
+    Ok(header)
+}
+
+/// Why bytes that were read are not the record that was wanted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum Refusal {
+    /// The bytes are no whole record: overwritten while they were read, or not written yet. Read again.
+    #[error("bytes are torn: a checksum does not agree")]
+    Torn,
+    /// A whole record, of another segment or of another place: the locator or the segment table is stale. Refresh.
+    #[error("record of another segment or place: the locator is stale")]
+    Stale,
+    /// The record that the locator names, of a key with the same hash. Look on.
+    #[error("record of another key with the same hash")]
+    OtherKey,
+}
+
+/// What a reader knows of the record that it wants.
+#[derive(Debug, Clone, Copy)]
+pub struct Expected<'a> {
+    /// Identity that the segment table gives for the locator's segment.
+    pub segment_identity: u64,
+    /// The locator that was followed.
+    pub locator: Locator,
+    /// Hash key of the dataset.
+    pub hash_key: &'a [u8; 16],
+    /// The caller's key, where it gave one.
+    pub key: Option<&'a [u8]>,
+}
+
+/// Judges the prefix of a record that was read (**I4** up to the value).
+///
+/// # Errors
+/// [`Refusal`]: which of the remedies applies.
+pub fn judge_prefix(prefix: &[u8], expected: &Expected<'_>) -> Result<RecordHeader, Refusal> {
+    let locator = &expected.locator;
+    if prefix.len() as u64 != locator.prefix_len_bytes() {
+        return Err(Refusal::Torn);
+    }
+    let header = match parse_header(prefix) {
+        // Lengths that differ from the locator's make the CRC's extent unknown: tell torn from foreign by identity.
+        Ok(header)
+            if header.key_len_bytes != locator.key_len_bytes
+                || header.value_len_bytes != locator.value_len_bytes =>
+        {
+            return Err(if header.segment_identity == expected.segment_identity {
+                Refusal::Torn
+            } else {
+                Refusal::Stale
+            });
+        }
+        Ok(_) => check_prefix(prefix).map_err(|_| Refusal::Torn)?,
+        Err(_) => return Err(Refusal::Torn),
+    };
+    if header.segment_identity != expected.segment_identity {
+        return Err(Refusal::Stale);
+    }
+    let key = &prefix[HEADER_BYTES..HEADER_BYTES + usize::from(header.key_len_bytes)];
+    match expected.key {
+        // Equal keys have equal tags: hashing again is for those who come with a locator alone.
+        Some(wanted) if key == wanted => {}
+        Some(_) => return Err(Refusal::OtherKey),
+        None if KeyHash::of(expected.hash_key, key).tag() != locator.tag => return Err(Refusal::Stale),
+        None => {}
+    }
+    Ok(header)
+}
+
+/// The key inside a prefix that [`judge_prefix`] or [`check_prefix`] accepted.
+///
+/// # Panics
+/// If `prefix` is shorter than `header` says.
+#[must_use]
+pub fn key_in<'a>(prefix: &'a [u8], header: &RecordHeader) -> &'a [u8] {
+    &prefix[HEADER_BYTES..HEADER_BYTES + usize::from(header.key_len_bytes)]
+}
+
+/// Judges a whole value against its accepted prefix: by the header's CRC, or block by block where there are blocks.
+///
+/// # Errors
+/// [`Refusal::Torn`] if a CRC or the length does not agree.
+pub fn judge_value(prefix: &[u8], header: &RecordHeader, value: &[u8]) -> Result<(), Refusal> {
+    if value.len() as u64 != u64::from(header.value_len_bytes) {
+        return Err(Refusal::Torn);
+    }
+    if value.len() <= BLOCK_BYTES {
+        return if crc32c(value) == header.value_crc {
+            Ok(())
+        } else {
+            Err(Refusal::Torn)
+        };
+    }
+    value
+        .chunks(BLOCK_BYTES)
+        .enumerate()
+        .try_for_each(|(index, block)| judge_block(prefix, header, index, block))
+}
+
+/// Judges block `index` of a value against its accepted prefix; the value has more than one block.
+///
+/// # Errors
+/// [`Refusal::Torn`] if there is no such block, its length is not the block's, or its CRC does not agree.
+pub fn judge_block(prefix: &[u8], header: &RecordHeader, index: usize, block: &[u8]) -> Result<(), Refusal> {
+    let value_len = header.value_len_bytes as usize;
+    let start = index.checked_mul(BLOCK_BYTES).ok_or(Refusal::Torn)?;
+    let expected_len = value_len.saturating_sub(start).min(BLOCK_BYTES);
+    let at = HEADER_BYTES + usize::from(header.key_len_bytes) + 4 * index;
+    let crc = prefix.get(at..at + 4).ok_or(Refusal::Torn)?;
+    if expected_len == 0 || block.len() != expected_len || crc32c(block).to_le_bytes() != crc {
+        return Err(Refusal::Torn);
+    }
+    Ok(())
+}
+
+/// The value of a HEAD record: its fields and its parts.
+///
+/// # Errors
+/// [`DecodeError`] if it is short, has bytes left over, or its numbers do not agree with each other.
+pub fn parse_head(value: &[u8]) -> Result<(HeadValue, Vec<PartRef>), DecodeError> {
+    const WHAT: &str = "head value";
+    let short = |need| DecodeError::Short {
+        what: WHAT,
+        need,
+        have: value.len(),
+    };
+    let (head, rest) = HeadValue::read_from_prefix(value).map_err(|_| short(size_of::<HeadValue>()))?;
+    let range = |field, value| {
+        Err(DecodeError::Range {
+            what: WHAT,
+            field,
+            value,
+        })
+    };
+    if head.part_count == 0 || head.part_count > PARTS_MAX {
+        return range("part_count", u64::from(head.part_count));
+    }
+    if head.part_len_bytes == 0 {
+        return range("part_len_bytes", 0);
+    }
+    if head.total_len_bytes.div_ceil(u64::from(head.part_len_bytes)) != u64::from(head.part_count) {
+        return range("total_len_bytes", head.total_len_bytes);
+    }
+    if head.reserved != 0 {
+        return range("reserved", u64::from(head.reserved));
+    }
+    let need = head.part_count as usize * size_of::<PartRef>();
+    if rest.len() > need {
+        return Err(DecodeError::Trailing {
+            what: WHAT,
+            extra: rest.len() - need,
+        });
+    }
+    if rest.len() < need {
+        return Err(short(size_of::<HeadValue>() + need));
+    }
+    let parts = rest
+        .chunks_exact(size_of::<PartRef>())
+        .filter_map(|part| PartRef::read_from_bytes(part).ok())
+        .collect();
+    Ok((head, parts))
+}
+
+/// Appends the value of a HEAD record to `out`.
+pub fn encode_head(head: &HeadValue, parts: &[PartRef], out: &mut Vec<u8>) {
+    debug_assert_eq!(head.part_count as usize, parts.len());
+    out.extend_from_slice(head.as_bytes());
+    out.extend_from_slice(parts.as_bytes());
+}
