@@ -1,0 +1,165 @@
+# shellcheck shell=bash
+# shellcheck disable=SC2034,SC2154 # variables of soft-roce-ci/run and of its other parts
+# The guest, seen from the host: QEMU's command line, the job handed over, output and exit code taken back.
+# Sourced by soft-roce-ci/run.
+
+readonly guest_device=rxe0
+readonly guest_addr=10.0.2.15
+readonly guest_nvme=/mnt/vkv-nvme
+readonly guest_mtu=4500      # the smallest that gives RoCE its largest MTU, 4096, is a little less
+readonly output_wait_steps=200 # of 0.05 s each, for the last output to arrive
+readonly console_lines=25    # of the guest's console, shown when it fails
+
+# qemu_value TEXT: as the value of a QEMU option
+qemu_value() { printf '%s' "${1//,/,,}"; }
+
+run_in_vm() {
+    [[ $(uname -m) == x86_64 ]] ||
+        fail 125 "no RDMA device here, and the guest needs an x86_64 machine, not $(uname -m)"
+    [[ -n $kernel ]] || kernel=$(default_kernel)
+    need_packages "${vm_packages[@]}" "${verbs_packages[@]}"
+    [[ $accel == tcg ]] || (exec 3<>/dev/kvm) 2>/dev/null ||
+        fail 125 "--accel kvm: /dev/kvm cannot be opened (use --accel tcg)"
+    need_kernel "$kernel"
+    need_initramfs
+    make_out
+    write_job
+    start_guest
+    follow_guest
+}
+
+write_job() {
+    mkdir "$run_dir/job"
+    cp "$here/guest/stage2" "$run_dir/job/stage2"
+    printf '%s\0' "${cmd[@]}" >"$run_dir/job/argv"
+    env -0 >"$run_dir/job/env"
+    merged=0
+    [[ $(readlink /proc/$$/fd/1) != $(readlink /proc/$$/fd/2) ]] || merged=1
+    {
+        printf 'workdir=%q hugepages=%q merged=%q eth_mtu=%q\n' "$PWD" "$hugepages" "$merged" "$guest_mtu"
+        printf 'export OUT=%q VKV_NVME=%q\n' "$out" "$guest_nvme"
+        printf 'export VKV_FABRIC_KIND=vm VKV_TEST_DEVICE=%q VKV_TEST_ADDR=%q\n' "$guest_device" "$guest_addr"
+    } >"$run_dir/job/config"
+    {
+        printf 'OUT=%s\0VKV_NVME=%s\0' "$out" "$guest_nvme"
+        printf 'VKV_FABRIC_KIND=vm\0VKV_TEST_DEVICE=%s\0VKV_TEST_ADDR=%s\0' "$guest_device" "$guest_addr"
+    } >>"$run_dir/job/env"
+    truncate -s "$nvme_size" "$run_dir/nvme.img" ||
+        fail 120 "--nvme $nvme_size does not fit where $run_dir is (move the cache with VKV_CACHE)"
+    mkfs.ext4 -q -F -E nodiscard,lazy_itable_init=0,lazy_journal_init=0 "$run_dir/nvme.img" 2>"$run_dir/mkfs.log" || {
+        cat "$run_dir/mkfs.log" >&2
+        fail 120 "--nvme $nvme_size cannot be formatted (see the lines above)"
+    }
+}
+
+start_guest() {
+    local -a qemu=(
+        qemu-system-x86_64 -nodefaults -no-user-config -display none -no-reboot
+        -smp "$smp" -m "$mem"
+        -kernel "$kernel_dir/vmlinuz" -initrd "$initramfs"
+        -append "console=ttyS0 panic=-1 oops=panic quiet nokaslr mitigations=off"
+        -serial "file:$(qemu_value "$run_dir/console")"
+    )
+    case $accel in
+        tcg) qemu+=(-accel "tcg,thread=multi" -cpu "max,-pclmulqdq") ;;
+        kvm) qemu+=(-accel kvm -cpu host) ;;
+    esac
+    share() { # share TAG FOLDER OPTIONS
+        qemu+=(-fsdev "local,id=$1,path=$(qemu_value "$2"),security_model=none,multidevs=remap$3"
+            -device "virtio-9p-pci,fsdev=$1,mount_tag=$1")
+    }
+    share root / ,readonly=on
+    share job "$run_dir/job" ,readonly=on
+    share modules "$kernel_dir/lib/modules" ,readonly=on
+    share out "$out" ""
+    qemu+=(-device virtio-serial-pci)
+    local name
+    for name in ctl out err; do
+        qemu+=(-chardev "file,id=$name-port,path=$(qemu_value "$run_dir/$name"),append=on"
+            -device "virtserialport,chardev=$name-port,name=soft-roce-ci.$name")
+    done
+    qemu+=(-netdev "user,id=net,restrict=on"
+        -device "virtio-net-pci,netdev=net,host_mtu=$guest_mtu,romfile="
+        -drive "if=none,id=disk,format=raw,file=$(qemu_value "$run_dir/nvme.img"),discard=unmap"
+        -device "nvme,id=nvme,serial=soft-roce-ci" -device "nvme-ns,drive=disk,bus=nvme")
+
+    mkfifo "$run_dir/ctl"
+    exec {ctl}<>"$run_dir/ctl"
+    : >"$run_dir/out"
+    : >"$run_dir/err"
+    started=$EPOCHREALTIME
+    # The guest goes when this script goes, even by SIGKILL.
+    setpriv --pdeathsig KILL -- "${qemu[@]}" </dev/null >"$run_dir/qemu.log" 2>&1 &
+    guest_pid=$!
+    undo+=(end_guest)
+}
+
+end_guest() {
+    kill -KILL "$guest_pid" 2>/dev/null || true
+    wait "$guest_pid" 2>/dev/null || true
+    wait # for the tails, which end with the guest
+}
+
+# guest_failed CODE WHAT
+guest_failed() {
+    end_guest
+    {
+        head -c 4000 "$run_dir/qemu.log"
+        tr -d '\r' <"$run_dir/console" 2>/dev/null | tail -n "$console_lines" | sed 's/^/guest console: /'
+    } >&2 || true
+    if cp "$run_dir/console" "$out/guest-console.log" 2>/dev/null; then
+        fail "$1" "$2 (the guest's console is in $out/guest-console.log)"
+    fi
+    fail "$1" "$2"
+}
+
+follow_guest() {
+    local line phase=boot deadline=$((SECONDS + boot_timeout))
+    tail -q -c +1 -f -s 0.1 --pid="$guest_pid" "$run_dir/out" &
+    ((merged)) || tail -q -c +1 -f -s 0.1 --pid="$guest_pid" "$run_dir/err" >&2 &
+    while true; do
+        if read -r -t 1 -u "$ctl" line; then
+            case $line in
+                start)
+                    phase=cmd
+                    rm -f "$run_dir/nvme.img" # QEMU holds it open; so it is gone with QEMU
+                    note "kernel $kernel_version, $(since "$started") s to the command"
+                    ;;
+                exit\ *)
+                    take_exit "$line"
+                    ;;
+                fail\ *)
+                    line=${line#fail }
+                    guest_failed "${line%% *}" "guest set-up: ${line#* }"
+                    ;;
+            esac
+        elif ! kill -0 "$guest_pid" 2>/dev/null; then
+            [[ $phase == boot ]] ||
+                guest_failed 124 "the guest died before CMD ended (out of memory? try --mem; else see its console above)"
+            guest_failed 123 "the guest died before CMD started (see its console above)"
+        elif [[ $phase == boot ]] && ((SECONDS > deadline)); then
+            guest_failed 123 "the guest did not start CMD within $boot_timeout s (give more with --boot-timeout; see its console above)"
+        fi
+    done
+}
+
+since() { # since EPOCHREALTIME: seconds, one decimal... two digits
+    local tenths=$((((${EPOCHREALTIME/./} - ${1/./}) + 50000) / 100000))
+    echo "$((tenths / 10)).$((tenths % 10))"
+}
+
+# take_exit "exit CODE OUT_BYTES ERR_BYTES": wait until that much output is here, then end as CMD ended
+take_exit() {
+    local code out_bytes err_bytes step
+    read -r _ code out_bytes err_bytes <<<"$1"
+    if [[ $out_bytes == - ]]; then
+        note "CMD left a process that cannot be ended; its last output may be missing"
+        sleep 1
+    else
+        for ((step = 0; step < output_wait_steps; step++)); do
+            (($(stat -c %s "$run_dir/out") < out_bytes || $(stat -c %s "$run_dir/err") < err_bytes)) || break
+            sleep 0.05
+        done
+    fi
+    exit "$code"
+}
