@@ -1,1 +1,404 @@
-//! kv-fabric
+//! What both ends of verbs-kv ask of a network, and its three answers.
+//!
+//! - `verbs`: the product; RC queue pairs over libibverbs and librdmacm.
+//! - `local`: the same host, through shared read-only mappings passed over a Unix socket.
+//! - `sim`: one process; moves real bytes and, from a seed, delays, tears, reorders, errors and disconnects.
+//!
+//! [`Fabric`] is the seam. It is generic, never `dyn`, so that the read path is compiled for each answer.
+//!
+//! # What every fabric promises
+//! - **Order.** Frames of one control connection arrive in the order sent; a [`ControlConnection::write`] is in the
+//!   server's staging memory before a frame sent after it arrives. READs of one data connection may overlap in time.
+//! - **Rights.** A peer can READ what was registered with the domain that its data connection was accepted into, and
+//!   nothing else; it can WRITE its own staging memory, and nothing else (**I3**).
+//! - **Ownership.** Memory handed to a post is held by the fabric until its completion was returned by `poll`, or until
+//!   the connection was destroyed (**I5**).
+//! - **Errors.** The first failed operation closes a connection; what was posted after it completes as
+//!   [`ReadStatus::Flushed`] or is gone with the connection. Nothing succeeds after an error.
+//! - **Fencing.** After [`Endpoint::destroy`] returned, the peer's operations have no effect any more, on `verbs` and
+//!   `sim`. On `local` mappings outlive it: [`Fabric::FENCES`] says which.
+
+use std::os::fd::BorrowedFd;
+use std::ptr::NonNull;
+use std::sync::Arc;
+use std::time::Instant;
+
+mod error;
+pub mod local;
+mod memory;
+pub mod sim;
+pub mod verbs;
+
+pub use error::{FabricError, Stage};
+pub use memory::{Memory, MemoryKind};
+
+/// An address that a peer may READ or WRITE, and the key that lets it.
+///
+/// On `local` the rkey is a number for the memory and the address an offset in it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub struct RemoteRef {
+    /// Address.
+    pub address: u64,
+    /// Rkey.
+    pub rkey: u32,
+}
+
+impl RemoteRef {
+    /// The same memory, `bytes` further on.
+    #[must_use]
+    pub const fn offset(self, bytes: u64) -> Self {
+        Self {
+            address: self.address.wrapping_add(bytes),
+            rkey: self.rkey,
+        }
+    }
+}
+
+/// Most pieces that one READ is scattered to.
+pub const SCATTER_MAX: usize = 4;
+
+/// A network, as one process sees it.
+pub trait Fabric: Send + Sync + Sized + 'static {
+    /// `verbs`, `local` or `sim`.
+    const NAME: &'static str;
+    /// Whether [`Endpoint::destroy`] ends a peer's reads: see *Fencing* above.
+    const FENCES: bool;
+    /// A protection domain of a server: one for each dataset.
+    type Domain: Domain;
+    /// A server's listening end and all its connections.
+    type Endpoint: Endpoint<Domain = Self::Domain>;
+    /// Memory of a client that READs may go to and WRITEs come from.
+    type Region: Region;
+    /// A client's control connection.
+    type Control: ControlConnection<Self::Region>;
+    /// A client's data connection.
+    type Data: DataConnection<Self::Region>;
+
+    /// What was chosen, for people: device, port, GID and why, MTU.
+    fn describe(&self) -> String;
+
+    /// Longest READ, bytes.
+    fn read_max_bytes(&self) -> usize;
+
+    /// A new, empty protection domain.
+    ///
+    /// # Errors
+    /// [`FabricError`] if the device refuses.
+    fn domain(&self) -> Result<Self::Domain, FabricError>;
+
+    /// Listens on `address` (`host:port`, or the path of a socket).
+    ///
+    /// # Errors
+    /// [`FabricError`] with the address and what to do: taken, not this machine's, no permission.
+    fn listen(&self, address: &str) -> Result<Self::Endpoint, FabricError>;
+
+    /// Client memory of `len` bytes, zeroed, registered once.
+    ///
+    /// # Errors
+    /// [`FabricError::Memory`] if it cannot be mapped or registered.
+    fn allocate(&self, len: usize) -> Result<Self::Region, FabricError>;
+
+    /// Registers the caller's memory.
+    ///
+    /// # Errors
+    /// [`FabricError::Memory`] if it cannot be registered.
+    ///
+    /// # Safety
+    /// - `start..start + len` is mapped readable and writable until the region and all its clones are dropped.
+    /// - While a READ to it is posted nothing else accesses it.
+    #[allow(
+        unsafe_code,
+        reason = "declares an obligation of the caller; the answers discharge it"
+    )]
+    unsafe fn register(&self, start: NonNull<u8>, len: usize) -> Result<Self::Region, FabricError>;
+
+    /// Opens a control connection; `request` is the private data of the connection request.
+    ///
+    /// # Errors
+    /// [`FabricError`] with the stage that failed; [`FabricError::Timeout`] at `deadline`.
+    fn connect_control(
+        &self,
+        address: &str,
+        request: &[u8],
+        options: ControlOptions,
+        deadline: Instant,
+    ) -> Result<Self::Control, FabricError>;
+
+    /// Opens a data connection that holds up to `reads_max` READs; `request` is the private data.
+    ///
+    /// # Errors
+    /// As [`Fabric::connect_control`]; [`FabricError::Rejected`] if the server refuses the token.
+    fn connect_data(
+        &self,
+        address: &str,
+        request: &[u8],
+        reads_max: u32,
+        deadline: Instant,
+    ) -> Result<Self::Data, FabricError>;
+}
+
+/// Sizes of a control connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ControlOptions {
+    /// Receives kept posted.
+    pub receives: u16,
+    /// Length of each, bytes: the longest frame.
+    pub frame_bytes: usize,
+}
+
+/// A protection domain: what the data connections accepted into it may READ.
+pub trait Domain: Send + Sync + 'static {
+    /// Memory that the domain's connections may READ; dropping it ends that.
+    type Registration: Registration;
+
+    /// Lets the domain's connections READ `memory`, and do nothing else to it.
+    ///
+    /// # Errors
+    /// [`FabricError::Memory`] with the length and the limit that was met.
+    fn register(&self, memory: Arc<Memory>) -> Result<Self::Registration, FabricError>;
+}
+
+/// Registered memory of a server. It holds the memory, and ends the peers' access when dropped.
+pub trait Registration: Send + Sync + 'static {
+    /// Where a peer finds its first byte.
+    fn remote(&self) -> RemoteRef;
+}
+
+/// Names a connection of an endpoint; never used again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ConnectionId(pub u64);
+
+/// Names a connection request of an endpoint; never used again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct RequestId(pub u64);
+
+/// What happened at an endpoint.
+#[derive(Debug)]
+pub enum EndpointEvent {
+    /// Somebody wants to connect: answer with accept or reject.
+    Request {
+        /// The request.
+        request: RequestId,
+        /// Its private data; may be padded with zeroes.
+        private: Vec<u8>,
+        /// Who, for people.
+        peer: String,
+    },
+    /// An accepted connection stands.
+    Established(ConnectionId),
+    /// A frame arrived on a control connection.
+    Frame(ConnectionId, Vec<u8>),
+    /// The connection is over: the peer left, vanished, or broke a rule. Only [`Endpoint::destroy`] may follow.
+    Closed(ConnectionId, String),
+}
+
+/// A server's end: one listener and all the connections that came from it, driven by one thread.
+pub trait Endpoint: Send + 'static {
+    /// Domains that data connections are accepted into.
+    type Domain: Domain;
+    /// Staging memory of one control connection.
+    type Staging: Staging;
+
+    /// Readable when [`Endpoint::poll`] may have something; stays quiet while nothing happens.
+    fn fd(&self) -> BorrowedFd<'_>;
+
+    /// Address that it listens on, the port filled in.
+    fn address(&self) -> String;
+
+    /// Appends what happened to `events`; returns without waiting. After it returned with nothing appended,
+    /// [`Endpoint::fd`] becomes readable at the next event.
+    ///
+    /// # Errors
+    /// [`FabricError`] if the endpoint itself failed (the device is gone): nothing works any more.
+    fn poll(&mut self, events: &mut Vec<EndpointEvent>) -> Result<(), FabricError>;
+
+    /// Accepts a control connection, alone in a protection domain of its own.
+    ///
+    /// # Errors
+    /// [`FabricError`] if it cannot be made; the request is rejected then.
+    fn accept_control(
+        &mut self,
+        request: RequestId,
+        options: ControlOptions,
+    ) -> Result<ConnectionId, FabricError>;
+
+    /// Accepts a data connection into `domain`, with the right to READ and no other.
+    ///
+    /// # Errors
+    /// As [`Endpoint::accept_control`].
+    fn accept_data(&mut self, request: RequestId, domain: &Self::Domain)
+    -> Result<ConnectionId, FabricError>;
+
+    /// Refuses a connection request, with a text for the peer (cut to what fits).
+    fn reject(&mut self, request: RequestId, reason: &str);
+
+    /// Gives a control connection `len` bytes of memory that its peer, and nobody else, may WRITE. Once a connection.
+    ///
+    /// # Errors
+    /// [`FabricError::Memory`] if it cannot be mapped or registered.
+    fn grant_staging(
+        &mut self,
+        connection: ConnectionId,
+        len: usize,
+    ) -> Result<(RemoteRef, Self::Staging), FabricError>;
+
+    /// Queues a frame to a control connection's peer. Never waits: a peer that takes no frames loses its connection.
+    ///
+    /// # Errors
+    /// [`FabricError::Closed`] if the connection is over or its peer has let too many frames lie.
+    fn send(&mut self, connection: ConnectionId, frame: &[u8]) -> Result<(), FabricError>;
+
+    /// Ends a connection and destroys what it had: see *Fencing*. Frames queued before are sent if that takes no wait.
+    fn destroy(&mut self, connection: ConnectionId);
+}
+
+/// Staging memory of one control connection, as the server reads it: its peer may be writing it.
+pub trait Staging: Send + Sync + Clone + 'static {
+    /// Copies out of it.
+    ///
+    /// # Panics
+    /// If the range is not inside it.
+    fn read(&self, offset: usize, out: &mut [u8]);
+}
+
+/// Registered memory of a client.
+pub trait Region: Clone + Send + Sync + 'static {
+    /// The memory.
+    fn memory(&self) -> &Memory;
+}
+
+/// What happened on a client's control connection.
+#[derive(Debug, PartialEq, Eq)]
+pub enum ControlEvent {
+    /// A frame arrived.
+    Frame(Vec<u8>),
+    /// The WRITE with this number is done with its source.
+    Written(u64),
+}
+
+/// A client's control connection.
+pub trait ControlConnection<R: Region>: Send + 'static {
+    /// Readable when [`ControlConnection::poll`] may have something.
+    fn fd(&self) -> BorrowedFd<'_>;
+
+    /// Queues a frame.
+    ///
+    /// # Errors
+    /// [`FabricError::Closed`] if the connection is over, [`FabricError::Busy`] if its queue is full.
+    fn send(&mut self, frame: &[u8]) -> Result<(), FabricError>;
+
+    /// Queues a WRITE of `source[offset..offset + len]` to staging memory. It completes as
+    /// [`ControlEvent::Written`] with `number`; until then the source must not change.
+    ///
+    /// # Errors
+    /// As [`ControlConnection::send`].
+    fn write(
+        &mut self,
+        number: u64,
+        source: &R,
+        offset: usize,
+        len: usize,
+        to: RemoteRef,
+    ) -> Result<(), FabricError>;
+
+    /// Appends what happened to `events`; returns without waiting. After it returned with nothing appended, the fd
+    /// becomes readable at the next event.
+    ///
+    /// # Errors
+    /// [`FabricError::Closed`] once the connection is over and everything that arrived before was returned.
+    fn poll(&mut self, events: &mut Vec<ControlEvent>) -> Result<(), FabricError>;
+}
+
+/// One piece of where a READ goes.
+#[derive(Debug)]
+pub struct Scatter<'a, R> {
+    /// The memory.
+    pub region: &'a R,
+    /// First byte in it.
+    pub offset: usize,
+    /// Bytes.
+    pub len: usize,
+}
+
+impl<R> Clone for Scatter<'_, R> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+impl<R> Copy for Scatter<'_, R> {}
+
+/// One READ.
+#[derive(Debug)]
+pub struct Read<'a, R> {
+    /// Number that its completion repeats.
+    pub number: u64,
+    /// Where the bytes are.
+    pub from: RemoteRef,
+    /// Where they go, in order; 1 to [`SCATTER_MAX`] pieces, none empty.
+    pub to: &'a [Scatter<'a, R>],
+    /// Whether its success gives a completion. The last of a batch should; a failure always gives one.
+    pub signaled: bool,
+}
+
+/// How a READ ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum ReadStatus {
+    /// Its bytes, and those of every READ posted before it, are there.
+    Success,
+    /// The peer refused the address, the length or the rkey.
+    RemoteAccess,
+    /// The peer did not answer.
+    PeerGone,
+    /// Given up because an earlier READ failed or the connection was closed.
+    Flushed,
+    /// Anything else, with the number that the fabric has for it.
+    Other(u32),
+}
+
+/// One READ that ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ReadCompletion {
+    /// Its number.
+    pub number: u64,
+    /// How.
+    pub status: ReadStatus,
+}
+
+/// What a data connection has done so far.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct DataCounters {
+    /// READs posted.
+    pub reads: u64,
+    /// Batches posted: doorbells rung.
+    pub doorbells: u64,
+    /// Bytes asked for.
+    pub bytes: u64,
+}
+
+/// A client's data connection: READs and nothing else.
+pub trait DataConnection<R: Region>: Send + 'static {
+    /// READs that can still be posted before one must complete.
+    fn room(&self) -> usize;
+
+    /// Posts `reads` as one chain behind one doorbell. Allocates nothing after warm-up.
+    ///
+    /// # Errors
+    /// [`FabricError::Busy`] if there is less [`DataConnection::room`], [`FabricError::Closed`] after an error:
+    /// nothing was posted. [`FabricError::Post`] if the device took some and refused the rest.
+    fn post(&mut self, reads: &[Read<'_, R>]) -> Result<(), FabricError>;
+
+    /// Appends READs that ended to `completions`; returns without waiting.
+    ///
+    /// # Errors
+    /// [`FabricError`] if the completion queue itself failed.
+    fn poll(&mut self, completions: &mut Vec<ReadCompletion>) -> Result<(), FabricError>;
+
+    /// Sleeps until [`DataConnection::poll`] may have something or `deadline` has passed; whether it may.
+    ///
+    /// # Errors
+    /// [`FabricError`] if the completion channel itself failed.
+    fn wait(&mut self, deadline: Instant) -> Result<bool, FabricError>;
+
+    /// What it has done so far.
+    fn counters(&self) -> DataCounters;
+}

@@ -1,0 +1,247 @@
+//! Memory that a device or another process may touch while this process does.
+//!
+//! # Safety
+//! A [`Memory`] hands out no references to its bytes: it is only copied into and out of, through raw pointers, inside
+//! its bounds, while its mapping is alive (it owns the mapping, or whoever made it vouched for it). Bytes may change
+//! under such a copy, written by a device or another process; that is outside the Rust memory model, as
+//! `crossbeam`'s sequence locks are, and no copied byte is trusted before its checksum was checked. Writers of this
+//! process that may overlap in time use disjoint ranges.
+#![allow(unsafe_code)]
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::ptr::NonNull;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use rustix::fs::{MemfdFlags, SealFlags};
+use rustix::mm::{MapFlags, ProtFlags};
+
+use crate::FabricError;
+
+/// Who may map the memory besides this process.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum MemoryKind {
+    /// Nobody: anonymous memory.
+    Private,
+    /// Other processes, for reading only: a memfd sealed against future writable mappings, shrinking and growing.
+    SharedReadOnly,
+    /// Other processes, for reading and writing: a memfd sealed against shrinking and growing.
+    SharedWritable,
+}
+
+enum Backing {
+    Anonymous,
+    Memfd(OwnedFd),
+    /// The caller's memory: not unmapped here.
+    Borrowed,
+}
+
+/// A mapping of fixed length, zeroed when made.
+pub struct Memory {
+    start: NonNull<u8>,
+    len: usize,
+    backing: Backing,
+}
+
+// SAFETY: `start..start + len` stays mapped for the life of the value whichever thread holds it, and every access is a
+// copy through raw pointers as the file header says.
+unsafe impl Send for Memory {}
+// SAFETY: as for Send: no reference to the bytes is ever made, so sharing the handle shares no reference.
+unsafe impl Sync for Memory {}
+
+impl std::fmt::Debug for Memory {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let kind = match self.backing {
+            Backing::Anonymous => "anonymous",
+            Backing::Memfd(_) => "memfd",
+            Backing::Borrowed => "borrowed",
+        };
+        write!(f, "Memory({kind}, {} bytes)", self.len)
+    }
+}
+
+impl Memory {
+    /// Maps `len` zeroed bytes; `len` is rounded up to whole pages by the kernel but accessed only so far.
+    ///
+    /// # Errors
+    /// [`FabricError::Memory`] if `len` is 0 or the kernel refuses.
+    pub fn new(len: usize, kind: MemoryKind) -> Result<Self, FabricError> {
+        Self::map(len, kind).map_err(|source| FabricError::Memory {
+            action: "map",
+            len_bytes: len,
+            source,
+            remedy: "free memory or raise the limit of this process".to_owned(),
+        })
+    }
+
+    fn map(len: usize, kind: MemoryKind) -> io::Result<Self> {
+        if len == 0 || isize::try_from(len).is_err() {
+            return Err(io::ErrorKind::InvalidInput.into());
+        }
+        let prot = ProtFlags::READ | ProtFlags::WRITE;
+        let seals = match kind {
+            MemoryKind::Private => {
+                // SAFETY: a fresh anonymous mapping at an address of the kernel's choice overlaps nothing.
+                let start = unsafe {
+                    rustix::mm::mmap_anonymous(std::ptr::null_mut(), len, prot, MapFlags::PRIVATE)
+                }?;
+                return Self::checked(start, len, Backing::Anonymous);
+            }
+            MemoryKind::SharedReadOnly => {
+                SealFlags::FUTURE_WRITE | SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL
+            }
+            MemoryKind::SharedWritable => SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL,
+        };
+        let fd = rustix::fs::memfd_create("verbs-kv", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)?;
+        rustix::fs::ftruncate(&fd, len as u64)?;
+        // SAFETY: a fresh shared mapping at an address of the kernel's choice overlaps nothing; the file has `len`
+        // bytes and is sealed against shrinking right below, so no access can fault.
+        let start = unsafe { rustix::mm::mmap(std::ptr::null_mut(), len, prot, MapFlags::SHARED, &fd, 0) }?;
+        let memory = Self::checked(start, len, Backing::Memfd(fd))?;
+        if let Backing::Memfd(fd) = &memory.backing {
+            rustix::fs::fcntl_add_seals(fd, seals)?;
+        }
+        Ok(memory)
+    }
+
+    fn checked(start: *mut core::ffi::c_void, len: usize, backing: Backing) -> io::Result<Self> {
+        let start = NonNull::new(start.cast()).ok_or(io::ErrorKind::OutOfMemory)?;
+        Ok(Self { start, len, backing })
+    }
+
+    /// Wraps memory that somebody else owns.
+    ///
+    /// # Safety
+    /// - `start..start + len` is mapped readable and writable until the value is dropped.
+    /// - While a copy into it or a READ to it runs, nothing else accesses it.
+    #[must_use]
+    pub unsafe fn borrowed(start: NonNull<u8>, len: usize) -> Self {
+        Self {
+            start,
+            len,
+            backing: Backing::Borrowed,
+        }
+    }
+
+    /// First byte. For registering it and for building owned views with their own proof of exclusive access.
+    #[must_use]
+    pub fn start(&self) -> NonNull<u8> {
+        self.start
+    }
+
+    /// Length, bytes.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether it has no bytes: never.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// The memfd behind shared memory.
+    #[must_use]
+    pub fn fd(&self) -> Option<BorrowedFd<'_>> {
+        match &self.backing {
+            Backing::Memfd(fd) => Some(fd.as_fd()),
+            Backing::Anonymous | Backing::Borrowed => None,
+        }
+    }
+
+    fn range(&self, offset: usize, len: usize) -> NonNull<u8> {
+        assert!(
+            offset.checked_add(len).is_some_and(|end| end <= self.len),
+            "{len} bytes at {offset} are not inside memory of {} bytes",
+            self.len
+        );
+        // SAFETY: `offset <= self.len`, so the result is inside the mapping or one past its end.
+        unsafe { self.start.add(offset) }
+    }
+
+    /// Copies `bytes` to `offset`.
+    ///
+    /// # Panics
+    /// If the range is not inside the memory.
+    pub fn write(&self, offset: usize, bytes: &[u8]) {
+        let to = self.range(offset, bytes.len());
+        // SAFETY: `to` has `bytes.len()` mapped bytes (checked above); `bytes` cannot overlap them, since no
+        // reference to the mapping exists.
+        unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), to.as_ptr(), bytes.len()) };
+    }
+
+    /// Copies `out.len()` bytes from `offset`.
+    ///
+    /// # Panics
+    /// If the range is not inside the memory.
+    pub fn read(&self, offset: usize, out: &mut [u8]) {
+        let from = self.range(offset, out.len());
+        // SAFETY: as in `write`, the other way round.
+        unsafe { std::ptr::copy_nonoverlapping(from.as_ptr(), out.as_mut_ptr(), out.len()) };
+    }
+
+    /// Stores one aligned word, with release order: what was written before is seen before it by readers that copy in
+    /// address order. Readers rely on checksums, not on this.
+    ///
+    /// # Panics
+    /// If the word is not inside the memory or not aligned to 8 bytes.
+    pub fn store_u64(&self, offset: usize, value: u64) {
+        let at = self.range(offset, 8);
+        assert!(
+            at.cast::<u64>().is_aligned(),
+            "offset {offset} is not aligned to 8 bytes"
+        );
+        // SAFETY: `at` is inside the mapping and aligned (both checked above); all other accesses are copies that
+        // the file header accounts for.
+        let word = unsafe { AtomicU64::from_ptr(at.as_ptr().cast()) };
+        word.store(value, Ordering::Release);
+    }
+
+    /// A view of bytes that nobody else accesses now.
+    ///
+    /// # Panics
+    /// If the range is not inside the memory.
+    ///
+    /// # Safety
+    /// - No READ to the range is posted and no other process or thread writes it while the view lives.
+    #[must_use]
+    pub unsafe fn view(&self, offset: usize, len: usize) -> &[u8] {
+        let at = self.range(offset, len);
+        // SAFETY: the range is mapped (checked above) for as long as `self` lives; the caller vouches that nobody
+        // writes it.
+        unsafe { std::slice::from_raw_parts(at.as_ptr(), len) }
+    }
+
+    /// An exclusive view of bytes that nobody else accesses now.
+    ///
+    /// # Panics
+    /// If the range is not inside the memory.
+    ///
+    /// # Safety
+    /// - No READ to or WRITE from the range is posted, and nothing else accesses it while the view lives.
+    #[must_use]
+    #[allow(
+        clippy::mut_from_ref,
+        reason = "exclusive access is the caller's obligation, as with UnsafeCell"
+    )]
+    pub unsafe fn view_mut(&self, offset: usize, len: usize) -> &mut [u8] {
+        let at = self.range(offset, len);
+        // SAFETY: as in `view`, and the caller vouches for exclusive access.
+        unsafe { std::slice::from_raw_parts_mut(at.as_ptr(), len) }
+    }
+}
+
+impl Drop for Memory {
+    fn drop(&mut self) {
+        if matches!(self.backing, Backing::Borrowed) {
+            return;
+        }
+        // SAFETY: `start..start + len` was mapped by `map` and is unmapped nowhere else; registrations hold the
+        // `Memory`, so nothing reaches it through a device any more.
+        let unmapped = unsafe { rustix::mm::munmap(self.start.as_ptr().cast(), self.len) };
+        if let Err(error) = unmapped {
+            tracing::error!(%error, len = self.len, "munmap failed; the mapping stays");
+        }
+    }
+}
