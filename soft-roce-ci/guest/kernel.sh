@@ -4,8 +4,9 @@
 # that boots them. Sourced by soft-roce-ci/run. Sets kernel_dir, kernel_version, initramfs.
 
 # Modules in the initramfs, in the order they are wanted; the optional ones exist on some kernels only.
-readonly boot_modules=(virtio_pci virtio_console 9pnet_virtio 9p overlay virtio_net nvme ext4 rdma_rxe ib_uverbs rdma_ucm)
-readonly boot_modules_optional=(crc32_generic crc32c_generic)
+readonly first_modules=(virtio_pci virtio_console 9pnet_virtio 9p overlay)
+readonly later_modules=(nvme ext4 virtio_net rdma_rxe ib_uverbs rdma_ucm)
+readonly optional_modules=(crc32c_generic crc32_generic)
 
 # kernel_suites KERNEL: the Debian suites that carry it, best first
 kernel_suites() {
@@ -116,11 +117,32 @@ fetch_kernel() {
     version=${image##*/vmlinuz-}
     modules=$(compgen -G "$1/files/lib/modules/$version" || compgen -G "$1/files/usr/lib/modules/$version") || return 1
     mkdir -p "$2/lib/modules"
-    mv "$image" "$2/vmlinuz"
+    unpack_image "$image" "$2/vmlinux" || return 1
     mv "$modules" "$2/lib/modules/"
     rm -f "$2/lib/modules/$version/build" "$2/lib/modules/$version/source"
     depmod -b "$2" "$version" || return 1
     echo "$version" >"$2/version"
+}
+
+# unpack_image BZIMAGE INTO: the kernel proper, which QEMU boots as it is (PVH); unpacking itself takes the
+# emulated processor two seconds. The offsets are those of the x86 boot protocol's set-up header.
+unpack_image() {
+    local sectors offset length magic
+    local -a unpack
+    sectors=$(od -An -tu1 -j $((0x1f1)) -N 1 "$1")
+    offset=$(((sectors + 1) * 512 + $(od -An -tu4 -j $((0x248)) -N 4 "$1")))
+    length=$(($(od -An -tu4 -j $((0x24c)) -N 4 "$1") - 4)) # behind it stands the unpacked size
+    magic=$(od -An -tx1 -j "$offset" -N 4 "$1")
+    case $magic in
+        " fd 37 7a 58") unpack=(xz -dc --single-stream) ;;
+        " 28 b5 2f fd") unpack=(zstd -qdc) ;;
+        " 1f 8b"*) unpack=(gzip -dc) ;;
+        *)
+            echo "the kernel image is packed in an unknown way ($magic)"
+            return 1
+            ;;
+    esac
+    tail -c "+$((offset + 1))" "$1" | head -c "$length" | "${unpack[@]}" >"$2"
 }
 
 # version_fits KERNEL VERSION
@@ -147,7 +169,7 @@ need_kernel() {
 
 make_kernel() { # KERNEL; under its lock
     command -v apt-get >/dev/null ||
-        fail 122 "kernel $1 comes from Debian's package and this machine has no apt (put vmlinuz, version and lib/modules into $kernel_dir)"
+        fail 122 "kernel $1 comes from Debian's package and this machine has no apt (put vmlinux, version and lib/modules into $kernel_dir)"
     note "fetching kernel $1 from Debian"
     rm -rf "$cache/kernels/.$1".* # left by a run that was killed
     local -a sources
@@ -205,9 +227,24 @@ module_files() {
     modprobe -d "$kernel_dir" -S "$kernel_version" --show-depends "$1" | sed -n 's/^insmod \([^ ]*\).*$/\1/p'
 }
 
+# add_modules TREE LIST MODULE...: put them, and what they need, into the tree and at the end of that list
+add_modules() {
+    local tree=$1 list=$2 module files file name
+    shift 2
+    for module in "$@"; do
+        files=$(module_files "$module") || return 1
+        while read -r file; do
+            name=${file##*/}
+            name=${name%%.ko*}.ko
+            [[ -n $file && ! -e $tree/modules/$name ]] || continue
+            plain_module "$file" "$tree/modules" || return 1
+            echo "$name" >>"$tree/modules/$list"
+        done <<<"$files"
+    done
+}
+
 make_initramfs() { # BUSYBOX
-    local tree=$run_dir/initramfs module file name lib
-    local -A copied=()
+    local tree=$run_dir/initramfs module lib
     mkdir -p "$tree"/{bin,dev,proc,sys,modules}
     cp "$1" "$tree/bin/busybox"
     # A busybox that is not static brings its libraries.
@@ -216,20 +253,11 @@ make_initramfs() { # BUSYBOX
         cp -L "$lib" "$tree/$lib"
     done < <(LC_ALL=C ldd "$1" 2>/dev/null | sed -n 's|^.*[[:space:]]\(/[^ ]*\) (0x.*$|\1|p')
     install -m 755 "$here/guest/init" "$tree/init"
-    for module in "${boot_modules[@]}"; do
-        module_files "$module" >>"$run_dir/modules" || return 1
+    add_modules "$tree" first "${first_modules[@]}" || return 1
+    add_modules "$tree" later "${later_modules[@]}" || return 1
+    for module in "${optional_modules[@]}"; do
+        add_modules "$tree" later "$module" 2>/dev/null || true
     done
-    for module in "${boot_modules_optional[@]}"; do
-        module_files "$module" >>"$run_dir/modules" 2>/dev/null || true
-    done
-    while read -r file; do
-        name=${file##*/}
-        name=${name%%.ko*}.ko
-        [[ -v copied[$name] ]] && continue
-        copied[$name]=1
-        plain_module "$file" "$tree/modules" || return 1
-        echo "$name" >>"$tree/modules/order"
-    done <"$run_dir/modules"
     (cd "$tree" && find . -print0 | cpio --null --create --format=newc --owner=0:0 --quiet) >"$run_dir/initramfs.cpio" || return 1
     find "$cache/initramfs" -name '*.cpio' -mtime +7 -delete
     cp "$run_dir/initramfs.cpio" "$initramfs.$$"

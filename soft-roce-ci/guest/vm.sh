@@ -36,9 +36,8 @@ write_job() {
     merged=0
     [[ $(readlink /proc/$$/fd/1) != $(readlink /proc/$$/fd/2) ]] || merged=1
     {
-        printf 'workdir=%q hugepages=%q merged=%q eth_mtu=%q\n' "$PWD" "$hugepages" "$merged" "$guest_mtu"
-        printf 'export OUT=%q VKV_NVME=%q\n' "$out" "$guest_nvme"
-        printf 'export VKV_FABRIC_KIND=vm VKV_TEST_DEVICE=%q VKV_TEST_ADDR=%q\n' "$guest_device" "$guest_addr"
+        echo "workdir=${PWD@Q} hugepages=$hugepages merged=$merged eth_mtu=$guest_mtu"
+        echo "OUT=${out@Q} VKV_NVME=$guest_nvme VKV_TEST_DEVICE=$guest_device VKV_TEST_ADDR=$guest_addr"
     } >"$run_dir/job/config"
     {
         printf 'OUT=%s\0VKV_NVME=%s\0' "$out" "$guest_nvme"
@@ -52,12 +51,25 @@ write_job() {
     }
 }
 
+# boot_word NAME PATH: as a word of the kernel's command line, for guest/init
+boot_word() {
+    local LC_ALL=C i char
+    printf 'soft_roce_ci.%s=' "$1"
+    for ((i = 0; i < ${#2}; i++)); do
+        char=${2:i:1}
+        case $char in
+            [A-Za-z0-9/._-]) printf '%s' "$char" ;;
+            *) printf '\\0%03o' "'$char" ;;
+        esac
+    done
+}
+
 start_guest() {
     local -a qemu=(
         qemu-system-x86_64 -nodefaults -no-user-config -display none -no-reboot
         -smp "$smp" -m "$mem"
-        -kernel "$kernel_dir/vmlinuz" -initrd "$initramfs"
-        -append "console=ttyS0 panic=-1 oops=panic quiet nokaslr mitigations=off"
+        -kernel "$kernel_dir/vmlinux" -initrd "$initramfs"
+        -append "console=ttyS0 panic=-1 oops=panic quiet nokaslr mitigations=off $(boot_word job "$run_dir/job") $(boot_word modules "$kernel_dir/lib/modules")"
         -serial "file:$(qemu_value "$run_dir/console")"
     )
     case $accel in
@@ -69,8 +81,6 @@ start_guest() {
             -device "virtio-9p-pci,fsdev=$1,mount_tag=$1")
     }
     share root / ,readonly=on
-    share job "$run_dir/job" ,readonly=on
-    share modules "$kernel_dir/lib/modules" ,readonly=on
     share out "$out" ""
     qemu+=(-device virtio-serial-pci)
     local name
@@ -78,7 +88,7 @@ start_guest() {
         qemu+=(-chardev "file,id=$name-port,path=$(qemu_value "$run_dir/$name"),append=on"
             -device "virtserialport,chardev=$name-port,name=soft-roce-ci.$name")
     done
-    qemu+=(-netdev "user,id=net,restrict=on"
+    qemu+=(-netdev "user,id=net,restrict=on,ipv6=off"
         -device "virtio-net-pci,netdev=net,host_mtu=$guest_mtu,romfile="
         -drive "if=none,id=disk,format=raw,file=$(qemu_value "$run_dir/nvme.img"),discard=unmap"
         -device "nvme,id=nvme,serial=soft-roce-ci" -device "nvme-ns,drive=disk,bus=nvme")
