@@ -142,7 +142,7 @@ unpack_image() {
             return 1
             ;;
     esac
-    tail -c "+$((offset + 1))" "$1" | head -c "$length" | "${unpack[@]}" >"$2"
+    head -c "$((offset + length))" "$1" | tail -c "$length" | "${unpack[@]}" >"$2"
 }
 
 # version_fits KERNEL VERSION
