@@ -1,7 +1,7 @@
 //! The proofs of the challenge and response: HMAC-SHA256 (RFC 2104) over what both sides said.
 
 use hmac::{Hmac, KeyInit, Mac};
-use sha2::Sha256;
+use sha2::{Digest, Sha256};
 
 /// Who may do what; the wire value of a role.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -80,4 +80,22 @@ impl Transcript {
     pub fn verify(&self, side: Side, secret: &[u8], proof: &[u8; 32]) -> bool {
         self.mac(side, secret).verify_slice(proof).is_ok()
     }
+}
+
+/// The client id that records and remembered operations carry: that of HELLO, bound to the name of the key that was
+/// proven, so that who holds another key can neither learn nor forestall this client's operations, after a restart
+/// included. It is never 0, which stands for the server itself.
+#[must_use]
+pub fn bound_client_id(key_name: &[u8], client_id: u64) -> u64 {
+    let mut sha = Sha256::new();
+    sha.update(b"verbs-kv client id");
+    sha.update(client_id.to_le_bytes());
+    sha.update(key_name);
+    let digest: [u8; 32] = sha.finalize().into();
+    let (first, _) = digest.split_at(8);
+    first
+        .iter()
+        .rev()
+        .fold(0_u64, |id, byte| id << 8 | u64::from(*byte))
+        .max(1)
 }

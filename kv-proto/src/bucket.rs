@@ -7,7 +7,7 @@ use twox_hash::XxHash3_64;
 use zerocopy::IntoBytes;
 
 use crate::hash::{KeyHash, directory_index, slot_matches};
-use crate::layout::{Bucket, DirectoryEntry, Locator, STAMP_MOVED, depth_prefix};
+use crate::layout::{Bucket, DIRECTORY_DEPTH_MAX, DirectoryEntry, Locator, STAMP_MOVED, depth_prefix};
 
 /// The life of one index: addresses and checksums of another do not count.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -68,7 +68,11 @@ pub fn judge_directory_entry(
         return Err(IndexRefusal::Torn);
     }
     let local = (entry.depth_prefix >> 24) as u8;
-    if local > depth || depth_prefix(local, index >> (depth - local)) != entry.depth_prefix {
+    // Bounded before it shifts: `depth` came over the wire.
+    if depth > DIRECTORY_DEPTH_MAX
+        || local > depth
+        || depth_prefix(local, index >> (depth - local)) != entry.depth_prefix
+    {
         return Err(IndexRefusal::Stale);
     }
     Ok(())
@@ -90,7 +94,8 @@ pub fn judge_bucket(
         return Err(IndexRefusal::Torn);
     }
     let depth = (bucket.depth_prefix >> 24) as u8;
-    let covers = depth <= 24 && bucket.depth_prefix == depth_prefix(depth, directory_index(hash.slot, depth));
+    let covers = depth <= DIRECTORY_DEPTH_MAX
+        && bucket.depth_prefix == depth_prefix(depth, directory_index(hash.slot, depth));
     if bucket.stamp & STAMP_MOVED != 0 || bucket.stamp != entry.stamp || !covers {
         return Err(IndexRefusal::Stale);
     }

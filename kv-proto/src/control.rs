@@ -8,7 +8,7 @@
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 use crate::DecodeError;
-use crate::layout::Locator;
+use crate::layout::{DIRECTORY_DEPTH_MAX, Locator};
 
 /// Longest frame, header included, bytes.
 pub const FRAME_MAX_BYTES: usize = 4096;
@@ -16,6 +16,8 @@ pub const FRAME_MAX_BYTES: usize = 4096;
 pub const FRAME_HEADER_BYTES: usize = 16;
 /// Set in the kind of an answer.
 pub const ANSWER: u8 = 0x80;
+/// Kind of HELLO: the one frame whose layout never changes, whatever the version.
+pub const HELLO_KIND: u8 = 1;
 /// Receives that a side posts for frames, and so requests that may be outstanding, unless HELLO says fewer.
 pub const RECEIVES_DEFAULT: u16 = 32;
 
@@ -25,7 +27,7 @@ pub const RECEIVES_DEFAULT: u16 = 32;
 pub struct FrameHeader {
     /// What it asks; with [`ANSWER`] set, what it answers.
     pub kind: u8,
-    /// Protocol version; that of HELLO until one was agreed.
+    /// Protocol version agreed in HELLO; in HELLO itself not looked at, since its layout never changes.
     pub version: u8,
     /// [`Status`] of an answer; 0 in a request.
     pub status: u16,
@@ -231,7 +233,11 @@ impl Wire for Locator {
 }
 
 macro_rules! wire_struct {
-    ($($(#[$doc:meta])* $name:ident { $($(#[$field_doc:meta])* $field:ident : $ty:ty),* $(,)? })*) => {$(
+    ($($(#[$doc:meta])* $name:ident { $($(#[$field_doc:meta])* $field:ident : $ty:ty),* $(,)? })*) => {
+        /// Structs inside payloads: name and fields with their types, in order, as [`Request::SCHEMA`] has frames.
+        pub const WIRE_STRUCTS: &[(&str, &[(&str, &str)])] =
+            &[$((stringify!($name), &[$((stringify!($field), stringify!($ty))),*])),*];
+        $(
         $(#[$doc])*
         #[derive(Debug, Clone, PartialEq, Eq)]
         pub struct $name { $($(#[$field_doc])* pub $field: $ty),* }
@@ -245,7 +251,8 @@ macro_rules! wire_struct {
                 Ok(Self { $($field: <$ty as Wire>::take(reader)?),* })
             }
         }
-    )*};
+        )*
+    };
 }
 
 wire_struct! {
@@ -348,6 +355,8 @@ pub mod change_flag {
     pub const DIRECTORY: u8 = 2;
     /// The dataset was dropped.
     pub const DROPPED: u8 = 4;
+    /// A snapshot has a new table generation: list them again, and open again those that are in use.
+    pub const SNAPSHOTS: u8 = 8;
 }
 
 macro_rules! frames {
@@ -724,12 +733,25 @@ pub fn split_frame(frame: &[u8]) -> Result<(FrameHeader, &[u8]), DecodeError> {
     Ok((header, payload))
 }
 
+/// Refuses a frame of another version; HELLO passes, for it is what agrees on one.
+fn check_version(header: &FrameHeader, what: &'static str) -> Result<(), DecodeError> {
+    if header.kind & !ANSWER == HELLO_KIND || u16::from(header.version) == crate::layout::PROTOCOL_VERSION {
+        return Ok(());
+    }
+    Err(DecodeError::Range {
+        what,
+        field: "version",
+        value: u64::from(header.version),
+    })
+}
+
 /// The request in a frame that a client sent.
 ///
 /// # Errors
 /// [`DecodeError`] if it is no request.
 pub fn decode_request(frame: &[u8]) -> Result<(FrameHeader, Request), DecodeError> {
     let (header, payload) = split_frame(frame)?;
+    check_version(&header, "request")?;
     if header.status != 0 {
         return Err(DecodeError::Range {
             what: "request",
@@ -738,6 +760,25 @@ pub fn decode_request(frame: &[u8]) -> Result<(FrameHeader, Request), DecodeErro
         });
     }
     Ok((header, Request::take_payload(header.kind, payload)?))
+}
+
+/// Refuses a directory deeper than there are: who takes the answer sizes memory and shifts by the depth.
+fn check_directories(answer: &Answer) -> Result<(), DecodeError> {
+    let check = |directory: &DirectoryRef| {
+        if directory.depth <= DIRECTORY_DEPTH_MAX {
+            return Ok(());
+        }
+        Err(DecodeError::Range {
+            what: answer.name(),
+            field: "depth",
+            value: u64::from(directory.depth),
+        })
+    };
+    match answer {
+        Answer::Open { directory, .. } => check(directory),
+        Answer::Renew { changes, .. } => changes.iter().try_for_each(|change| check(&change.directory)),
+        _ => Ok(()),
+    }
 }
 
 /// A request refused by the server.
@@ -762,13 +803,16 @@ pub fn decode_answer(frame: &[u8]) -> Result<(FrameHeader, Result<Answer, Refuse
             value: u64::from(header.kind),
         });
     }
+    check_version(&header, "answer")?;
     let status = Status::from_wire(header.status).ok_or(DecodeError::Range {
         what: "answer",
         field: "status",
         value: u64::from(header.status),
     })?;
     if status == Status::Ok {
-        return Ok((header, Ok(Answer::take_payload(header.kind & !ANSWER, payload)?)));
+        let answer = Answer::take_payload(header.kind & !ANSWER, payload)?;
+        check_directories(&answer)?;
+        return Ok((header, Ok(answer)));
     }
     let mut reader = Reader {
         what: "refusal",

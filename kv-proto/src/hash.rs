@@ -4,7 +4,7 @@
 
 use siphasher::sip128::{Hasher128, SipHasher24};
 
-use crate::layout::{GROUP_BUCKETS, Locator};
+use crate::layout::{DIRECTORY_DEPTH_MAX, GROUP_BUCKETS, Locator};
 use core::hash::Hasher;
 
 /// 128 bits of hash: all that the index knows of a key.
@@ -36,13 +36,14 @@ impl KeyHash {
     }
 }
 
-/// Index of the directory entry for a slot hash: its first `depth` bits.
+/// Index of the directory entry for a slot hash: its first `depth` bits; no more than
+/// [`DIRECTORY_DEPTH_MAX`] are taken.
 #[must_use]
 pub const fn directory_index(slot_hash: u64, depth: u8) -> u32 {
-    if depth == 0 {
-        0
-    } else {
-        (slot_hash >> (64 - depth as u32)) as u32
+    match depth {
+        0 => 0,
+        1..=DIRECTORY_DEPTH_MAX => (slot_hash >> (64 - depth as u32)) as u32,
+        _ => (slot_hash >> (64 - DIRECTORY_DEPTH_MAX as u32)) as u32,
     }
 }
 

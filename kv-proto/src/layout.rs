@@ -33,7 +33,9 @@ pub const SEGMENT_MIN_BYTES: u64 = 1 << 20;
 pub const PARTS_MAX: u32 = 65_536;
 /// Longest part of a large value, bytes: a value longer than the server's part length is stored in parts.
 pub const PART_MAX_BYTES: u64 = 32 << 20;
-/// Operations of one client that a server remembers, the latest ones.
+/// Datasets that one session may have open: what RENEW says of each must fit one frame.
+pub const DATASETS_PER_SESSION_MAX: usize = 64;
+/// Operations of one client in one dataset that a server remembers, those with the highest numbers.
 pub const OPERATIONS_REMEMBERED: usize = 1024;
 
 /// Buckets of one group; a power of two.
@@ -114,19 +116,20 @@ pub struct RecordHeader {
     pub reserved: u16,
     /// Length of the value, bytes.
     pub value_len_bytes: u32,
-    /// Sequence number of the operation in its dataset; parts share their head's.
+    /// Sequence number of the operation in its dataset, given at COMMIT; a copy keeps it. A part's is its head's or lower.
     pub sequence: u64,
     /// Identity of the segment that the record was written to.
     pub segment_identity: u64,
-    /// Client that wrote it.
+    /// Client that wrote it, as [`crate::auth::bound_client_id`] gives it; 0 where the server wrote on its own account.
     pub client_id: u64,
-    /// That client's number for the operation.
+    /// That client's number for the operation; 0 where the server wrote on its own account.
     pub operation: u64,
     /// Length of the segment that was durable when this was written, in units of 64 bytes.
     pub durable_units: u32,
     /// CRC32C of the value. For FILLER 0: the gap's bytes are not read.
     pub value_crc: u32,
-    /// Number of the part, from 0, for PART; of the footer record for FOOTER; else 0.
+    /// Number of the part, from 0, for PART; of the footer record, from 0, for FOOTER; for TOMBSTONE 1 if the key was
+    /// there and 0 if not; else 0.
     pub part: u32,
     /// CRC32C of the header up to here, the key and the block CRCs.
     pub header_crc: u32,
@@ -240,15 +243,15 @@ const _: () = assert!(size_of::<FooterEntry>() == 40);
 #[derive(Debug, Clone, Copy, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
 pub struct OperationEntry {
-    /// The client.
+    /// The client, as [`RecordHeader::client_id`] has it.
     pub client_id: u64,
     /// Its number for the operation.
     pub operation: u64,
     /// Sequence that the operation got.
     pub sequence: u64,
-    /// Segment of the record that it wrote.
+    /// Segment of the VALUE or HEAD that a put wrote; 0 for a delete.
     pub segment: u32,
-    /// Where that record lies, in units of 64 bytes.
+    /// Where that record lies, in units of 64 bytes; for a delete 1 if the key was there and 0 if not.
     pub offset_units: u32,
 }
 const _: () = assert!(size_of::<OperationEntry>() == 32);

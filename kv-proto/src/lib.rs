@@ -7,6 +7,7 @@
 //! - [`hash`]: the keyed 128-bit key hash and what is taken from it.
 //! - [`crc`]: CRC32C of values, blocks and records.
 //! - [`record`]: building a record, and judging one that was read (**I4**).
+//! - [`parts`]: where the parts of a large value lie, and judging one.
 //! - [`bucket`]: checksums of buckets and directory entries, and the lookup rules.
 //! - [`control`]: control frames.
 //! - [`auth`]: the proofs of the challenge and response.
@@ -22,6 +23,7 @@ pub mod crc;
 mod error;
 pub mod hash;
 pub mod layout;
+pub mod parts;
 pub mod record;
 
 pub use error::DecodeError;

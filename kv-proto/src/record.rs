@@ -13,8 +13,8 @@ use crate::DecodeError;
 use crate::crc::{Crc32c, crc32c};
 use crate::hash::KeyHash;
 use crate::layout::{
-    BLOCK_BYTES, HeadValue, KEY_MAX_BYTES, Locator, MEDIA_FORMAT, PARTS_MAX, PartRef, RECORD_MAGIC,
-    RecordHeader, block_count, prefix_len, record_kind,
+    BLOCK_BYTES, HeadValue, KEY_MAX_BYTES, Locator, MEDIA_FORMAT, PART_MAX_BYTES, PARTS_MAX, PartRef,
+    RECORD_MAGIC, RecordHeader, block_count, prefix_len, record_kind,
 };
 
 const HEADER_BYTES: usize = size_of::<RecordHeader>();
@@ -120,6 +120,15 @@ pub fn parse_header(bytes: &[u8]) -> Result<RecordHeader, DecodeError> {
     if header.kind == record_kind::TOMBSTONE && header.value_len_bytes != 0 {
         return range("value_len_bytes", u64::from(header.value_len_bytes));
     }
+    let part_end = match header.kind {
+        record_kind::PART => PARTS_MAX,
+        record_kind::TOMBSTONE => 2,
+        record_kind::FOOTER => u32::MAX,
+        _ => 1,
+    };
+    if header.part >= part_end {
+        return range("part", u64::from(header.part));
+    }
     if header.flags != 0 {
         return range("flags", u64::from(header.flags));
     }
@@ -202,11 +211,21 @@ pub struct Expected<'a> {
     pub key: Option<&'a [u8]>,
 }
 
-/// Judges the prefix of a record that was read (**I4** up to the value).
+/// Judges the prefix of a VALUE or HEAD that was read (**I4** up to the value). A PART is refused here: its own
+/// judge, [`crate::parts::judge_part`], also holds it to its head.
 ///
 /// # Errors
 /// [`Refusal`]: which of the remedies applies.
 pub fn judge_prefix(prefix: &[u8], expected: &Expected<'_>) -> Result<RecordHeader, Refusal> {
+    let header = judge_record(prefix, expected)?;
+    match header.kind {
+        record_kind::VALUE | record_kind::HEAD => Ok(header),
+        _ => Err(Refusal::Stale),
+    }
+}
+
+/// Judges the prefix of a record of any kind.
+pub(crate) fn judge_record(prefix: &[u8], expected: &Expected<'_>) -> Result<RecordHeader, Refusal> {
     let locator = &expected.locator;
     if prefix.len() as u64 != locator.prefix_len_bytes() {
         return Err(Refusal::Torn);
@@ -308,8 +327,8 @@ pub fn parse_head(value: &[u8]) -> Result<(HeadValue, Vec<PartRef>), DecodeError
     if head.part_count == 0 || head.part_count > PARTS_MAX {
         return range("part_count", u64::from(head.part_count));
     }
-    if head.part_len_bytes == 0 {
-        return range("part_len_bytes", 0);
+    if head.part_len_bytes == 0 || u64::from(head.part_len_bytes) > PART_MAX_BYTES {
+        return range("part_len_bytes", u64::from(head.part_len_bytes));
     }
     if head.total_len_bytes.div_ceil(u64::from(head.part_len_bytes)) != u64::from(head.part_count) {
         return range("total_len_bytes", head.total_len_bytes);
