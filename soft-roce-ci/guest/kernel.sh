@@ -96,7 +96,7 @@ kernel_packages() {
         while read -r name; do
             queue+=("$name")
         done < <(apt-cache -c "$1/apt.conf" depends --important "$name" |
-            sed -n 's/^ *Depends: \(linux-\(image\|binary\|modules\)-[0-9][^ ]*\)$/\1/p')
+            sed -n 's/^ *Depends: \(linux-\(image\|binary\|modules\|base\)-[0-9][^ ]*\)$/\1/p')
     done
 }
 
@@ -112,12 +112,13 @@ fetch_kernel() {
     for deb in "$1/debs"/*.deb; do
         dpkg-deb -x "$deb" "$1/files" || return 1
     done
-    local image version modules
-    image=$(compgen -G "$1/files/boot/vmlinuz-*" | head -n 1) || return 1
-    version=${image##*/vmlinuz-}
-    modules=$(compgen -G "$1/files/lib/modules/$version" || compgen -G "$1/files/usr/lib/modules/$version") || return 1
-    mkdir -p "$2/lib/modules"
+    local modules version image
+    modules=$(compgen -G "$1/files/lib/modules/*" || compgen -G "$1/files/usr/lib/modules/*") || return 1
+    version=${modules##*/}
+    image=$1/files/boot/vmlinuz-$version
+    [[ -e $image ]] || image=$modules/vmlinuz
     unpack_image "$image" "$2/vmlinux" || return 1
+    mkdir -p "$2/lib/modules"
     mv "$modules" "$2/lib/modules/"
     rm -f "$2/lib/modules/$version/build" "$2/lib/modules/$version/source"
     depmod -b "$2" "$version" || return 1
