@@ -1,0 +1,58 @@
+# shellcheck shell=bash
+# shellcheck disable=SC2034 # variables of the parts that are sourced
+# What demo and test share: where things are, the packages that a build needs, the build. Sourced by both.
+
+here=$(cd -- "$(dirname -- "$(readlink -f -- "${BASH_SOURCE[0]}")")" && pwd)
+top=$(dirname -- "$here")
+readonly here top
+name=$(basename -- "$0")
+readonly name
+note() { echo "$name: $*" >&2; }
+
+# fail CODE WHAT
+fail() {
+    local code=$1
+    shift
+    echo "$name: ERROR $code: $*" >&2
+    exit "$code"
+}
+
+# shellcheck source=soft-roce-ci/guest/packages.sh
+. "$here/guest/packages.sh"
+
+readonly build_packages=(
+    "gcc: cc"
+    "libc6-dev: /usr/include/stdlib.h"
+    "cmake: cmake"
+    "make: make"
+    "python3: python3"
+    "libclang-dev: /usr/lib/llvm-*/lib/libclang.so"
+)
+
+# begin: this run's own folder, and the cache; both parts of what the sourced files expect
+begin() {
+    cache=${VKV_CACHE:-${XDG_CACHE_HOME:-${HOME:-/var/tmp}/.cache}/verbs-kv}
+    mkdir -p "$cache" || fail 120 "the cache folder $cache cannot be made (name another in VKV_CACHE)"
+    run_dir=$(mktemp -d "${TMPDIR:-/tmp}/verbs-kv-$name.XXXXXXXX")
+    trap 'rm -rf -- "$run_dir"' EXIT
+    trap 'exit 130' INT
+    trap 'exit 143' TERM
+}
+
+# need_toolchain: what a build needs, installed where apt has it
+need_toolchain() {
+    if ! command -v cargo >/dev/null && [[ -x $HOME/.cargo/bin/cargo ]]; then
+        PATH=$HOME/.cargo/bin:$PATH
+    fi
+    command -v cargo >/dev/null || fail 121 "no cargo here (install a Rust toolchain, see rust-version in Cargo.toml)"
+    need_packages "${build_packages[@]}"
+}
+
+# build_programs: kv-server, kv and bench, for release; sets $programs
+build_programs() {
+    need_toolchain
+    note "building (the first time takes some minutes)"
+    (cd "$top" && VKV_COMMIT=$(git rev-parse --short HEAD 2>/dev/null || true) \
+        cargo build --release --locked --quiet -p kv-server -p kv-client -p bench --bins)
+    programs=${CARGO_TARGET_DIR:-$top/target}/release
+}

@@ -1,0 +1,30 @@
+#!/usr/bin/env python3
+"""Checks the counts in a demo's JSON: what must hold on every machine. Times are not judged."""
+
+import json
+import sys
+
+with open(sys.argv[1], encoding="utf-8") as file:
+    demo = json.load(file)
+
+wrong = []
+
+
+def hold(what, holds):
+    if not holds:
+        wrong.append(what)
+
+
+hold("mismatched is 0", demo["mismatched"] == 0)
+hold("verified = samples > 0", demo["verified"] == demo["samples"] > 0)
+hold("reads_per_get_known is 1.00", demo["reads_per_get_known"] == 1.0)
+hold("reads_per_get_cold is at most 3", demo["reads_per_get_cold"] <= 3.0)
+renewals = demo["server_renewals_during_fetch"]
+hold("no frame but renewals during the fetch", demo["server_frames_during_fetch"] == renewals)
+hold("server CPU at most 1 ms a renewal", demo["server_cpu_us_during_fetch"] <= 1000 * renewals)
+hold("idle server below 1 % of a core", demo["server_idle_cpu_us_per_s"] < 10_000)
+if demo["network"] == "verbs":
+    hold("the device counted packets", (demo["rdma_packets"] or 0) > demo["gets"])
+for what in wrong:
+    print(f"check-demo: does not hold: {what}", file=sys.stderr)
+sys.exit(bool(wrong))
