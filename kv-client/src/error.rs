@@ -1,0 +1,160 @@
+//! What can go wrong for a caller, small enough to come back once a key.
+
+use std::io;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use kv_fabric::{FabricError, ReadStatus};
+use kv_proto::control::Status;
+
+/// Why a value was not read: one for each key of a batch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum ReadError {
+    /// The dataset holds no such key.
+    #[error("there is no such key")]
+    NotFound,
+    /// What was read never had agreeing checksums.
+    #[error(
+        "read {attempts} times and torn every time: run `kv verify`, the server may hold a damaged record"
+    )]
+    Torn {
+        /// How often it was read.
+        attempts: u32,
+    },
+    /// The locator names nothing any more: the record was replaced or removed, or the dataset is another one.
+    #[error("the locator names nothing any more: look the key up again")]
+    Stale,
+    /// The caller's buffer is too small.
+    #[error("the buffer is too small: the value has {needed_bytes} bytes")]
+    TooLarge {
+        /// Length of the value, bytes.
+        needed_bytes: u64,
+    },
+    /// The deadline passed.
+    #[error("the deadline passed before the value was read: is the server running?")]
+    Timeout,
+    /// The network kept failing until the deadline.
+    #[error("the network kept failing: {0:?}")]
+    Fabric(ReadStatus),
+    /// The client, or the dataset, is closed or dropped.
+    #[error("the dataset is closed or was dropped")]
+    Closed,
+    /// A key that cannot be: it has no bytes or too many.
+    #[error("a key of {len_bytes} bytes: keys have 1 to 1024")]
+    BadKey {
+        /// Its length, bytes.
+        len_bytes: usize,
+    },
+    /// The segment's image is lost or is not kept in memory.
+    #[error("the server keeps no image of the record's segment")]
+    NoImage,
+    /// The server refused the session or the dataset.
+    #[error("the server refused: {}", .0.text())]
+    Refused(Status),
+    /// This machine or the server cannot do what the call needs.
+    #[error("memory or a connection for reading could not be had: see the client's log")]
+    NoResources,
+}
+
+/// Why a call failed: what, which value, and what to do.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ClientError {
+    /// A URI that names no server.
+    #[error(
+        "`{value}` is no server: {why} (rdma://host[:port]/dataset or local:/path/to/socket?dataset=name)"
+    )]
+    Target {
+        /// The URI.
+        value: String,
+        /// What is wrong with it.
+        why: &'static str,
+    },
+    /// A key file that cannot be used.
+    #[error("key file {path}: {why}")]
+    KeyFile {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        why: String,
+    },
+    /// The network failed.
+    #[error(transparent)]
+    Fabric(#[from] FabricError),
+    /// The server refused.
+    #[error("{what}: {text} ({})", .status.text())]
+    Refused {
+        /// What was asked.
+        what: String,
+        /// The server's words.
+        text: String,
+        /// The server's reason.
+        status: Status,
+    },
+    /// The peer does not speak this protocol, or broke it.
+    #[error("{peer} broke the protocol: {why} (is it a kv-server of this version?)")]
+    Protocol {
+        /// Who.
+        peer: String,
+        /// How.
+        why: String,
+    },
+    /// The deadline passed.
+    #[error("{what}: not done within {after:?}: {last}")]
+    Timeout {
+        /// What was asked.
+        what: String,
+        /// The deadline.
+        after: Duration,
+        /// What went wrong last.
+        last: String,
+    },
+    /// A read failed.
+    #[error("{what}: {source}")]
+    Read {
+        /// What was read.
+        what: String,
+        /// Why.
+        source: ReadError,
+    },
+    /// A key that cannot be.
+    #[error("a key of {len_bytes} bytes: keys have 1 to 1024")]
+    BadKey {
+        /// Its length, bytes.
+        len_bytes: usize,
+    },
+    /// A source of bytes failed.
+    #[error("cannot read the value: {0}")]
+    Source(#[source] io::Error),
+    /// A source gave another number of bytes than was announced.
+    #[error("the value was announced with {announced_bytes} bytes but has {}: nothing was stored", if *.longer { "more".to_owned() } else { format!("only {given_bytes}") })]
+    SourceLength {
+        /// Bytes announced.
+        announced_bytes: u64,
+        /// Bytes given.
+        given_bytes: u64,
+        /// Whether more bytes were there.
+        longer: bool,
+    },
+    /// The connection was lost while a value was streamed; what was given cannot be asked for again.
+    #[error("the connection was lost while the value was sent: nothing was stored; put it again")]
+    StreamLost,
+    /// Whether the operation was done is not known.
+    #[error("{what}: whether it was done is not known; look, and do it again if not")]
+    Unknown {
+        /// What was asked.
+        what: String,
+    },
+    /// The client is closed.
+    #[error("the client is closed")]
+    Closed,
+    /// This machine lacks something.
+    #[error("{call}: {source}")]
+    System {
+        /// The call.
+        call: &'static str,
+        /// Why.
+        source: io::Error,
+    },
+}

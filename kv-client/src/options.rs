@@ -1,0 +1,46 @@
+//! How a client is set up, and the limits that nobody sets.
+
+use std::time::Duration;
+
+use crate::AccessKey;
+
+/// Settings of a session and its clients.
+#[derive(Debug, Clone)]
+pub struct ClientOptions {
+    /// The key that opens the session.
+    pub key: AccessKey,
+    /// Id of the client, for retries across processes; random unless given. Two live sessions must not share one.
+    pub client_id: Option<u64>,
+    /// Longest wait for a connection.
+    pub connect_timeout: Duration,
+    /// Longest time that one call takes, retries and reconnections included.
+    pub deadline: Duration,
+    /// Data connections of one [`crate::Client`].
+    pub data_connections: u16,
+    /// READs that one data connection holds.
+    pub depth: u32,
+    /// Whether the CRC of values is checked. Everything else is checked in any case.
+    pub verify: bool,
+    /// Memory of one data connection that values arrive in, bytes.
+    pub read_buffer_bytes: usize,
+    /// How long a READ is waited for by polling before the thread sleeps.
+    pub spin: Duration,
+}
+
+impl ClientOptions {
+    /// What suits most: one data connection, ten seconds a call, values checked.
+    #[must_use]
+    pub fn new(key: AccessKey) -> Self {
+        Self {
+            key,
+            client_id: None,
+            connect_timeout: Duration::from_secs(5),
+            deadline: Duration::from_secs(10),
+            data_connections: 1,
+            depth: 64,
+            verify: true,
+            read_buffer_bytes: 8 << 20,
+            spin: Duration::from_micros(300),
+        }
+    }
+}

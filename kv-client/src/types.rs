@@ -1,0 +1,69 @@
+//! What calls take and give back.
+
+pub use kv_proto::layout::{GlobalLocator, Locator};
+
+/// Random id of a dataset.
+pub type DatasetId = [u8; 16];
+
+/// One dataset of a server.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DatasetInfo {
+    /// Its name.
+    pub name: String,
+    /// Its id.
+    pub id: DatasetId,
+    /// Keys in it.
+    pub keys: u64,
+    /// Bytes of all values in it.
+    pub value_bytes: u64,
+}
+
+/// A value that is stored: durable and visible.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PutOutcome {
+    /// Sequence number of the operation in its dataset.
+    pub sequence: u64,
+    /// Where the value lies.
+    pub locator: GlobalLocator,
+}
+
+/// One key of a list.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Entry {
+    /// The key.
+    pub key: Vec<u8>,
+    /// Length of the whole value, bytes.
+    pub value_len_bytes: u64,
+    /// Where it lies.
+    pub locator: GlobalLocator,
+}
+
+/// What a client, its clones included, has done so far.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
+pub struct Counters {
+    /// Values asked for and found.
+    pub gets: u64,
+    /// READs posted, of every kind.
+    pub reads_posted: u64,
+    /// Those that are splits or parts beyond the first READ of a value.
+    pub split_reads: u64,
+    /// Those that fetched buckets.
+    pub bucket_reads: u64,
+    /// Those that fetched pieces of the directory.
+    pub directory_reads: u64,
+    /// Doorbells rung.
+    pub doorbells: u64,
+    /// Lookups and reads that were begun again, for whatever reason.
+    pub retries: u64,
+    /// READs whose checksums did not agree.
+    pub torn: u64,
+    /// READs that found something else than was expected there.
+    pub stale: u64,
+    /// Data connections that had to be made again.
+    pub reconnects: u64,
+    /// Renewals of the session's lease.
+    pub renewals: u64,
+    /// Sessions begun, the first included.
+    pub sessions: u64,
+}
