@@ -4,6 +4,7 @@
 # soft-roce-ci/run.
 
 readonly host_rxe_link=vkv_rxe0 host_rxe_netdev=vkv0 host_rxe_addr=198.18.0.1 host_rxe_mtu=4500
+readonly end_steps=40 # of 0.05 s each, from SIGTERM to SIGKILL
 
 # usable_device: print the first RDMA device with an active port, if its verbs can be opened
 usable_device() {
@@ -39,7 +40,8 @@ run_here() {
     export OUT=$out VKV_NVME=$run_dir/nvme VKV_FABRIC_KIND=$1 VKV_TEST_DEVICE=$2 VKV_TEST_ADDR=$3
     note "device $2, address ${3:-none}"
     ulimit -l unlimited 2>/dev/null || true
-    setpriv --pdeathsig TERM -- "${cmd[@]}" </dev/null &
+    # A session of its own, so that whatever CMD leaves running can be ended with it.
+    setsid setpriv --pdeathsig TERM -- "${cmd[@]}" </dev/null &
     here_pid=$!
     undo+=(end_here)
     local code=0
@@ -48,13 +50,13 @@ run_here() {
 }
 
 end_here() {
-    kill -TERM "$here_pid" 2>/dev/null || return 0
+    kill -TERM -- "-$here_pid" 2>/dev/null || return 0
     local step
-    for ((step = 0; step < 40; step++)); do
-        kill -0 "$here_pid" 2>/dev/null || return 0
+    for ((step = 0; step < end_steps; step++)); do
         sleep 0.05
+        kill -0 -- "-$here_pid" 2>/dev/null || return 0
     done
-    kill -KILL "$here_pid" 2>/dev/null || true
+    kill -KILL -- "-$here_pid" 2>/dev/null || true
 }
 
 run_on_device() {

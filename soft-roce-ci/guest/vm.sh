@@ -18,8 +18,6 @@ run_in_vm() {
         fail 125 "no RDMA device here, and the guest needs an x86_64 machine, not $(uname -m)"
     [[ -n $kernel ]] || kernel=$(default_kernel)
     need_packages "${vm_packages[@]}" "${verbs_packages[@]}"
-    [[ $accel == tcg ]] || (exec 3<>/dev/kvm) 2>/dev/null ||
-        fail 125 "--accel kvm: /dev/kvm cannot be opened (use --accel tcg)"
     need_kernel "$kernel"
     need_initramfs
     make_out
@@ -67,15 +65,11 @@ boot_word() {
 start_guest() {
     local -a qemu=(
         qemu-system-x86_64 -nodefaults -no-user-config -display none -no-reboot
-        -smp "$smp" -m "$mem"
+        -accel "tcg,thread=multi" -cpu "max,-pclmulqdq" -smp "$smp" -m "$mem"
         -kernel "$kernel_dir/vmlinux" -initrd "$initramfs"
         -append "console=ttyS0 panic=-1 oops=panic quiet nokaslr mitigations=off $(boot_word job "$run_dir/job") $(boot_word modules "$kernel_dir/lib/modules")"
         -serial "file:$(qemu_value "$run_dir/console")"
     )
-    case $accel in
-        tcg) qemu+=(-accel "tcg,thread=multi" -cpu "max,-pclmulqdq") ;;
-        kvm) qemu+=(-accel kvm -cpu host) ;;
-    esac
     share() { # share TAG FOLDER OPTIONS
         qemu+=(-fsdev "local,id=$1,path=$(qemu_value "$2"),security_model=none,multidevs=remap$3"
             -device "virtio-9p-pci,fsdev=$1,mount_tag=$1")
@@ -101,13 +95,15 @@ start_guest() {
     # The guest goes when this script goes, even by SIGKILL.
     setpriv --pdeathsig KILL -- "${qemu[@]}" </dev/null >"$run_dir/qemu.log" 2>&1 &
     guest_pid=$!
+    tails=()
     undo+=(end_guest)
 }
 
 end_guest() {
     kill -KILL "$guest_pid" 2>/dev/null || true
-    wait "$guest_pid" 2>/dev/null || true
-    wait # for the tails, which end with the guest
+    # The tails end with the guest, after its last output; nobody waits for that who was interrupted.
+    ((!interrupted)) || kill "${tails[@]}" 2>/dev/null || true
+    wait "$guest_pid" "${tails[@]}" 2>/dev/null || true
 }
 
 # guest_failed CODE WHAT
@@ -126,7 +122,11 @@ guest_failed() {
 follow_guest() {
     local line phase=boot deadline=$((SECONDS + boot_timeout))
     tail -q -c +1 -f -s 0.1 --pid="$guest_pid" "$run_dir/out" &
-    ((merged)) || tail -q -c +1 -f -s 0.1 --pid="$guest_pid" "$run_dir/err" >&2 &
+    tails+=($!)
+    if ((!merged)); then
+        tail -q -c +1 -f -s 0.1 --pid="$guest_pid" "$run_dir/err" >&2 &
+        tails+=($!)
+    fi
     while true; do
         if read -r -t 1 -u "$ctl" line; then
             case $line in
@@ -146,14 +146,21 @@ follow_guest() {
         elif ! kill -0 "$guest_pid" 2>/dev/null; then
             [[ $phase == boot ]] ||
                 guest_failed 124 "the guest died before CMD ended (out of memory? try --mem; else see its console above)"
-            guest_failed 123 "the guest died before CMD started (see its console above)"
+            guest_failed 123 "the guest died before CMD started: $(init_error)"
         elif [[ $phase == boot ]] && ((SECONDS > deadline)); then
             guest_failed 123 "the guest did not start CMD within $boot_timeout s (give more with --boot-timeout; see its console above)"
         fi
     done
 }
 
-since() { # since EPOCHREALTIME: seconds, one decimal... two digits
+# init_error: what guest/init said, as its last word
+init_error() {
+    local said
+    said=$(tr -d '\r' <"$run_dir/console" 2>/dev/null | sed -n 's/^soft-roce-ci-init: //p' | head -n 1)
+    echo "${said:-see its console above}"
+}
+
+since() { # since EPOCHREALTIME: seconds, one decimal
     local tenths=$((((${EPOCHREALTIME/./} - ${1/./}) + 50000) / 100000))
     echo "$((tenths / 10)).$((tenths % 10))"
 }
