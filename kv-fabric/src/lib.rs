@@ -23,6 +23,8 @@ use std::ptr::NonNull;
 use std::sync::Arc;
 use std::time::Instant;
 
+mod bell;
+mod check;
 mod error;
 pub mod local;
 mod memory;
@@ -56,6 +58,12 @@ impl RemoteRef {
 
 /// Most pieces that one READ is scattered to.
 pub const SCATTER_MAX: usize = 4;
+
+/// Longest private data of a connection request, bytes: what the connection manager of `verbs` carries.
+pub const PRIVATE_MAX_BYTES: usize = 56;
+
+/// Longest reason of [`Endpoint::reject`], bytes; the rest is cut.
+pub const REASON_MAX_BYTES: usize = 148;
 
 /// A network, as one process sees it.
 pub trait Fabric: Send + Sync + Sized + 'static {

@@ -181,6 +181,32 @@ impl Memory {
         unsafe { std::ptr::copy_nonoverlapping(from.as_ptr(), out.as_mut_ptr(), out.len()) };
     }
 
+    /// Copies `len` bytes from `from` to `offset`.
+    ///
+    /// # Panics
+    /// If the range is not inside the memory.
+    ///
+    /// # Safety
+    /// - `from` has `len` readable bytes, none of them in this memory.
+    pub(crate) unsafe fn copy_in(&self, offset: usize, from: NonNull<u8>, len: usize) {
+        let to = self.range(offset, len);
+        // SAFETY: `to` has `len` mapped bytes (checked above); the caller vouches for `from`.
+        unsafe { std::ptr::copy_nonoverlapping(from.as_ptr(), to.as_ptr(), len) };
+    }
+
+    /// Copies `len` bytes from `offset` to `to`.
+    ///
+    /// # Panics
+    /// If the range is not inside the memory.
+    ///
+    /// # Safety
+    /// - `to` has `len` writable bytes, none of them in this memory.
+    pub(crate) unsafe fn copy_out(&self, offset: usize, to: NonNull<u8>, len: usize) {
+        let from = self.range(offset, len);
+        // SAFETY: `from` has `len` mapped bytes (checked above); the caller vouches for `to`.
+        unsafe { std::ptr::copy_nonoverlapping(from.as_ptr(), to.as_ptr(), len) };
+    }
+
     /// Stores one aligned word, with release order: what was written before is seen before it by readers that copy in
     /// address order. Readers rely on checksums, not on this.
     ///

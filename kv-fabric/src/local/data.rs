@@ -1,0 +1,308 @@
+//! A client's data connection: READs are copies out of mapped memory.
+//!
+//! A READ is carried out when the connection is polled, in the order posted, a few at a time, so that what was copied
+//! is still in the processor's cache when it is checked. It costs no system call; the socket is looked at when there
+//! is nothing to copy, when memory is not mapped yet, and once every [`LOOK_EVERY`] READs. So the end of a connection
+//! and memory that the server has dropped are noticed with a delay, and only by a connection that is polled.
+
+use std::collections::{HashMap, VecDeque};
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+use std::time::Instant;
+
+use rustix::io::Errno;
+
+use super::mapping::{Mapping, Mappings};
+use super::message::{self, Message};
+use super::socket::{Arrival, BUFFER_BYTES, NotSent, Received, receive, send};
+use super::{READ_MAX_BYTES, Region};
+use crate::{
+    DataCounters, FabricError, Read, ReadCompletion, ReadStatus, RemoteRef, SCATTER_MAX, bell, check,
+};
+
+/// Most READs of one connection.
+pub(super) const READS_MAX: u32 = 1 << 16;
+/// READs between two looks at the socket.
+const LOOK_EVERY: u32 = 64;
+/// Copied in one poll, unless no READ has completed by then: about what a core's own cache holds.
+const POLL_BYTES: usize = 256 * 1024;
+
+#[derive(Debug)]
+struct Piece {
+    region: Region,
+    offset: usize,
+    len: usize,
+}
+
+/// A READ not carried out. It holds its regions.
+#[derive(Debug)]
+struct Posted {
+    number: u64,
+    from: RemoteRef,
+    len: usize,
+    to: [Option<Piece>; SCATTER_MAX],
+    signaled: bool,
+}
+
+#[derive(Debug)]
+enum Slot {
+    Asked,
+    Mapped(Arc<Mapping>),
+    Refused,
+}
+
+/// A client's data connection over `local`.
+#[derive(Debug)]
+pub struct Data {
+    /// `None` once the connection is over.
+    socket: Option<OwnedFd>,
+    over: String,
+    mappings: Arc<Mappings>,
+    slots: HashMap<u32, Slot>,
+    posted: VecDeque<Posted>,
+    /// Ends not polled, each with the READs that it frees the room of.
+    ended: VecDeque<(ReadCompletion, usize)>,
+    /// Succeeded unsignaled since the last end.
+    silent: usize,
+    outstanding: usize,
+    reads_max: usize,
+    since_look: u32,
+    counters: DataCounters,
+    buffer: Vec<u8>,
+}
+
+impl Data {
+    pub(super) fn new(socket: OwnedFd, mappings: Arc<Mappings>, reads_max: u32) -> Self {
+        let reads_max = reads_max.min(READS_MAX) as usize;
+        Self {
+            socket: Some(socket),
+            over: String::new(),
+            mappings,
+            slots: HashMap::new(),
+            posted: VecDeque::with_capacity(reads_max),
+            ended: VecDeque::with_capacity(reads_max),
+            silent: 0,
+            outstanding: 0,
+            reads_max,
+            since_look: 0,
+            counters: DataCounters::default(),
+            buffer: vec![0; BUFFER_BYTES],
+        }
+    }
+
+    /// Ends the connection: the oldest READ ended as `status`, what came after it is given up.
+    fn fail(&mut self, mut status: ReadStatus, reason: String) {
+        if self.socket.take().is_some() {
+            self.over = reason;
+        }
+        self.slots.clear();
+        while let Some(posted) = self.posted.pop_front() {
+            self.end(posted.number, status);
+            status = ReadStatus::Flushed;
+        }
+    }
+
+    fn end(&mut self, number: u64, status: ReadStatus) {
+        let frees = std::mem::take(&mut self.silent) + 1;
+        self.ended.push_back((ReadCompletion { number, status }, frees));
+    }
+
+    /// Carries out READs as far as memory is mapped and one poll goes.
+    fn copy(&mut self) {
+        let mut copied = 0;
+        while let Some(next) = self.posted.front() {
+            if copied >= POLL_BYTES && !self.ended.is_empty() {
+                return;
+            }
+            if self.since_look >= LOOK_EVERY {
+                self.look();
+                continue;
+            }
+            match self.slots.get(&next.from.rkey) {
+                Some(Slot::Mapped(mapping)) if mapping.contains(next.from.address, next.len) => {
+                    let mut address = next.from.address;
+                    for piece in next.to.iter().flatten() {
+                        mapping.copy_to(address, &piece.region.0, piece.offset, piece.len);
+                        address += piece.len as u64;
+                    }
+                }
+                Some(Slot::Mapped(_)) => {
+                    let reason = format!("a READ past the end of memory {:#x}", next.from.rkey);
+                    return self.fail(ReadStatus::RemoteAccess, reason);
+                }
+                Some(Slot::Refused) => {
+                    let reason = format!("the server refused memory {:#x}", next.from.rkey);
+                    return self.fail(ReadStatus::RemoteAccess, reason);
+                }
+                Some(Slot::Asked) => return,
+                None => {
+                    if !self.ask() {
+                        return;
+                    }
+                    continue;
+                }
+            }
+            copied += next.len;
+            self.since_look += 1;
+            let (number, signaled) = (next.number, next.signaled);
+            self.posted.pop_front();
+            if signaled {
+                self.end(number, ReadStatus::Success);
+            } else {
+                self.silent += 1;
+            }
+        }
+    }
+
+    /// Asks for all memory that posted READs need and nobody asked for; whether the first was asked for.
+    fn ask(&mut self) -> bool {
+        let Some(socket) = &self.socket else {
+            self.fail(ReadStatus::PeerGone, String::new());
+            return false;
+        };
+        for (index, read) in self.posted.iter().enumerate() {
+            let rkey = read.from.rkey;
+            if self.slots.contains_key(&rkey) {
+                continue;
+            }
+            match send(socket, Message::Map { rkey }, None) {
+                Ok(()) => drop(self.slots.insert(rkey, Slot::Asked)),
+                // The server takes nothing now: the next poll asks again.
+                Err(Errno::AGAIN) => return index > 0,
+                Err(error) => {
+                    self.fail(ReadStatus::PeerGone, NotSent::Failed(error).to_string());
+                    return false;
+                }
+            }
+        }
+        true
+    }
+
+    /// Takes what the server said.
+    fn look(&mut self) {
+        self.since_look = 0;
+        while let Some(socket) = &self.socket {
+            match receive(socket, &mut self.buffer) {
+                Arrival::Message(received) => self.take(received),
+                Arrival::Nothing => return,
+                Arrival::End(reason) => self.fail(ReadStatus::PeerGone, reason),
+            }
+        }
+    }
+
+    fn take(&mut self, received: Received) {
+        match (Message::decode(&self.buffer[..received.len]), received.passed) {
+            (Some(Message::Mapped { rkey, len }), Some(fd))
+                if matches!(self.slots.get(&rkey), Some(Slot::Asked)) =>
+            {
+                match self.mappings.get(&fd, rkey, len) {
+                    Ok(mapping) => drop(self.slots.insert(rkey, Slot::Mapped(mapping))),
+                    Err(error) => {
+                        let number = error.raw_os_error().unwrap_or(0).unsigned_abs();
+                        let reason = format!("memory {rkey:#x} cannot be mapped: {error}");
+                        self.fail(ReadStatus::Other(number), reason);
+                    }
+                }
+            }
+            // What was posted before the READ that needs it still goes on: the server answers in the order it was
+            // asked, so all that those need is mapped.
+            (Some(Message::Unknown { rkey }), None) => {
+                self.slots.insert(rkey, Slot::Refused);
+                self.socket = None;
+                self.over = format!("the server refused memory {rkey:#x}");
+            }
+            (Some(Message::Unmap { rkeys }), None) => {
+                for rkey in message::rkeys(rkeys) {
+                    self.slots.remove(&rkey);
+                }
+            }
+            _ => self.fail(
+                ReadStatus::PeerGone,
+                "the server sent what this connection does not take".to_owned(),
+            ),
+        }
+    }
+
+    /// Whether something can be polled, after doing what can be done now.
+    fn progress(&mut self) -> bool {
+        self.copy();
+        if self.ended.is_empty() {
+            self.look();
+            self.copy();
+        }
+        !self.ended.is_empty()
+    }
+}
+
+impl crate::DataConnection<Region> for Data {
+    fn room(&self) -> usize {
+        self.reads_max - self.outstanding
+    }
+
+    fn post(&mut self, reads: &[Read<'_, Region>]) -> Result<(), FabricError> {
+        if self.socket.is_none() {
+            return Err(FabricError::Closed(self.over.clone()));
+        }
+        let bytes = check::batch_bytes(reads, READ_MAX_BYTES)?;
+        if reads.len() > self.room() {
+            return Err(FabricError::Busy("READs outstanding"));
+        }
+        if reads.is_empty() {
+            return Ok(());
+        }
+        for read in reads {
+            let mut to = [const { None }; SCATTER_MAX];
+            let mut len = 0;
+            for (slot, piece) in to.iter_mut().zip(read.to) {
+                len += piece.len;
+                *slot = Some(Piece {
+                    region: piece.region.clone(),
+                    offset: piece.offset,
+                    len: piece.len,
+                });
+            }
+            self.posted.push_back(Posted {
+                number: read.number,
+                from: read.from,
+                len,
+                to,
+                signaled: read.signaled,
+            });
+        }
+        self.outstanding += reads.len();
+        self.counters.reads += reads.len() as u64;
+        self.counters.doorbells += 1;
+        self.counters.bytes += bytes;
+        Ok(())
+    }
+
+    fn poll(&mut self, completions: &mut Vec<ReadCompletion>) -> Result<(), FabricError> {
+        self.progress();
+        for (completion, frees) in self.ended.drain(..) {
+            self.outstanding -= frees;
+            completions.push(completion);
+        }
+        Ok(())
+    }
+
+    fn wait(&mut self, deadline: Instant) -> Result<bool, FabricError> {
+        loop {
+            if self.progress() {
+                return Ok(true);
+            }
+            match &self.socket {
+                Some(socket) if bell::sleep(socket.as_fd(), deadline)? => {}
+                Some(_) => return Ok(false),
+                // Nothing will come any more.
+                None => {
+                    std::thread::sleep(deadline.saturating_duration_since(Instant::now()));
+                    return Ok(false);
+                }
+            }
+        }
+    }
+
+    fn counters(&self) -> DataCounters {
+        self.counters
+    }
+}
