@@ -1,0 +1,200 @@
+//! Why the store did not do what was asked, said so that a person can act on it.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use kv_fabric::FabricError;
+use kv_proto::DecodeError;
+use kv_proto::control::Status;
+
+/// What went wrong in the store. Clones share their source: one failed sync fails many operations.
+#[derive(Debug, Clone, thiserror::Error)]
+#[non_exhaustive]
+pub enum StorageError {
+    /// A call on a file failed.
+    #[error("{call} {}: {source}", path.display())]
+    Io {
+        /// The call.
+        call: &'static str,
+        /// The file or directory.
+        path: PathBuf,
+        /// Why.
+        source: Arc<io::Error>,
+    },
+    /// The file system is full.
+    #[error("{call} {}: {source} (free space on this file system; what was answered before is kept)", path.display())]
+    NoSpace {
+        /// The call.
+        call: &'static str,
+        /// The file or directory.
+        path: PathBuf,
+        /// Why.
+        source: Arc<io::Error>,
+    },
+    /// The data directory cannot be written.
+    #[error("cannot write data directory {}: {source} (give --data a directory that this user may write)", path.display())]
+    Unwritable {
+        /// The directory.
+        path: PathBuf,
+        /// Why.
+        source: Arc<io::Error>,
+    },
+    /// Another server has the data directory.
+    #[error("data directory {} is in use by another server{} (stop it, or give --data another directory)", path.display(), pid_text(*pid))]
+    InUse {
+        /// The directory.
+        path: PathBuf,
+        /// The other server's process, where it is known.
+        pid: Option<u32>,
+    },
+    /// The directory holds something else.
+    #[error("{} is not a data directory: it has no superblock and holds {found:?} (give --data an empty directory)", path.display())]
+    NotADataDirectory {
+        /// The directory.
+        path: PathBuf,
+        /// A file in it.
+        found: String,
+    },
+    /// The directory is of a format that this server does not know.
+    #[error("{} is of format version {found}; this server knows {} (run the server that wrote it)", path.display(), kv_proto::layout::MEDIA_FORMAT)]
+    FormatVersion {
+        /// The file that says so.
+        path: PathBuf,
+        /// The version.
+        found: u16,
+    },
+    /// A file does not hold what it should.
+    #[error("{} is damaged: {source}", path.display())]
+    Damaged {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong in it.
+        source: DecodeError,
+    },
+    /// The memory budget does not allow it.
+    #[error("memory budget reached: {needed_bytes} bytes more are needed and {used_bytes} of {allowed_bytes} are in use (raise --memory-budget)")]
+    Memory {
+        /// Bytes asked for.
+        needed_bytes: u64,
+        /// Bytes in use.
+        used_bytes: u64,
+        /// The budget.
+        allowed_bytes: u64,
+    },
+    /// Memory could not be mapped or registered.
+    #[error("{0}")]
+    Fabric(Arc<FabricError>),
+    /// A limit of work in hand is reached: ask again.
+    #[error("busy: {0}")]
+    Busy(&'static str),
+    /// There is no such dataset, or it was dropped.
+    #[error("there is no dataset {0:?}")]
+    NoDataset(String),
+    /// A dataset of this name exists.
+    #[error("a dataset {0:?} exists")]
+    Exists(String),
+    /// A name that may not name a dataset.
+    #[error("{0:?} may not name a dataset: 1 to 64 of a-z 0-9 . _ -")]
+    BadName(String),
+    /// A key of a length that keys do not have.
+    #[error("a key has 1 to {} bytes, this one {0}", kv_proto::layout::KEY_MAX_BYTES)]
+    BadKey(usize),
+    /// A value longer than can be stored.
+    #[error("a value of {len_bytes} bytes is longer than the {max_bytes} that this dataset takes")]
+    TooLarge {
+        /// Its length.
+        len_bytes: u64,
+        /// The longest.
+        max_bytes: u64,
+    },
+    /// The bytes that arrived are not those that were announced.
+    #[error("the bytes that arrived have CRC32C {computed:#010x}, not {announced:#010x} as announced")]
+    Crc {
+        /// As announced.
+        announced: u32,
+        /// Of what arrived.
+        computed: u32,
+    },
+    /// More or fewer bytes than announced.
+    #[error("{got_bytes} bytes came of a value of {announced_bytes}")]
+    Length {
+        /// As announced.
+        announced_bytes: u64,
+        /// What came.
+        got_bytes: u64,
+    },
+    /// The operation was begun anew since.
+    #[error("the operation was begun anew by another request")]
+    Superseded,
+    /// A named limit was met.
+    #[error("{what}: the limit is {limit}")]
+    Limit {
+        /// Of what.
+        what: &'static str,
+        /// The limit.
+        limit: u64,
+    },
+    /// An option that cannot be.
+    #[error("{option} {value}: {remedy}")]
+    Option {
+        /// The option.
+        option: &'static str,
+        /// Its value.
+        value: u64,
+        /// What to do.
+        remedy: String,
+    },
+    /// The server is shutting down.
+    #[error("the server is shutting down")]
+    ShuttingDown,
+}
+
+fn pid_text(pid: Option<u32>) -> String {
+    pid.map(|pid| format!(" (process {pid})")).unwrap_or_default()
+}
+
+impl StorageError {
+    /// A call on `path` that failed; a full file system is told apart.
+    pub fn io(call: &'static str, path: &Path, source: io::Error) -> Self {
+        let path = path.to_owned();
+        let source = Arc::new(source);
+        match source.kind() {
+            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Self::NoSpace { call, path, source },
+            _ => Self::Io { call, path, source },
+        }
+    }
+
+    /// The status that a client is answered.
+    #[must_use]
+    pub const fn status(&self) -> Status {
+        match self {
+            Self::Io { .. }
+            | Self::Unwritable { .. }
+            | Self::InUse { .. }
+            | Self::NotADataDirectory { .. }
+            | Self::FormatVersion { .. }
+            | Self::Damaged { .. }
+            | Self::Option { .. } => Status::Io,
+            Self::NoSpace { .. } => Status::NoSpace,
+            Self::Memory { .. } | Self::Fabric(_) => Status::NoMemory,
+            Self::Busy(_) => Status::Busy,
+            Self::NoDataset(_) => Status::NoDataset,
+            Self::Exists(_) => Status::Exists,
+            Self::BadName(_) => Status::BadName,
+            Self::BadKey(_) => Status::BadKey,
+            Self::TooLarge { .. } => Status::TooLarge,
+            Self::Crc { .. } => Status::Crc,
+            Self::Length { .. } => Status::Order,
+            Self::Superseded => Status::Stale,
+            Self::Limit { .. } => Status::Limit,
+            Self::ShuttingDown => Status::ShuttingDown,
+        }
+    }
+}
+
+impl From<FabricError> for StorageError {
+    fn from(error: FabricError) -> Self {
+        Self::Fabric(Arc::new(error))
+    }
+}
