@@ -21,8 +21,8 @@ use crate::error::{Error, Result, os_result};
 use crate::gid::{Gid, GidChoice, GidEntry, GidType, select_gid};
 use crate::poll::{set_nonblocking, wait_readable};
 
-/// Most lines of a GID table that are read.
-const GID_TABLE_MAX: usize = 4096;
+/// Most used lines of a GID table that are read: the kernel's interface describes its answer's size in 16 bits.
+const GID_TABLE_MAX: usize = u16::MAX as usize / size_of::<sys::ibv_gid_entry>();
 
 /// An open device (`ibv_open_device(3)`), closed when the last object made from it is gone.
 #[derive(Debug)]
