@@ -1,2 +1,52 @@
-//! Placeholder main replaced by the harness.
-fn main() {}
+//! The harness: what a READ costs on the wire, and what verbs-kv makes of it, measured in one run.
+//!
+//! - `bench floor`: raw READs over `rdma-core-rs` beside perftest, alternating.
+//! - `bench demo`: real files into a dataset and back, every byte compared; the main job.
+mod demo;
+mod environment;
+mod fetch;
+mod floor;
+mod latency;
+mod perftest;
+mod processes;
+mod raw;
+mod source;
+mod stats;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// What can go wrong in a run: said in one line.
+pub(crate) type Error = Box<dyn std::error::Error>;
+
+/// Measures verbs-kv beside the floor that the wire sets, in one run, with checked data.
+#[derive(Parser)]
+#[command(version)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Raw READs beside perftest (ib_read_lat, ib_read_bw), alternating, on the RDMA device of this machine.
+    Floor(floor::Args),
+    /// Ingests real files, kills the server, fetches every file back by READs and compares every byte.
+    Demo(demo::Args),
+}
+
+fn main() -> ExitCode {
+    let outcome = match Cli::parse().command {
+        Command::Floor(args) => floor::run(&args),
+        Command::Demo(args) => demo::run(&args),
+    };
+    match outcome {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("bench: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}

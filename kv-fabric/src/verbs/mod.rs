@@ -1,1 +1,331 @@
-//! The `verbs` answer.
+//! The `verbs` answer: RC queue pairs over libibverbs and librdmacm, one device a process end.
+//!
+//! - `memory`: registered memory of both ends, and domains.
+//! - `link`: frames over one queue pair, as both ends of a control connection use them.
+//! - `client`: the client's connections.
+//! - `endpoint`: the server's listener and its connections.
+//!
+//! Rights: a queue pair gets those of its purpose before it can receive anything, and never more (the connection
+//! manager's own path would add REMOTE_WRITE): data connections of a server REMOTE_READ, its control connections
+//! REMOTE_WRITE in a domain of their own, a client's queue pairs none.
+
+mod client;
+mod endpoint;
+mod link;
+mod memory;
+
+use std::net::{SocketAddr, ToSocketAddrs};
+use std::ptr::NonNull;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use rdma_core_rs as rdma;
+
+pub use client::{VerbsControl, VerbsData};
+pub use endpoint::{VerbsEndpoint, VerbsStaging};
+pub use memory::{VerbsDomain, VerbsRegion, VerbsRegistration};
+
+use crate::{ControlOptions, Fabric, FabricError, MemoryKind, Stage};
+
+/// Longest READ that is asked for, whatever the device allows: a longer one would hold its queue pair for long.
+const READ_MAX_BYTES: usize = 1 << 20;
+/// Longest that finding the device behind an address may take.
+const RESOLVE_PATIENCE: Duration = Duration::from_secs(5);
+
+/// RDMA verbs on one device.
+#[derive(Clone, Debug)]
+pub struct Verbs {
+    context: Arc<rdma::Context>,
+    pd: Arc<rdma::ProtectionDomain>,
+    chosen: String,
+}
+
+impl Verbs {
+    /// For a server that will listen on `address` (`host:port`): the device that has the address, or the only one
+    /// where it is unspecified (`0.0.0.0`).
+    ///
+    /// # Errors
+    /// [`FabricError::Unavailable`] if there is no device, no rdma-core, no permission, or several to choose from;
+    /// [`FabricError::Connect`] if the address is not of this machine.
+    pub fn for_listener(address: &str) -> Result<Self, FabricError> {
+        let at = parse(address, Stage::Listen)?;
+        if at.ip().is_unspecified() {
+            let devices = rdma::devices().map_err(|error| unavailable(&error))?;
+            return match devices.as_slice() {
+                [] => Err(no_device()),
+                [only] => Self::on(
+                    &rdma::Context::shared(&only.name).map_err(|error| unavailable(&error))?,
+                    None,
+                ),
+                several => Err(FabricError::Unavailable {
+                    what: format!(
+                        "{} leaves open which of the devices {} to use",
+                        at.ip(),
+                        several
+                            .iter()
+                            .map(|device| device.name.as_str())
+                            .collect::<Vec<_>>()
+                            .join(", ")
+                    ),
+                    remedy: "listen on the address of one of them".to_owned(),
+                }),
+            };
+        }
+        let channel = rdma::cm::EventChannel::new().map_err(|error| unavailable(&error))?;
+        let bound = rdma::cm::CmId::new(&channel).and_then(|id| {
+            id.bind(SocketAddr::new(at.ip(), 0))?;
+            id.context()
+        });
+        let context = bound.map_err(|error| connect_error(error, Stage::Listen, address))?;
+        Self::on(&context, Some(at.ip()))
+    }
+
+    /// For a client of the server at `address` (`host:port`): the device that leads there.
+    ///
+    /// # Errors
+    /// As [`Verbs::for_listener`].
+    pub fn for_peer(address: &str) -> Result<Self, FabricError> {
+        let at = parse(address, Stage::Resolve)?;
+        // Asked first, so that a machine without a device says so and not that a route is missing.
+        if rdma::devices().map_err(|error| unavailable(&error))?.is_empty() {
+            return Err(no_device());
+        }
+        let connector = rdma::cm::resolve(at, None, Instant::now() + RESOLVE_PATIENCE)
+            .map_err(|error| connect_error(error, Stage::Resolve, address))?;
+        let context = connector.context().map_err(|error| unavailable(&error))?;
+        let local = connector.id().local_addr().map(|local| local.ip());
+        Self::on(&context, local)
+    }
+
+    fn on(context: &Arc<rdma::Context>, address: Option<std::net::IpAddr>) -> Result<Self, FabricError> {
+        let pd =
+            rdma::ProtectionDomain::new(context).map_err(|error| call("make a protection domain", error))?;
+        let port_num = 1;
+        let port = context
+            .query_port(port_num)
+            .map_err(|error| call("query the port", error))?;
+        let gid = context
+            .choose_gid(port_num, address)
+            .map_or_else(|error| error.to_string(), |gid| gid.to_string());
+        let chosen = format!(
+            "device {} port {port_num} mtu {} gid {gid}",
+            context.name(),
+            port.active_mtu
+        );
+        Ok(Self {
+            context: context.clone(),
+            pd,
+            chosen,
+        })
+    }
+
+    fn resolve(&self, address: &str, deadline: Instant) -> Result<rdma::cm::Connector, FabricError> {
+        let at = parse(address, Stage::Resolve)?;
+        let connector = rdma::cm::resolve(at, None, deadline)
+            .map_err(|error| connect_error(error, Stage::Resolve, address))?;
+        let name = connector
+            .id()
+            .device_name()
+            .map_err(|error| call("find the device", error))?;
+        if name == self.context.name() {
+            return Ok(connector);
+        }
+        Err(FabricError::Unavailable {
+            what: format!(
+                "{address} is now behind device {name}, and this session is on {}",
+                self.context.name()
+            ),
+            remedy: "connect anew".to_owned(),
+        })
+    }
+
+    fn connect_param(&self, request: &[u8], asks_reads: bool) -> Result<rdma::cm::ConnectParam, FabricError> {
+        let attr = self
+            .context
+            .query_device()
+            .map_err(|error| call("query the device", error))?;
+        let mut param = rdma::cm::ConnectParam::for_device(&attr);
+        param.private_data = request.to_vec();
+        param.reliability = RELIABILITY;
+        // A client answers no READs; only its data connections ask any.
+        param.responder_resources = 0;
+        if !asks_reads {
+            param.initiator_depth = 0;
+        }
+        Ok(param)
+    }
+}
+
+/// 268 ms, 7 times: an emulated device on a busy machine answers late, and a dead peer is told by other means first.
+const RELIABILITY: rdma::Reliability = rdma::Reliability {
+    timeout: 16,
+    retry_cnt: 7,
+    rnr_retry: rdma::Reliability::RNR_RETRY_MAX,
+    min_rnr_timer: 14,
+};
+
+impl Fabric for Verbs {
+    const NAME: &'static str = "verbs";
+    const FENCES: bool = true;
+    type Domain = VerbsDomain;
+    type Endpoint = VerbsEndpoint;
+    type Region = VerbsRegion;
+    type Control = VerbsControl;
+    type Data = VerbsData;
+
+    fn describe(&self) -> String {
+        self.chosen.clone()
+    }
+
+    fn read_max_bytes(&self) -> usize {
+        READ_MAX_BYTES
+    }
+
+    fn domain(&self) -> Result<VerbsDomain, FabricError> {
+        VerbsDomain::new(&self.context)
+    }
+
+    fn listen(&self, address: &str) -> Result<VerbsEndpoint, FabricError> {
+        VerbsEndpoint::listen(&self.context, parse(address, Stage::Listen)?, address)
+    }
+
+    fn allocate(&self, len: usize) -> Result<VerbsRegion, FabricError> {
+        VerbsRegion::new(&self.pd, crate::Memory::new(len, MemoryKind::Private)?)
+    }
+
+    #[allow(unsafe_code, reason = "passes the caller's obligation on")]
+    unsafe fn register(&self, start: NonNull<u8>, len: usize) -> Result<VerbsRegion, FabricError> {
+        crate::check::registered_len(len)?;
+        // SAFETY: the obligations are the same, and the region holds the value for as long as it is registered.
+        let memory = unsafe { crate::Memory::borrowed(start, len) };
+        VerbsRegion::new(&self.pd, memory)
+    }
+
+    fn connect_control(
+        &self,
+        address: &str,
+        request: &[u8],
+        options: ControlOptions,
+        deadline: Instant,
+    ) -> Result<VerbsControl, FabricError> {
+        let param = self.connect_param(request, false)?;
+        VerbsControl::connect(
+            self.resolve(address, deadline)?,
+            &self.pd,
+            &param,
+            options,
+            address,
+            deadline,
+        )
+    }
+
+    fn connect_data(
+        &self,
+        address: &str,
+        request: &[u8],
+        reads_max: u32,
+        deadline: Instant,
+    ) -> Result<VerbsData, FabricError> {
+        let param = self.connect_param(request, true)?;
+        VerbsData::connect(
+            self.resolve(address, deadline)?,
+            &self.pd,
+            &param,
+            reads_max,
+            address,
+            deadline,
+        )
+    }
+}
+
+fn parse(address: &str, stage: Stage) -> Result<SocketAddr, FabricError> {
+    let failed = |source| FabricError::Connect {
+        stage,
+        address: address.to_owned(),
+        source,
+    };
+    let mut found = address.to_socket_addrs().map_err(failed)?;
+    found
+        .next()
+        .ok_or_else(|| failed(std::io::Error::other("the name has no address")))
+}
+
+fn no_device() -> FabricError {
+    FabricError::Unavailable {
+        what: "this machine has no RDMA device".to_owned(),
+        remedy: "use local: between processes of this machine, load Soft-RoCE (soft-roce-ci/run), or see kv doctor"
+            .to_owned(),
+    }
+}
+
+fn unavailable(error: &rdma::Error) -> FabricError {
+    match error {
+        rdma::Error::NoDevice { .. } => no_device(),
+        other => FabricError::Unavailable {
+            what: other.to_string(),
+            remedy: "see kv doctor".to_owned(),
+        },
+    }
+}
+
+/// An error of `rdma-core-rs` as an operating system's, its words kept.
+fn io_error(error: rdma::Error) -> std::io::Error {
+    let kind = error.errno().map_or(std::io::ErrorKind::Other, |errno| {
+        std::io::Error::from_raw_os_error(errno).kind()
+    });
+    std::io::Error::new(kind, error)
+}
+
+fn call(call: &'static str, error: rdma::Error) -> FabricError {
+    FabricError::call(call, io_error(error))
+}
+
+fn connect_error(error: rdma::Error, stage: Stage, address: &str) -> FabricError {
+    use rdma::cm::RejectReason;
+    let address = address.to_owned();
+    match error {
+        rdma::Error::NoDevice { .. } | rdma::Error::LibraryMissing { .. } => unavailable(&error),
+        rdma::Error::Timeout { .. } => FabricError::Timeout { stage, address },
+        rdma::Error::Rejected {
+            reason: RejectReason::CONSUMER_DEFINED,
+            private_data,
+            ..
+        } => {
+            let text = private_data.split(|&byte| byte == 0).next().unwrap_or_default();
+            FabricError::Rejected {
+                address,
+                reason: String::from_utf8_lossy(text).into_owned(),
+            }
+        }
+        rdma::Error::Rejected {
+            reason: RejectReason::INVALID_SERVICE_ID,
+            ..
+        } => FabricError::Connect {
+            stage: Stage::Connect,
+            address,
+            source: std::io::Error::new(
+                std::io::ErrorKind::ConnectionRefused,
+                "nothing listens on that port",
+            ),
+        },
+        other => FabricError::Connect {
+            stage,
+            address,
+            source: io_error(other),
+        },
+    }
+}
+
+fn memory_error(action: &'static str, len_bytes: usize, error: rdma::Error) -> FabricError {
+    let remedy = if error.errno() == Some(libc::ENOMEM) {
+        "raise the limit of locked memory: ulimit -l unlimited, or LimitMEMLOCK=infinity"
+    } else {
+        "see kv doctor"
+    };
+    FabricError::Memory {
+        action,
+        len_bytes,
+        source: io_error(error),
+        remedy: remedy.to_owned(),
+    }
+}

@@ -1,0 +1,437 @@
+//! The main job: real files into a dataset, the server killed and started again, every file fetched and compared.
+
+use std::ffi::{OsStr, OsString};
+use std::fs;
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use clap::ValueEnum;
+use kv_client::{AccessKey, Client, ClientOptions, Server as Session};
+use serde::Serialize;
+
+use crate::Error;
+use crate::environment::{self, Environment};
+use crate::fetch::{self, Pass};
+use crate::latency::{self, Floor, Latency};
+use crate::processes::{self, Server};
+use crate::source::{self, Sample};
+
+const DATASET: &str = "demo";
+const LATENCY_DATASET: &str = "demo-latency";
+/// How long the idle server is watched.
+const IDLE: Duration = Duration::from_secs(3);
+
+/// What the server may still do after its last answer, before its time is read.
+const SETTLE: Duration = Duration::from_millis(100);
+
+/// Which network the demo uses.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Network {
+    /// RDMA verbs.
+    Verbs,
+    /// Shared memory between two processes.
+    Local,
+}
+
+/// Options of `bench demo`.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    /// Directory (or file) whose files are stored and compared.
+    #[arg(long)]
+    input: PathBuf,
+    /// Network between server and client.
+    #[arg(long, value_enum, default_value = "local")]
+    network: Network,
+    /// Where the server keeps its data: a directory on the file system to be used; a fresh one is made in it.
+    #[arg(long)]
+    data: PathBuf,
+    /// Address that the server listens on and perftest uses, for verbs.
+    #[arg(long, env = "VKV_TEST_ADDR")]
+    address: Option<IpAddr>,
+    /// RDMA device, for its packet counters and perftest.
+    #[arg(long, env = "VKV_TEST_DEVICE")]
+    device: Option<String>,
+    /// What the report calls the place where this runs: device, host-rxe, vm or local.
+    #[arg(long, env = "VKV_FABRIC_KIND", default_value = "local")]
+    label: String,
+    /// Port that the server listens on, for verbs.
+    #[arg(long, default_value_t = 7471)]
+    port: u16,
+    /// Seed of the order in which samples are fetched.
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+    /// Alternating blocks of the latency measurement.
+    #[arg(long, default_value_t = 10)]
+    blocks: usize,
+    /// Writes the figures here, as JSON.
+    #[arg(long)]
+    json: Option<PathBuf>,
+}
+
+/// The figures; field names are those of the JSON.
+#[derive(Debug, Serialize)]
+struct Report {
+    fabric: String,
+    network: &'static str,
+    device: String,
+    described: String,
+    kernel: String,
+    samples: u64,
+    bytes: u64,
+    verified: u64,
+    mismatched: u64,
+    seed: u64,
+    gets: u64,
+    reads_posted: u64,
+    reads_per_get_known: f64,
+    reads_per_get_cold: f64,
+    rdma_packets: Option<u64>,
+    server_frames_during_fetch: u64,
+    server_renewals_during_fetch: u64,
+    server_cpu_us_during_fetch: f64,
+    server_idle_cpu_us_per_s: f64,
+    ingest_mb_s: f64,
+    fetch_mb_s: f64,
+    fetch_samples_s: f64,
+    restart_s: f64,
+    get_4k_us: f64,
+    get_4k_unverified_us: f64,
+    crc_4k_us: f64,
+    ib_read_lat_wire_us: Option<f64>,
+    latency: Latency,
+    environment: Environment,
+}
+
+struct Stage {
+    programs: PathBuf,
+    scratch: tempfile::TempDir,
+    data: tempfile::TempDir,
+    keys: PathBuf,
+    listen: String,
+    memory_budget: u64,
+}
+
+/// Runs the demo; whether every sample came back right.
+pub(crate) fn run(args: &Args) -> Result<bool, Error> {
+    let samples = source::samples(&args.input)?;
+    let bytes: u64 = samples.iter().map(|sample| sample.len_bytes).sum();
+    if samples.is_empty() {
+        return Err(format!("{} holds no regular file", args.input.display()).into());
+    }
+    let stage = Stage::new(args, bytes, samples.len() as u64)?;
+    let mut server = stage.start()?;
+    let uri = stage.uri(&server.address, Some(DATASET));
+    eprintln!("demo: storing {} files, {} MB", samples.len(), bytes / 1_000_000);
+    stage.kv(&["dataset", "create", &uri])?;
+    let started = Instant::now();
+    processes::run(
+        &stage.programs.join("kv"),
+        &[OsStr::new("ingest"), OsStr::new(&uri), args.input.as_os_str()],
+    )?;
+    let ingest = started.elapsed();
+    eprintln!("demo: killing the server and starting it again");
+    server.kill()?;
+    let started = Instant::now();
+    server = stage.start()?;
+    let restart = started.elapsed();
+    let uri = stage.uri(&server.address, Some(DATASET));
+    let mut report = fetch_all(args, &stage, &server, &uri, &samples)?;
+    report.bytes = bytes;
+    report.ingest_mb_s = bytes as f64 / 1e6 / ingest.as_secs_f64();
+    report.restart_s = restart.as_secs_f64();
+    let ended = server.terminate()?;
+    if !ended.success() {
+        return Err(format!("kv-server ended with {ended} after SIGTERM").into());
+    }
+    print_table(&report);
+    if let Some(path) = &args.json {
+        fs::write(path, serde_json::to_string_pretty(&report)? + "\n")
+            .map_err(|error| format!("cannot write {}: {error}", path.display()))?;
+    }
+    Ok(report.mismatched == 0 && report.verified == report.samples)
+}
+
+impl Stage {
+    fn new(args: &Args, bytes: u64, samples: u64) -> Result<Self, Error> {
+        let programs = std::env::current_exe()?
+            .parent()
+            .ok_or("this program lies in no directory")?
+            .to_path_buf();
+        let scratch = tempfile::tempdir()?;
+        let keys = scratch.path().join("keys.toml");
+        let data = tempfile::tempdir_in(&args.data)
+            .map_err(|error| format!("cannot make a directory in {}: {error}", args.data.display()))?;
+        let listen = match (args.network, args.address) {
+            (Network::Local, _) => format!("local:{}", scratch.path().join("socket").display()),
+            (Network::Verbs, Some(address)) => format!("rdma://{address}:{}", args.port),
+            (Network::Verbs, None) => return Err("verbs need --address, that of the RDMA device".into()),
+        };
+        // Records are padded to 64 bytes and carry header and key; the index and whole extents come on top.
+        let memory_budget = bytes + bytes / 8 + samples * 2048 + (1 << 30);
+        let keygen: [&OsStr; 7] =
+            ["keygen", "--name", "demo", "--role", "admin", "--out", ""].map(OsStr::new);
+        processes::run(
+            &programs.join("kv-server"),
+            &[&keygen[..6], &[keys.as_os_str()]].concat(),
+        )?;
+        Ok(Self {
+            programs,
+            scratch,
+            data,
+            keys,
+            listen,
+            memory_budget,
+        })
+    }
+
+    fn start(&self) -> Result<Server, Error> {
+        let budget = self.memory_budget.to_string();
+        let args: [&OsStr; 8] = [
+            "--data".as_ref(),
+            self.data.path().as_ref(),
+            "--listen".as_ref(),
+            self.listen.as_ref(),
+            "--keys".as_ref(),
+            self.keys.as_ref(),
+            "--memory-budget".as_ref(),
+            budget.as_ref(),
+        ];
+        let scratch = self.scratch.path();
+        Server::start(
+            &self.programs.join("kv-server"),
+            &args,
+            &scratch.join("ready"),
+            &scratch.join("kv-server.log"),
+        )
+    }
+
+    fn kv(&self, args: &[&str]) -> Result<(), Error> {
+        let mut all: Vec<OsString> = args.iter().map(OsString::from).collect();
+        all.push("--key".into());
+        all.push(self.keys.clone().into());
+        processes::run(
+            &self.programs.join("kv"),
+            &all.iter().map(OsString::as_os_str).collect::<Vec<_>>(),
+        )
+    }
+
+    fn uri(&self, address: &str, dataset: Option<&str>) -> String {
+        let separator = if address.starts_with("local:") {
+            "?dataset="
+        } else {
+            "/"
+        };
+        dataset.map_or_else(
+            || address.to_owned(),
+            |dataset| format!("{address}{separator}{dataset}"),
+        )
+    }
+
+    fn options(&self) -> Result<ClientOptions, Error> {
+        let mut options = ClientOptions::new(AccessKey::load(&self.keys, None)?);
+        options.deadline = Duration::from_secs(120);
+        Ok(options)
+    }
+}
+
+/// What the server says of itself, by name; asking is one frame.
+fn figure(session: &Session, name: &str) -> Result<u64, Error> {
+    let figures = session.stat()?;
+    let found = figures.iter().find(|(found, _)| found == name);
+    found
+        .map(|(_, value)| *value)
+        .ok_or_else(|| format!("the server has no figure {name}").into())
+}
+
+fn fetch_all(
+    args: &Args,
+    stage: &Stage,
+    server: &Server,
+    uri: &str,
+    samples: &[Sample],
+) -> Result<Report, Error> {
+    let session = Session::connect(&uri.parse()?, stage.options()?)?;
+    let client = session.open(DATASET)?;
+    // Locators first, and one sample by each way, so that every connection stands before anything is counted.
+    let keys: Vec<&[u8]> = samples.iter().map(|sample| sample.key.as_slice()).collect();
+    let locators = client
+        .locate_many(&keys)
+        .into_iter()
+        .collect::<Result<Vec<_>, _>>()?;
+    fetch::pass(&client, &samples[..1], None, args.seed)?;
+    let device = args.device.clone().unwrap_or_default();
+    let packets = environment::packets(&device);
+    let frames = figure(&session, "server_frames_count")?;
+    let renewals = figure(&session, "server_renewals_count")?;
+    std::thread::sleep(SETTLE);
+    let cpu = server.cpu_us()?;
+
+    eprintln!("demo: fetching every file by its key, with nothing cached");
+    let cold = fetch::pass(&client, samples, None, args.seed)?;
+    eprintln!("demo: fetching every file by its locator");
+    let known = fetch::pass(&client, samples, Some(&locators), args.seed + 1)?;
+
+    let cpu = server.cpu_us()? - cpu;
+    let packets = environment::packets(&device)
+        .zip(packets)
+        .map(|(after, before)| after - before);
+    // The STAT that asked for renewals before is a frame, and so is the one that asks for frames now.
+    let frames = figure(&session, "server_frames_count")?.saturating_sub(frames + 2);
+    let renewals = figure(&session, "server_renewals_count")? - renewals;
+    let idle = server.cpu_us()?;
+    std::thread::sleep(IDLE);
+    let idle = (server.cpu_us()? - idle) / IDLE.as_secs_f64();
+
+    eprintln!("demo: measuring one GET of 4 KiB beside the floor");
+    let latency = measure_latency(args, stage, &session)?;
+    let described = session.describe();
+    drop(client);
+    session.close()?;
+    Ok(report(args, samples, &cold, &known, latency, |report| {
+        report.described = described;
+        report.rdma_packets = packets;
+        report.server_frames_during_fetch = frames;
+        report.server_renewals_during_fetch = renewals;
+        report.server_cpu_us_during_fetch = cpu;
+        report.server_idle_cpu_us_per_s = idle;
+    }))
+}
+
+fn measure_latency(args: &Args, stage: &Stage, session: &Session) -> Result<Latency, Error> {
+    session.create(LATENCY_DATASET)?;
+    let verified = session.open(LATENCY_DATASET)?;
+    let mut options = stage.options()?;
+    options.verify = false;
+    let address = stage.listen.clone();
+    let unverified = Client::connect(&stage.uri(&address, Some(LATENCY_DATASET)), options)?;
+    let floor = match (args.network, &args.device, args.address) {
+        (Network::Verbs, Some(device), Some(address)) => Some(Floor { device, address }),
+        (Network::Verbs, ..) => return Err("verbs need --device and --address for the floor".into()),
+        (Network::Local, ..) => None,
+    };
+    latency::measure(&verified, &unverified, floor.as_ref(), args.blocks)
+}
+
+fn report(
+    args: &Args,
+    samples: &[Sample],
+    cold: &Pass,
+    known: &Pass,
+    latency: Latency,
+    fill: impl FnOnce(&mut Report),
+) -> Report {
+    let environment = Environment::read();
+    let seconds = cold.fetching.as_secs_f64() + known.fetching.as_secs_f64();
+    // A sample counts as verified if both passes gave it right.
+    let mismatched = cold.mismatched.max(known.mismatched);
+    let mut report = Report {
+        fabric: args.label.clone(),
+        network: match args.network {
+            Network::Verbs => "verbs",
+            Network::Local => "local",
+        },
+        device: args.device.clone().unwrap_or_default(),
+        described: String::new(),
+        kernel: environment.kernel.clone(),
+        samples: samples.len() as u64,
+        bytes: 0,
+        verified: cold.verified.min(known.verified),
+        mismatched,
+        seed: args.seed,
+        gets: cold.gets + known.gets,
+        reads_posted: cold.reads + known.reads,
+        reads_per_get_known: known.reads_per_get(),
+        reads_per_get_cold: cold.reads_per_get(),
+        rdma_packets: None,
+        server_frames_during_fetch: 0,
+        server_renewals_during_fetch: 0,
+        server_cpu_us_during_fetch: 0.0,
+        server_idle_cpu_us_per_s: 0.0,
+        ingest_mb_s: 0.0,
+        fetch_mb_s: (cold.bytes + known.bytes) as f64 / 1e6 / seconds,
+        fetch_samples_s: (cold.gets + known.gets) as f64 / seconds,
+        restart_s: 0.0,
+        get_4k_us: latency.get_4k_us.median,
+        get_4k_unverified_us: latency.get_4k_unverified_us.median,
+        crc_4k_us: latency.crc_4k_us.median,
+        ib_read_lat_wire_us: latency.ib_read_lat_wire_us.map(|interval| interval.median),
+        latency,
+        environment,
+    };
+    fill(&mut report);
+    report
+}
+
+fn print_table(report: &Report) {
+    let rows = [
+        (
+            "where",
+            format!("{} on {} ({})", report.network, report.fabric, report.described),
+        ),
+        ("kernel", report.kernel.clone()),
+        (
+            "samples",
+            format!("{} files, {:.1} MB", report.samples, report.bytes as f64 / 1e6),
+        ),
+        (
+            "verified",
+            format!(
+                "{} right, {} wrong (two passes, seed {})",
+                report.verified, report.mismatched, report.seed
+            ),
+        ),
+        ("stored", format!("{:.1} MB/s, durable", report.ingest_mb_s)),
+        (
+            "fetched",
+            format!(
+                "{:.1} MB/s, {:.0} samples/s",
+                report.fetch_mb_s, report.fetch_samples_s
+            ),
+        ),
+        (
+            "READs per GET",
+            format!(
+                "{:.3} by locator, {:.3} by key with nothing cached",
+                report.reads_per_get_known, report.reads_per_get_cold
+            ),
+        ),
+        (
+            "RDMA packets",
+            report
+                .rdma_packets
+                .map_or_else(|| "none: no device".to_owned(), |count| count.to_string()),
+        ),
+        (
+            "server meanwhile",
+            format!(
+                "{} frames ({} of them lease renewals), {:.0} us of CPU; idle {:.2} % of a core",
+                report.server_frames_during_fetch,
+                report.server_renewals_during_fetch,
+                report.server_cpu_us_during_fetch,
+                report.server_idle_cpu_us_per_s / 1e4
+            ),
+        ),
+        (
+            "one GET of 4 KiB",
+            format!(
+                "{:.1} us, {:.1} us without the value's CRC ({:.1} us)",
+                report.get_4k_us, report.get_4k_unverified_us, report.crc_4k_us
+            ),
+        ),
+        (
+            "the wire's floor",
+            match (report.ib_read_lat_wire_us, report.latency.unverified_over_floor) {
+                (Some(wire), Some(ratio)) => format!(
+                    "{wire:.1} us for ib_read_lat; GET takes {:.2} of it ({:.2} to {:.2})",
+                    ratio.median, ratio.low, ratio.high
+                ),
+                _ => "none: no device".to_owned(),
+            },
+        ),
+    ];
+    println!();
+    for (name, value) in rows {
+        println!("  {name:<18} {value}");
+    }
+}

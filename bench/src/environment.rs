@@ -1,0 +1,101 @@
+//! What a result was measured on.
+
+use std::fs;
+use std::path::Path;
+
+use serde::Serialize;
+
+/// The machine of a run, as far as a result depends on it.
+#[derive(Debug, Clone, Serialize)]
+pub(crate) struct Environment {
+    /// Kernel release.
+    pub(crate) kernel: String,
+    /// Processor, as it names itself.
+    pub(crate) cpu: String,
+    /// Processors online.
+    pub(crate) cpus: usize,
+    /// RDMA device; empty without one.
+    pub(crate) device: String,
+    /// Package version of rdma-core; empty where it cannot be told.
+    pub(crate) rdma_core: String,
+    /// Commit of this program; empty where it cannot be told.
+    pub(crate) commit: String,
+}
+
+fn line_of(path: &str) -> String {
+    fs::read_to_string(path).unwrap_or_default().trim().to_owned()
+}
+
+/// Names of the RDMA devices of this machine, sorted.
+pub(crate) fn devices() -> Vec<String> {
+    let mut names: Vec<String> = fs::read_dir("/sys/class/infiniband")
+        .map(|entries| {
+            entries
+                .flatten()
+                .map(|entry| entry.file_name().to_string_lossy().into_owned())
+                .collect()
+        })
+        .unwrap_or_default();
+    names.sort();
+    names
+}
+
+fn output_of(program: &str, args: &[&str]) -> String {
+    let output = std::process::Command::new(program)
+        .args(args)
+        .stderr(std::process::Stdio::null())
+        .output();
+    match output {
+        Ok(output) if output.status.success() => String::from_utf8_lossy(&output.stdout).trim().to_owned(),
+        _ => String::new(),
+    }
+}
+
+impl Environment {
+    /// Of this machine, now.
+    pub(crate) fn read() -> Self {
+        let cpuinfo = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+        let cpu = cpuinfo
+            .lines()
+            .find_map(|line| {
+                line.strip_prefix("model name")?
+                    .split_once(':')
+                    .map(|(_, name)| name.trim().to_owned())
+            })
+            .unwrap_or_default();
+        Self {
+            kernel: line_of("/proc/sys/kernel/osrelease"),
+            cpu,
+            cpus: std::thread::available_parallelism().map_or(0, usize::from),
+            device: devices().into_iter().next().unwrap_or_default(),
+            rdma_core: output_of("dpkg-query", &["-W", "-f", "${Version}", "libibverbs1"]),
+            commit: option_env!("VKV_COMMIT").unwrap_or_default().to_owned(),
+        }
+    }
+}
+
+/// Packets that `device` has sent and received, by its own counters, over all its ports; `None` where it keeps none.
+pub(crate) fn packets(device: &str) -> Option<u64> {
+    let ports = Path::new("/sys/class/infiniband").join(device).join("ports");
+    let mut total = None;
+    for port in fs::read_dir(ports).ok()?.flatten() {
+        // rxe counts in hw_counters, hardware in counters.
+        for (folder, names) in [
+            ("hw_counters", ["sent_pkts", "rcvd_pkts"]),
+            ("counters", ["port_xmit_packets", "port_rcv_packets"]),
+        ] {
+            let read = |name: &str| -> Option<u64> {
+                fs::read_to_string(port.path().join(folder).join(name))
+                    .ok()?
+                    .trim()
+                    .parse()
+                    .ok()
+            };
+            if let (Some(sent), Some(received)) = (read(names[0]), read(names[1])) {
+                *total.get_or_insert(0) += sent + received;
+                break;
+            }
+        }
+    }
+    total
+}

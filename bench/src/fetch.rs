@@ -1,0 +1,182 @@
+//! Fetching every sample of a dataset in a seeded random order, each byte compared with its source file.
+
+use std::fs::File;
+use std::io::Read;
+use std::time::{Duration, Instant};
+
+use kv_client::{Client, Counters, GlobalLocator};
+
+use crate::Error;
+use crate::source::Sample;
+
+/// Samples asked for at once.
+const BATCH_SAMPLES: usize = 256;
+/// Bytes asked for at once, unless one sample alone is longer.
+const BATCH_BYTES: u64 = 64 << 20;
+/// Mismatches that are named.
+const NAMED_MAX: usize = 20;
+
+/// What one pass over all samples gave.
+#[derive(Debug, Default)]
+pub(crate) struct Pass {
+    /// Samples asked for.
+    pub(crate) gets: u64,
+    /// Samples whose every byte is its source's.
+    pub(crate) verified: u64,
+    /// Samples that are not.
+    pub(crate) mismatched: u64,
+    /// Bytes that were right.
+    pub(crate) bytes: u64,
+    /// Time inside the client.
+    pub(crate) fetching: Duration,
+    /// READs posted.
+    pub(crate) reads: u64,
+    /// Of those, the ones that only split a large value.
+    pub(crate) split_reads: u64,
+}
+
+impl Pass {
+    /// READs for each GET, those that split large values not counted.
+    pub(crate) fn reads_per_get(&self) -> f64 {
+        (self.reads - self.split_reads) as f64 / self.gets.max(1) as f64
+    }
+}
+
+/// Fetches all `samples` in the order of `seed`: by key with nothing cached, or by `locators` (one a sample).
+pub(crate) fn pass(
+    client: &Client,
+    samples: &[Sample],
+    locators: Option<&[GlobalLocator]>,
+    seed: u64,
+) -> Result<Pass, Error> {
+    let mut order: Vec<usize> = (0..samples.len()).collect();
+    fastrand::Rng::with_seed(seed).shuffle(&mut order);
+    let before = client.counters();
+    let mut pass = Pass::default();
+    for batch in batches(samples, &order) {
+        let keys: Vec<&[u8]> = batch.iter().map(|&index| samples[index].key.as_slice()).collect();
+        let started = Instant::now();
+        let values = match locators {
+            None => client.get_many(&keys),
+            Some(locators) => {
+                let at: Vec<GlobalLocator> = batch.iter().map(|&index| locators[index]).collect();
+                client.get_many_at(&at, Some(&keys))
+            }
+        };
+        pass.fetching += started.elapsed();
+        pass.gets += batch.len() as u64;
+        for (&index, value) in batch.iter().zip(values) {
+            let sample = &samples[index];
+            let trouble = match value {
+                Ok(value) => compare(sample, &value)?,
+                Err(error) => Some(error.to_string()),
+            };
+            match trouble {
+                None => {
+                    pass.verified += 1;
+                    pass.bytes += sample.len_bytes;
+                }
+                Some(trouble) => {
+                    pass.mismatched += 1;
+                    if pass.mismatched as usize <= NAMED_MAX {
+                        eprintln!("mismatch: {}: {trouble}", sample.path.display());
+                    }
+                }
+            }
+        }
+    }
+    add_reads(&mut pass, &before, &client.counters());
+    Ok(pass)
+}
+
+fn add_reads(pass: &mut Pass, before: &Counters, after: &Counters) {
+    pass.reads = after.reads_posted - before.reads_posted;
+    pass.split_reads = after.split_reads - before.split_reads;
+}
+
+/// Runs of `order` that are asked for at once.
+fn batches<'a>(samples: &'a [Sample], order: &'a [usize]) -> impl Iterator<Item = &'a [usize]> {
+    let mut rest = order;
+    std::iter::from_fn(move || {
+        let mut bytes = 0;
+        let take = rest
+            .iter()
+            .take(BATCH_SAMPLES)
+            .take_while(|&&index| {
+                let fits = bytes == 0 || bytes + samples[index].len_bytes <= BATCH_BYTES;
+                bytes += samples[index].len_bytes;
+                fits
+            })
+            .count();
+        let (batch, tail) = rest.split_at(take);
+        rest = tail;
+        (!batch.is_empty()).then_some(batch)
+    })
+}
+
+/// What differs between `value` and the file, in words; `None` if nothing does.
+fn compare(sample: &Sample, value: &[u8]) -> Result<Option<String>, Error> {
+    let mut file = File::open(&sample.path)?;
+    let mut at = 0;
+    let mut piece = vec![0; 1 << 20];
+    loop {
+        let n = file.read(&mut piece)?;
+        if n == 0 {
+            let same = at == value.len();
+            return Ok((!same).then(|| format!("{} bytes came back, the file has {at}", value.len())));
+        }
+        let got = value
+            .get(at..at + n)
+            .unwrap_or(value.get(at..).unwrap_or_default());
+        if got != &piece[..n] {
+            let same = got.iter().zip(&piece[..n]).take_while(|(a, b)| a == b).count();
+            return Ok(Some(format!("differs from byte {}", at + same)));
+        }
+        at += n;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{batches, compare};
+    use crate::source::Sample;
+
+    fn sample(len_bytes: u64) -> Sample {
+        Sample {
+            key: vec![1],
+            path: "none".into(),
+            len_bytes,
+        }
+    }
+
+    #[test]
+    fn batches_hold_all_samples_once() {
+        let samples: Vec<Sample> = (0..1000)
+            .map(|n| sample(if n % 100 == 7 { 300 << 20 } else { n }))
+            .collect();
+        let order: Vec<usize> = (0..samples.len()).rev().collect();
+        let all: Vec<usize> = batches(&samples, &order).flat_map(<[usize]>::to_vec).collect();
+        assert_eq!(all, order);
+    }
+
+    #[test]
+    fn a_difference_is_seen() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("file");
+        std::fs::write(&path, b"the bytes").unwrap();
+        let sample = Sample {
+            key: vec![1],
+            path,
+            len_bytes: 9,
+        };
+        assert_eq!(compare(&sample, b"the bytes").unwrap(), None);
+        assert!(
+            compare(&sample, b"the bytez")
+                .unwrap()
+                .unwrap()
+                .contains("byte 8")
+        );
+        assert!(compare(&sample, b"the").unwrap().is_some());
+        assert!(compare(&sample, b"the bytes and more").unwrap().is_some());
+    }
+}

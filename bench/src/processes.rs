@@ -1,0 +1,115 @@
+//! The processes that a demo starts, and what the kernel says of them.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::time::{Duration, Instant};
+
+use crate::Error;
+
+/// Longest that a server may take to be ready: it may have much to load.
+const READY_PATIENCE: Duration = Duration::from_secs(240);
+
+/// A running `kv-server`, killed when dropped.
+pub(crate) struct Server {
+    child: Child,
+    /// Address that it said it listens on.
+    pub(crate) address: String,
+}
+
+impl Server {
+    /// Starts `program serve` with `args` and waits until it says that it is ready, by way of `ready_file`.
+    pub(crate) fn start(
+        program: &Path,
+        args: &[&std::ffi::OsStr],
+        ready_file: &Path,
+        log: &Path,
+    ) -> Result<Self, Error> {
+        let _ = fs::remove_file(ready_file);
+        let log_file = fs::OpenOptions::new().create(true).append(true).open(log)?;
+        let mut child = Command::new(program)
+            .arg("serve")
+            .args(args)
+            .arg("--ready-file")
+            .arg(ready_file)
+            .stdin(Stdio::null())
+            .stdout(log_file.try_clone()?)
+            .stderr(log_file)
+            .spawn()
+            .map_err(|error| format!("cannot start {}: {error}", program.display()))?;
+        let deadline = Instant::now() + READY_PATIENCE;
+        loop {
+            if let Ok(text) = fs::read_to_string(ready_file)
+                && text.ends_with('\n')
+            {
+                return Ok(Self {
+                    child,
+                    address: text.trim().to_owned(),
+                });
+            }
+            if let Some(status) = child.try_wait()? {
+                let log = fs::read_to_string(log).unwrap_or_default();
+                return Err(format!(
+                    "kv-server ended with {status}: {}",
+                    log.lines().last().unwrap_or_default()
+                )
+                .into());
+            }
+            if Instant::now() > deadline {
+                let _ = child.kill();
+                let _ = child.wait();
+                return Err(format!("kv-server was not ready within {READY_PATIENCE:?}").into());
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    /// Sends SIGKILL and reaps it.
+    pub(crate) fn kill(mut self) -> Result<ExitStatus, Error> {
+        self.child.kill()?;
+        Ok(self.child.wait()?)
+    }
+
+    /// Sends SIGTERM and waits for its end.
+    pub(crate) fn terminate(mut self) -> Result<ExitStatus, Error> {
+        if let Some(pid) = rustix::process::Pid::from_raw(self.child.id() as i32) {
+            rustix::process::kill_process(pid, rustix::process::Signal::TERM)?;
+        }
+        Ok(self.child.wait()?)
+    }
+
+    /// Time on a processor of all its threads so far, us, from `/proc/PID/task/*/schedstat`.
+    pub(crate) fn cpu_us(&self) -> Result<f64, Error> {
+        let tasks = PathBuf::from(format!("/proc/{}/task", self.child.id()));
+        let mut total_ns = 0_u64;
+        for task in fs::read_dir(tasks)? {
+            let text = fs::read_to_string(task?.path().join("schedstat"))?;
+            let first = text
+                .split_whitespace()
+                .next()
+                .and_then(|word| word.parse::<u64>().ok());
+            total_ns +=
+                first.ok_or("schedstat holds no number: this kernel keeps no scheduler statistics")?;
+        }
+        Ok(total_ns as f64 / 1000.0)
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        // Both fail where it has been reaped, which is what is wanted.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// Runs a program to its end, its output shown; anything but success is an error that names it.
+pub(crate) fn run(program: &Path, args: &[&std::ffi::OsStr]) -> Result<(), Error> {
+    let status = Command::new(program).args(args).stdin(Stdio::null()).status();
+    let status = status.map_err(|error| format!("cannot start {}: {error}", program.display()))?;
+    if status.success() {
+        return Ok(());
+    }
+    let words: Vec<_> = args.iter().map(|arg| arg.to_string_lossy()).collect();
+    Err(format!("{} {} ended with {status}", program.display(), words.join(" ")).into())
+}

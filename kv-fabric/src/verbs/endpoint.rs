@@ -1,0 +1,435 @@
+//! The server's listener and its connections.
+//!
+//! One event channel of the connection manager and one completion channel serve all of them, behind one descriptor.
+//! Data connections never post anything, so their completion queue stays empty; they are told over by the connection
+//! manager, or found out by their session's end.
+
+use std::collections::{HashMap, VecDeque};
+use std::net::SocketAddr;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use rdma_core_rs as rdma;
+use rdma_core_rs::cm::{CmEventKind, CmKey};
+
+use super::client::epoll_of;
+use super::link::{Link, Parts};
+use super::memory::{Held, VerbsDomain};
+use super::{RELIABILITY, call, connect_error, memory_error};
+use crate::{
+    ConnectionId, ControlEvent, ControlOptions, Endpoint, EndpointEvent, FabricError, Memory, MemoryKind,
+    RemoteRef, RequestId, Stage, Staging,
+};
+
+/// Connection requests that may wait in the kernel.
+const BACKLOG: u32 = 256;
+/// Connection requests that may wait for an answer here; more are refused.
+const REQUESTS_MAX: usize = 1024;
+/// Events of one kind taken in one call of `poll`.
+const EVENTS_PER_POLL: usize = 256;
+/// Longest that the last frames of a connection may take to leave before it is destroyed.
+const FAREWELL: Duration = Duration::from_millis(2);
+
+enum Purpose {
+    Control {
+        link: Box<Link>,
+        pd: Arc<rdma::ProtectionDomain>,
+        staged: bool,
+    },
+    Data(#[allow(dead_code, reason = "held, not used: it answers READs by itself")] rdma::cm::Connection),
+}
+
+struct Conn {
+    purpose: Purpose,
+    key: CmKey,
+    cq_key: Option<u64>,
+    established: bool,
+    over: bool,
+}
+
+/// A server's listener and its connections.
+pub struct VerbsEndpoint {
+    listener: rdma::cm::Listener,
+    events: Arc<rdma::cm::EventChannel>,
+    completions: Arc<rdma::CompletionChannel>,
+    data_cq: Arc<rdma::CompletionQueue>,
+    context: Arc<rdma::Context>,
+    fd: OwnedFd,
+    requests: HashMap<RequestId, rdma::cm::ConnectRequest>,
+    connections: HashMap<ConnectionId, Conn>,
+    by_key: HashMap<CmKey, ConnectionId>,
+    by_cq: HashMap<u64, ConnectionId>,
+    /// Connections that may have frames although no event announced them.
+    fresh: VecDeque<ConnectionId>,
+    next: u64,
+}
+
+impl VerbsEndpoint {
+    pub(super) fn listen(
+        context: &Arc<rdma::Context>,
+        at: SocketAddr,
+        address: &str,
+    ) -> Result<Self, FabricError> {
+        let failed = |error| connect_error(error, Stage::Listen, address);
+        let events = rdma::cm::EventChannel::new().map_err(failed)?;
+        let listener = rdma::cm::Listener::bind(&events, at, BACKLOG).map_err(failed)?;
+        let completions = rdma::CompletionChannel::new(context)
+            .map_err(|error| call("make a completion channel", error))?;
+        let data_cq = rdma::CompletionQueue::new(context, 1, None)
+            .map_err(|error| call("make a completion queue", error))?;
+        let fd = epoll_of(&[events.as_fd(), completions.as_fd(), context.async_fd()])?;
+        Ok(Self {
+            listener,
+            events,
+            completions,
+            data_cq,
+            context: context.clone(),
+            fd,
+            requests: HashMap::new(),
+            connections: HashMap::new(),
+            by_key: HashMap::new(),
+            by_cq: HashMap::new(),
+            fresh: VecDeque::new(),
+            next: 1,
+        })
+    }
+
+    fn number(&mut self) -> u64 {
+        self.next += 1;
+        self.next - 1
+    }
+
+    fn take_async_events(&self) -> Result<(), FabricError> {
+        for _ in 0..EVENTS_PER_POLL {
+            let Some(event) = self
+                .context
+                .poll_async_event()
+                .map_err(|error| call("take an asynchronous event", error))?
+            else {
+                return Ok(());
+            };
+            if event.kind == rdma::AsyncEventKind::DEVICE_FATAL {
+                return Err(FabricError::Unavailable {
+                    what: format!("device {} failed", self.context.name()),
+                    remedy: "see the kernel's log; start again when the device is back".to_owned(),
+                });
+            }
+            tracing::debug!(event = ?event, "asynchronous event");
+        }
+        Ok(())
+    }
+
+    fn take_cm_events(&mut self, out: &mut Vec<EndpointEvent>) -> Result<(), FabricError> {
+        for _ in 0..EVENTS_PER_POLL {
+            let Some(event) = self
+                .events
+                .poll_event()
+                .map_err(|error| call("take a connection event", error))?
+            else {
+                return Ok(());
+            };
+            if event.kind() == CmEventKind::CONNECT_REQUEST {
+                if let Some(request) = event.into_request() {
+                    self.on_request(request, out);
+                }
+                continue;
+            }
+            let Some(&id) = self.by_key.get(&event.id()) else {
+                continue;
+            };
+            let Some(conn) = self.connections.get_mut(&id) else {
+                continue;
+            };
+            if event.kind() == CmEventKind::ESTABLISHED {
+                establish(id, conn, out);
+            } else if event.kind().ends_connection() && !conn.over {
+                conn.over = true;
+                // Frames that came before the end are delivered before it.
+                if let Purpose::Control { link, .. } = &mut conn.purpose {
+                    let mut frames = Vec::new();
+                    let _ = link.poll(&mut frames);
+                    deliver(id, frames, out);
+                    link.close(&event.kind().to_string());
+                }
+                out.push(EndpointEvent::Closed(id, event.kind().to_string()));
+            }
+        }
+        Ok(())
+    }
+
+    fn on_request(&mut self, request: rdma::cm::ConnectRequest, out: &mut Vec<EndpointEvent>) {
+        if self.requests.len() >= REQUESTS_MAX {
+            let _ = request.reject(b"too many connection requests at once: try again later");
+            return;
+        }
+        let id = RequestId(self.number());
+        let peer = request
+            .peer_addr()
+            .map_or_else(|| "an unknown address".to_owned(), |peer| peer.to_string());
+        out.push(EndpointEvent::Request {
+            request: id,
+            private: request.private_data().to_vec(),
+            peer,
+        });
+        self.requests.insert(id, request);
+    }
+
+    fn take_frames(&mut self, out: &mut Vec<EndpointEvent>) -> Result<(), FabricError> {
+        for _ in 0..EVENTS_PER_POLL {
+            let Some(key) = self
+                .completions
+                .poll_event()
+                .map_err(|error| call("take a completion event", error))?
+            else {
+                break;
+            };
+            if let Some(&id) = self.by_cq.get(&key) {
+                self.fresh.push_back(id);
+            }
+        }
+        while let Some(id) = self.fresh.pop_front() {
+            self.poll_link(id, out);
+        }
+        Ok(())
+    }
+
+    /// Takes all frames of a connection and leaves its queue armed.
+    fn poll_link(&mut self, id: ConnectionId, out: &mut Vec<EndpointEvent>) {
+        let Some(conn) = self.connections.get_mut(&id) else {
+            return;
+        };
+        let mut frames = Vec::new();
+        let polled = loop {
+            let before = frames.len();
+            let Purpose::Control { link, .. } = &mut conn.purpose else {
+                return;
+            };
+            let polled = link.poll(&mut frames);
+            if polled.is_err() || frames.len() == before {
+                break polled;
+            }
+        };
+        if !frames.is_empty() {
+            // A frame says that the connection stands, should its event come later.
+            establish(id, conn, out);
+        }
+        deliver(id, frames, out);
+        if let Err(error) = polled
+            && !conn.over
+        {
+            conn.over = true;
+            out.push(EndpointEvent::Closed(id, error.to_string()));
+        }
+    }
+
+    fn param(&self) -> Result<rdma::cm::ConnectParam, FabricError> {
+        let attr = self
+            .context
+            .query_device()
+            .map_err(|error| call("query the device", error))?;
+        let mut param = rdma::cm::ConnectParam::for_device(&attr);
+        param.reliability = RELIABILITY;
+        // A server asks no READs.
+        param.initiator_depth = 0;
+        Ok(param)
+    }
+
+    fn take_request(&mut self, request: RequestId) -> Result<rdma::cm::ConnectRequest, FabricError> {
+        let gone = || FabricError::Closed("the connection request is no longer there".to_owned());
+        let request = self.requests.remove(&request).ok_or_else(gone)?;
+        let device = request
+            .context()
+            .map_err(|error| call("find the device", error))?;
+        if device.is_same(&self.context) {
+            return Ok(request);
+        }
+        let _ = request.reject(b"this server serves another device");
+        Err(FabricError::Closed(format!(
+            "a request came in on {}, not on {}",
+            device.name(),
+            self.context.name()
+        )))
+    }
+
+    fn insert(&mut self, key: CmKey, cq_key: Option<u64>, purpose: Purpose) -> ConnectionId {
+        let id = ConnectionId(self.number());
+        self.by_key.insert(key, id);
+        if let Some(cq_key) = cq_key {
+            self.by_cq.insert(cq_key, id);
+            self.fresh.push_back(id);
+        }
+        self.connections.insert(
+            id,
+            Conn {
+                purpose,
+                key,
+                cq_key,
+                established: false,
+                over: false,
+            },
+        );
+        id
+    }
+}
+
+fn establish(id: ConnectionId, conn: &mut Conn, out: &mut Vec<EndpointEvent>) {
+    if !conn.established {
+        conn.established = true;
+        out.push(EndpointEvent::Established(id));
+    }
+}
+
+fn deliver(id: ConnectionId, events: Vec<ControlEvent>, out: &mut Vec<EndpointEvent>) {
+    out.extend(events.into_iter().filter_map(|event| match event {
+        ControlEvent::Frame(frame) => Some(EndpointEvent::Frame(id, frame)),
+        ControlEvent::Written(_) => None,
+    }));
+}
+
+/// Staging memory of one control connection, registered `REMOTE_WRITE` in that connection's own domain.
+#[derive(Clone, Debug)]
+pub struct VerbsStaging(Arc<rdma::MemoryRegion<Held>>);
+
+impl Staging for VerbsStaging {
+    fn read(&self, offset: usize, out: &mut [u8]) {
+        self.0.memory().0.read(offset, out);
+    }
+}
+
+impl Endpoint for VerbsEndpoint {
+    type Domain = VerbsDomain;
+    type Staging = VerbsStaging;
+
+    fn fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+
+    fn address(&self) -> String {
+        self.listener
+            .local_addr()
+            .map_or_else(String::new, |address| address.to_string())
+    }
+
+    fn poll(&mut self, events: &mut Vec<EndpointEvent>) -> Result<(), FabricError> {
+        self.take_async_events()?;
+        self.take_cm_events(events)?;
+        self.take_frames(events)
+    }
+
+    fn accept_control(
+        &mut self,
+        request: RequestId,
+        options: ControlOptions,
+    ) -> Result<ConnectionId, FabricError> {
+        let failed = |error| call("accept a control connection", error);
+        let request = self.take_request(request)?;
+        // A domain of its own: nothing but this connection's staging memory will ever be in it.
+        let pd = rdma::ProtectionDomain::new(&self.context).map_err(failed)?;
+        let (parts, qp) = Parts::new(&pd, &self.completions, options)?;
+        let pending = request.attach(qp, rdma::Access::REMOTE_WRITE).map_err(failed)?;
+        parts.post_receives(pending.qp())?;
+        let connection = pending.accept(&self.param()?).map_err(failed)?;
+        let (key, cq_key) = (connection.key(), parts.cq_key());
+        let link = Box::new(parts.link(connection)?);
+        Ok(self.insert(
+            key,
+            Some(cq_key),
+            Purpose::Control {
+                link,
+                pd,
+                staged: false,
+            },
+        ))
+    }
+
+    fn accept_data(&mut self, request: RequestId, domain: &VerbsDomain) -> Result<ConnectionId, FabricError> {
+        let failed = |error| call("accept a data connection", error);
+        let request = self.take_request(request)?;
+        let qp = rdma::QueuePair::builder(&domain.0, &self.data_cq, &self.data_cq)
+            .max_send_wr(1)
+            .max_recv_wr(1)
+            .build()
+            .map_err(failed)?;
+        let pending = request.attach(qp, rdma::Access::REMOTE_READ).map_err(failed)?;
+        let connection = pending.accept(&self.param()?).map_err(failed)?;
+        let key = connection.key();
+        Ok(self.insert(key, None, Purpose::Data(connection)))
+    }
+
+    fn reject(&mut self, request: RequestId, reason: &str) {
+        let Some(request) = self.requests.remove(&request) else {
+            return;
+        };
+        let reason = crate::check::cut(reason, rdma::cm::PRIVATE_DATA_REJECT_MAX);
+        if let Err(error) = request.reject(reason.as_bytes()) {
+            tracing::debug!(%error, "the peer of a rejected request is gone");
+        }
+    }
+
+    fn grant_staging(
+        &mut self,
+        connection: ConnectionId,
+        len: usize,
+    ) -> Result<(RemoteRef, VerbsStaging), FabricError> {
+        let not_open =
+            || FabricError::Closed("no such control connection, or it has staging memory".to_owned());
+        let conn = self.connections.get_mut(&connection).ok_or_else(not_open)?;
+        let Purpose::Control { pd, staged, .. } = &mut conn.purpose else {
+            return Err(not_open());
+        };
+        if std::mem::replace(staged, true) {
+            return Err(not_open());
+        }
+        let memory = Arc::new(Memory::new(len, MemoryKind::Private)?);
+        let rights = rdma::Access::LOCAL_WRITE | rdma::Access::REMOTE_WRITE;
+        let region = pd
+            .register(Held(memory), rights)
+            .map_err(|error| memory_error("register", len, error))?;
+        let at = RemoteRef {
+            address: region.addr(),
+            rkey: region.rkey().0,
+        };
+        Ok((at, VerbsStaging(Arc::new(region))))
+    }
+
+    fn send(&mut self, connection: ConnectionId, frame: &[u8]) -> Result<(), FabricError> {
+        let conn = self.connections.get_mut(&connection);
+        let Some(Conn {
+            purpose: Purpose::Control { link, .. },
+            ..
+        }) = conn
+        else {
+            return Err(FabricError::Closed("no such control connection".to_owned()));
+        };
+        match link.send(frame) {
+            Err(FabricError::Busy(_)) => {
+                let why = "its peer lets too many frames lie";
+                link.close(why);
+                Err(FabricError::Closed(why.to_owned()))
+            }
+            sent => sent,
+        }
+    }
+
+    fn destroy(&mut self, connection: ConnectionId) {
+        let Some(mut conn) = self.connections.remove(&connection) else {
+            return;
+        };
+        self.by_key.remove(&conn.key);
+        if let Some(cq_key) = conn.cq_key {
+            self.by_cq.remove(&cq_key);
+        }
+        if let Purpose::Control { link, .. } = &mut conn.purpose
+            && !conn.over
+        {
+            let until = Instant::now() + FAREWELL;
+            let mut ignored = Vec::new();
+            while link.sends_outstanding() > 0 && Instant::now() < until && link.poll(&mut ignored).is_ok() {
+                std::thread::yield_now();
+            }
+        }
+        // Destroys the queue pair: from here on none of its peer's operations has an effect.
+        drop(conn);
+    }
+}
