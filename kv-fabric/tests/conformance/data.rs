@@ -1,0 +1,651 @@
+//! READs: bytes, order, limits, rights and ends.
+
+use std::time::{Duration, Instant};
+
+use kv_fabric::{
+    DataConnection, DataCounters, Endpoint, Fabric, FabricError, Read, ReadStatus, Region, RemoteRef,
+    SCATTER_MAX,
+};
+
+use crate::rig::{
+    QUIET, Rig, bytes_of, completions, patience, pattern, piece, post_one, read_one, read_until_failure,
+    register, served,
+};
+
+const MEMORY: usize = 1 << 20;
+
+pub(crate) fn reads_scatter_the_right_bytes<F: Fabric>(rig: &Rig<F>) {
+    let mut host = rig.host();
+    let domain = rig.domain();
+    let memory = served(1, MEMORY);
+    let (_registration, remote) = register(&domain, &memory);
+    let (mut data, _) = rig.data(&mut host, &domain, 16);
+    let expected = pattern(1, MEMORY);
+    let a = rig.region(1 << 16);
+    let b = rig.region(1 << 16);
+    for (case, lens) in [&[1_usize][..], &[64, 4096], &[3, 1, 5000], &[64, 7, 12, 30_001]]
+        .into_iter()
+        .enumerate()
+    {
+        assert!(lens.len() <= SCATTER_MAX);
+        for from in [0_usize, 1, 4095, MEMORY - lens.iter().sum::<usize>()] {
+            for region in [&a, &b] {
+                region.memory().write(0, &[0xAA; 1 << 16]);
+            }
+            let mut at = 5 + case;
+            let mut to = Vec::new();
+            for (i, &len) in lens.iter().enumerate() {
+                to.push(piece(if i % 2 == 0 { &a } else { &b }, at, len));
+                at += len + 3;
+            }
+            let status = read_one(&mut host, &mut data, remote.offset(from as u64), &to);
+            assert_eq!(status, ReadStatus::Success);
+            let mut want = from;
+            let (mut expect_a, mut expect_b) = (vec![0xAA; 1 << 16], vec![0xAA; 1 << 16]);
+            for (i, piece) in to.iter().enumerate() {
+                let expect = if i % 2 == 0 { &mut expect_a } else { &mut expect_b };
+                expect[piece.offset..][..piece.len].copy_from_slice(&expected[want..][..piece.len]);
+                want += piece.len;
+            }
+            assert_eq!(bytes_of(&a, 0, 1 << 16), expect_a, "{lens:?} from {from}");
+            assert_eq!(bytes_of(&b, 0, 1 << 16), expect_b, "{lens:?} from {from}");
+        }
+    }
+}
+
+pub(crate) fn sparse_signals_cover_what_came_before<F: Fabric>(rig: &Rig<F>) {
+    const COUNT: usize = 32;
+    const LEN: usize = 1500;
+    let mut host = rig.host();
+    let domain = rig.domain();
+    let memory = served(2, MEMORY);
+    let (_registration, remote) = register(&domain, &memory);
+    let (mut data, _) = rig.data(&mut host, &domain, COUNT as u32);
+    let region = rig.region(COUNT * LEN);
+    for every in [1, 5, COUNT] {
+        region.memory().write(0, &vec![0; COUNT * LEN]);
+        let to: Vec<_> = (0..COUNT).map(|i| [piece(&region, i * LEN, LEN)]).collect();
+        let signaled = |i: usize| (i + 1).is_multiple_of(every) || i + 1 == COUNT;
+        let reads: Vec<_> = (0..COUNT)
+            .map(|i| Read {
+                number: 100 + i as u64,
+                from: remote.offset((i * 7 * LEN) as u64),
+                to: &to[i],
+                signaled: signaled(i),
+            })
+            .collect();
+        data.post(&reads).expect("post");
+        let expected: Vec<_> = (0..COUNT).filter(|&i| signaled(i)).collect();
+        let got = completions(&mut host, &mut data, expected.len());
+        for (completion, &i) in got.iter().zip(&expected) {
+            assert_eq!(completion.number, 100 + i as u64, "in the order posted");
+            assert_eq!(completion.status, ReadStatus::Success);
+        }
+        let bytes = pattern(2, MEMORY);
+        for i in 0..COUNT {
+            assert_eq!(
+                bytes_of(&region, i * LEN, LEN),
+                bytes[i * 7 * LEN..][..LEN],
+                "READ {i}"
+            );
+        }
+    }
+}
+
+/// A completion says that its bytes and all before it are there, not that they will be.
+pub(crate) fn completions_come_after_their_bytes<F: Fabric>(rig: &Rig<F>) {
+    const COUNT: usize = 16;
+    const LEN: usize = 20_000;
+    let mut host = rig.host();
+    let domain = rig.domain();
+    let memory = served(3, MEMORY);
+    let (_registration, remote) = register(&domain, &memory);
+    let (mut data, _) = rig.data(&mut host, &domain, COUNT as u32);
+    let region = rig.region(COUNT * LEN);
+    let bytes = pattern(3, MEMORY);
+    for _ in 0..8 {
+        region.memory().write(0, &vec![0; COUNT * LEN]);
+        let to: Vec<_> = (0..COUNT).map(|i| [piece(&region, i * LEN, LEN)]).collect();
+        let reads: Vec<_> = (0..COUNT)
+            .map(|i| Read {
+                number: i as u64,
+                from: remote.offset((i * LEN) as u64),
+                to: &to[i],
+                signaled: true,
+            })
+            .collect();
+        data.post(&reads).expect("post");
+        let mut done = Vec::new();
+        let deadline = patience();
+        while done.len() < COUNT {
+            assert!(Instant::now() < deadline);
+            host.pump();
+            let before = done.len();
+            data.wait(Instant::now() + Duration::from_millis(2))
+                .expect("wait");
+            data.poll(&mut done).expect("poll");
+            if let Some(last) = done.last().filter(|_| done.len() > before) {
+                let there = (last.number as usize + 1) * LEN;
+                assert_eq!(bytes_of(&region, 0, there), bytes[..there]);
+            }
+        }
+    }
+}
+
+pub(crate) fn room_is_kept<F: Fabric>(rig: &Rig<F>) {
+    let mut host = rig.host();
+    let domain = rig.domain();
+    let memory = served(4, 4096);
+    let (_registration, remote) = register(&domain, &memory);
+    let (mut data, _) = rig.data(&mut host, &domain, 8);
+    assert_eq!(data.room(), 8);
+    let region = rig.region(4096);
+    let to = [piece(&region, 0, 64)];
+    let read = |number, signaled| Read {
+        number,
+        from: remote,
+        to: &to,
+        signaled,
+    };
+    let batch: Vec<_> = (0..8).map(|i| read(i, i == 5)).collect();
+    data.post(&batch).expect("post");
+    assert_eq!(data.room(), 0);
+    let before = data.counters();
+    assert!(matches!(data.post(&[read(9, true)]), Err(FabricError::Busy(_))));
+    assert_eq!(data.counters(), before, "nothing was posted");
+    assert_eq!(completions(&mut host, &mut data, 1)[0].number, 5);
+    // What was posted unsignaled after the completion is not known to have ended.
+    assert_eq!(data.room(), 6);
+    assert!(matches!(
+        data.post(&[
+            read(10, false),
+            read(11, false),
+            read(12, false),
+            read(13, false),
+            read(14, false),
+            read(15, false),
+            read(16, true)
+        ]),
+        Err(FabricError::Busy(_))
+    ));
+    data.post(&[read(17, true)]).expect("post");
+    assert_eq!(completions(&mut host, &mut data, 1)[0].number, 17);
+    assert_eq!(data.room(), 8);
+    assert!(matches!(
+        data.post(&(0..9).map(|i| read(i, true)).collect::<Vec<_>>()),
+        Err(FabricError::Busy(_))
+    ));
+    assert_eq!(data.room(), 8);
+}
+
+pub(crate) fn counters_are_exact<F: Fabric>(rig: &Rig<F>) {
+    let mut host = rig.host();
+    let domain = rig.domain();
+    let memory = served(5, 4096);
+    let (_registration, remote) = register(&domain, &memory);
+    let (mut data, _) = rig.data(&mut host, &domain, 8);
+    assert_eq!(data.counters(), DataCounters::default());
+    let region = rig.region(4096);
+    let (short, long) = (
+        [piece(&region, 0, 64)],
+        [piece(&region, 0, 1000), piece(&region, 1000, 24)],
+    );
+    let read = |to, signaled| Read {
+        number: 0,
+        from: remote,
+        to,
+        signaled,
+    };
+    data.post(&[read(&short[..], false), read(&long, false), read(&short, true)])
+        .expect("post");
+    completions(&mut host, &mut data, 1);
+    data.post(&[read(&long[..], true)]).expect("post");
+    completions(&mut host, &mut data, 1);
+    let expected = DataCounters {
+        reads: 4,
+        doorbells: 2,
+        bytes: 64 + 1024 + 64 + 1024,
+    };
+    assert_eq!(data.counters(), expected);
+}
+
+pub(crate) fn malformed_posts_are_refused<F: Fabric>(rig: &Rig<F>) {
+    let mut host = rig.host();
+    let domain = rig.domain();
+    let memory = served(6, 4096);
+    let (_registration, remote) = register(&domain, &memory);
+    let (mut data, _) = rig.data(&mut host, &domain, 8);
+    let region = rig.region(4096);
+    let good = [piece(&region, 0, 64)];
+    let bad: [&[_]; 5] = [
+        &[],
+        &[piece(&region, 0, 8); SCATTER_MAX + 1],
+        &[piece(&region, 0, 8), piece(&region, 8, 0)],
+        &[piece(&region, 4090, 7)],
+        &[piece(&region, usize::MAX, 2)],
+    ];
+    for to in bad {
+        let reads = [
+            Read {
+                number: 1,
+                from: remote,
+                to: &good[..],
+                signaled: true,
+            },
+            Read {
+                number: 2,
+                from: remote,
+                to,
+                signaled: true,
+            },
+        ];
+        match data.post(&reads) {
+            Err(FabricError::Post { posted: 0, .. }) => {}
+            other => panic!("{other:?} for {} pieces", to.len()),
+        }
+    }
+    assert_eq!(data.counters(), DataCounters::default(), "nothing was posted");
+    assert_eq!(read_one(&mut host, &mut data, remote, &good), ReadStatus::Success);
+}
+
+pub(crate) fn longest_read_passes<F: Fabric>(rig: &Rig<F>) {
+    let len = rig.client.read_max_bytes();
+    assert!(len >= 1 << 20, "an extent is read in few pieces");
+    let mut host = rig.host();
+    let domain = rig.domain();
+    let memory = served(7, len);
+    let (_registration, remote) = register(&domain, &memory);
+    let (mut data, _) = rig.data(&mut host, &domain, 4);
+    let region = rig.region(len + 1);
+    let half = len / 2 + 1;
+    let to = [piece(&region, 0, half), piece(&region, half, len - half)];
+    assert_eq!(read_one(&mut host, &mut data, remote, &to), ReadStatus::Success);
+    assert!(bytes_of(&region, 0, len) == pattern(7, len), "the bytes differ");
+    let longer = [piece(&region, 0, len + 1)];
+    let refused = post_one(&mut data, 1, remote, &longer);
+    assert!(
+        matches!(refused, Err(FabricError::Post { posted: 0, .. })),
+        "{refused:?}"
+    );
+}
+
+pub(crate) fn changes_are_seen<F: Fabric>(rig: &Rig<F>) {
+    let mut host = rig.host();
+    let domain = rig.domain();
+    let memory = served(8, 8192);
+    let (_registration, remote) = register(&domain, &memory);
+    let (mut data, _) = rig.data(&mut host, &domain, 4);
+    let region = rig.region(8192);
+    let to = [piece(&region, 0, 8192)];
+    for seed in 0..10 {
+        memory.write(0, &pattern(seed, 8192));
+        assert_eq!(read_one(&mut host, &mut data, remote, &to), ReadStatus::Success);
+        assert_eq!(bytes_of(&region, 0, 8192), pattern(seed, 8192));
+    }
+}
+
+/// The server has no part in a READ once its memory is known.
+pub(crate) fn reads_need_no_server<F: Fabric>(rig: &Rig<F>) {
+    let mut host = rig.host();
+    let domain = rig.domain();
+    let memory = served(9, MEMORY);
+    let (_registration, remote) = register(&domain, &memory);
+    let (mut data, _) = rig.data(&mut host, &domain, 4);
+    let region = rig.region(4096);
+    let to = [piece(&region, 0, 4096)];
+    assert_eq!(read_one(&mut host, &mut data, remote, &to), ReadStatus::Success);
+    host.pump();
+    let bytes = pattern(9, MEMORY);
+    for i in 0..200_usize {
+        post_one(&mut data, i as u64, remote.offset(i as u64 * 4096), &to).expect("post");
+        let mut done = Vec::new();
+        while done.is_empty() {
+            assert!(
+                data.wait(patience()).expect("wait"),
+                "a READ waits for the server"
+            );
+            data.poll(&mut done).expect("poll");
+        }
+        assert_eq!(done[0].status, ReadStatus::Success);
+        assert_eq!(bytes_of(&region, 0, 4096), bytes[i * 4096..][..4096]);
+    }
+    host.pump();
+    assert!(host.events.is_empty(), "{:?}", host.events);
+}
+
+pub(crate) fn many_registrations_and_connections<F: Fabric>(rig: &Rig<F>) {
+    let mut host = rig.host();
+    let domain = rig.domain();
+    let memories: Vec<_> = (0..12).map(|i| served(20 + i, 8192)).collect();
+    let registered: Vec<_> = memories.iter().map(|memory| register(&domain, memory)).collect();
+    let mut keys: Vec<_> = registered.iter().map(|(_, remote)| remote.rkey).collect();
+    keys.sort_unstable();
+    keys.dedup();
+    assert_eq!(
+        keys.len(),
+        registered.len(),
+        "every registration has an rkey of its own"
+    );
+    let mut connections: Vec<_> = (0..10).map(|_| rig.data(&mut host, &domain, 16).0).collect();
+    let region = rig.region(12 * 1024);
+    for data in &mut connections {
+        region.memory().write(0, &vec![0; 12 * 1024]);
+        let to: Vec<_> = (0..12).map(|i| [piece(&region, i * 1024, 1024)]).collect();
+        let reads: Vec<_> = (0..12)
+            .map(|i| Read {
+                number: i as u64,
+                from: registered[i].1.offset(512 * i as u64),
+                to: &to[i],
+                signaled: i == 11,
+            })
+            .collect();
+        data.post(&reads).expect("post");
+        assert_eq!(completions(&mut host, data, 1)[0].status, ReadStatus::Success);
+        for i in 0..12 {
+            let expected = &pattern(20 + i as u64, 8192)[512 * i..][..1024];
+            assert_eq!(bytes_of(&region, i * 1024, 1024), expected, "READ {i}");
+        }
+    }
+}
+
+/// A READ that must be refused as a matter of rights, between two that are in order.
+fn refused_read<F: Fabric>(rig: &Rig<F>, good: RemoteRef, domain: &F::Domain, bad: RemoteRef) {
+    let mut host = rig.host();
+    let (mut data, id) = rig.data(&mut host, domain, 8);
+    let region = rig.region(3 * 256);
+    region.memory().write(0, &[0xAA; 3 * 256]);
+    let to: Vec<_> = (0..3).map(|i| [piece(&region, i * 256, 256)]).collect();
+    let reads: Vec<_> = [good, bad, good]
+        .into_iter()
+        .enumerate()
+        .map(|(i, from)| Read {
+            number: i as u64,
+            from,
+            to: &to[i],
+            signaled: i == 0,
+        })
+        .collect();
+    data.post(&reads).expect("post");
+    let got: Vec<_> = completions(&mut host, &mut data, 3)
+        .into_iter()
+        .map(|completion| (completion.number, completion.status))
+        .collect();
+    let expected = [
+        (0, ReadStatus::Success),
+        (1, ReadStatus::RemoteAccess),
+        (2, ReadStatus::Flushed),
+    ];
+    assert_eq!(got, expected, "for {bad:?}");
+    assert_eq!(bytes_of(&region, 256, 256), [0xAA; 256], "no byte came");
+    let after = post_one(&mut data, 9, good, &to[0]);
+    assert!(matches!(after, Err(FabricError::Closed(_))), "{after:?}");
+    host.closed(id);
+    host.endpoint.destroy(id);
+}
+
+pub(crate) fn unknown_rkey_is_refused<F: Fabric>(rig: &Rig<F>) {
+    let domain = rig.domain();
+    let memory = served(10, 8192);
+    let (_registration, good) = register(&domain, &memory);
+    for flip in [1, 0x100, 0x8000_0000] {
+        let bad = RemoteRef {
+            rkey: good.rkey ^ flip,
+            ..good
+        };
+        refused_read(rig, good, &domain, bad);
+    }
+}
+
+pub(crate) fn another_domains_rkey_is_refused<F: Fabric>(rig: &Rig<F>) {
+    let (domain, other) = (rig.domain(), rig.domain());
+    let (memory, secret) = (served(11, 8192), served(12, 8192));
+    let (_registration, good) = register(&domain, &memory);
+    let (_other_registration, bad) = register(&other, &secret);
+    refused_read(rig, good, &domain, bad);
+    // The other way round it is the other that is refused.
+    refused_read(rig, bad, &other, good);
+}
+
+pub(crate) fn read_past_the_end_is_refused<F: Fabric>(rig: &Rig<F>) {
+    let domain = rig.domain();
+    let memory = served(13, 8192);
+    let (_registration, good) = register(&domain, &memory);
+    for offset in [8192 - 255, 8192, 1 << 40, u64::MAX - 100] {
+        refused_read(rig, good, &domain, good.offset(offset));
+    }
+}
+
+pub(crate) fn dropped_registration_is_refused<F: Fabric>(rig: &Rig<F>) {
+    let mut host = rig.host();
+    let domain = rig.domain();
+    let (memory, lasting) = (served(14, 8192), served(15, 8192));
+    let (registration, remote) = register(&domain, &memory);
+    let (_lasting_registration, lasting_remote) = register(&domain, &lasting);
+    let (mut data, id) = rig.data(&mut host, &domain, 8);
+    let region = rig.region(8192);
+    let to = [piece(&region, 0, 8192)];
+    assert_eq!(read_one(&mut host, &mut data, remote, &to), ReadStatus::Success);
+    assert_eq!(
+        read_one(&mut host, &mut data, lasting_remote, &to),
+        ReadStatus::Success
+    );
+    drop(registration);
+    region.memory().write(0, &[0xAA; 8192]);
+    if F::FENCES {
+        assert_eq!(
+            read_one(&mut host, &mut data, remote, &to),
+            ReadStatus::RemoteAccess
+        );
+        assert_eq!(bytes_of(&region, 0, 8192), vec![0xAA; 8192], "no byte came");
+    } else {
+        // What comes until then is what was there: memory that is gone is not reused under a reader.
+        assert_eq!(
+            read_until_failure(&mut host, &mut data, remote, &to),
+            Some(ReadStatus::RemoteAccess)
+        );
+    }
+    host.closed(id);
+    // What else the domain has can still be read.
+    let (mut data, _) = rig.data(&mut host, &domain, 8);
+    assert_eq!(
+        read_one(&mut host, &mut data, lasting_remote, &to),
+        ReadStatus::Success
+    );
+    assert_eq!(bytes_of(&region, 0, 8192), pattern(15, 8192));
+    assert_eq!(
+        read_one(&mut host, &mut data, remote, &to),
+        ReadStatus::RemoteAccess
+    );
+}
+
+/// The device holds registered memory, whoever else lets go of it.
+pub(crate) fn registration_holds_its_memory<F: Fabric>(rig: &Rig<F>) {
+    let mut host = rig.host();
+    let domain = rig.domain();
+    let memory = served(16, 8192);
+    let (registration, remote) = register(&domain, &memory);
+    drop(memory);
+    let _elsewhere = served(99, 8192);
+    let (mut data, _) = rig.data(&mut host, &domain, 8);
+    drop(domain);
+    let region = rig.region(8192);
+    let to = [piece(&region, 0, 8192)];
+    assert_eq!(read_one(&mut host, &mut data, remote, &to), ReadStatus::Success);
+    assert_eq!(bytes_of(&region, 0, 8192), pattern(16, 8192));
+    drop(registration);
+}
+
+pub(crate) fn destroyed_connection_reads_no_more<F: Fabric>(rig: &Rig<F>) {
+    let mut host = rig.host();
+    let domain = rig.domain();
+    let memory = served(17, 8192);
+    let (_registration, remote) = register(&domain, &memory);
+    let (mut data, id) = rig.data(&mut host, &domain, 8);
+    let (mut other, _) = rig.data(&mut host, &domain, 8);
+    let region = rig.region(8192);
+    let to = [piece(&region, 0, 8192)];
+    for data in [&mut data, &mut other] {
+        assert_eq!(read_one(&mut host, data, remote, &to), ReadStatus::Success);
+    }
+    host.endpoint.destroy(id);
+    if F::FENCES {
+        // Its memory may be reused now.
+        memory.write(0, &[0xEE; 8192]);
+        region.memory().write(0, &[0xAA; 8192]);
+        let status = match post_one(&mut data, 1, remote, &to) {
+            Ok(()) => Some(completions(&mut host, &mut data, 1)[0].status),
+            Err(FabricError::Closed(_)) => None,
+            Err(error) => panic!("{error}"),
+        };
+        assert!(
+            matches!(status, None | Some(ReadStatus::PeerGone | ReadStatus::Flushed)),
+            "{status:?}"
+        );
+        assert_eq!(bytes_of(&region, 0, 8192), vec![0xAA; 8192], "no byte came");
+    } else {
+        let status = read_until_failure(&mut host, &mut data, remote, &to);
+        assert!(
+            matches!(status, None | Some(ReadStatus::PeerGone | ReadStatus::Flushed)),
+            "{status:?}"
+        );
+    }
+    assert_eq!(read_one(&mut host, &mut other, remote, &to), ReadStatus::Success);
+}
+
+pub(crate) fn vanished_endpoint_ends_reads<F: Fabric>(rig: &Rig<F>) {
+    let mut host = rig.host();
+    let domain = rig.domain();
+    let memory = served(18, 8192);
+    let (_registration, remote) = register(&domain, &memory);
+    let (mut data, _) = rig.data(&mut host, &domain, 8);
+    let region = rig.region(8192);
+    let to = [piece(&region, 0, 8192)];
+    assert_eq!(read_one(&mut host, &mut data, remote, &to), ReadStatus::Success);
+    drop(host);
+    let deadline = patience();
+    let mut done = Vec::new();
+    loop {
+        assert!(Instant::now() < deadline, "READs go on without a server");
+        done.clear();
+        match post_one(&mut data, 1, remote, &to) {
+            Ok(()) => {}
+            Err(FabricError::Closed(reason)) => {
+                assert!(!reason.is_empty());
+                return;
+            }
+            Err(error) => panic!("{error}"),
+        }
+        while done.is_empty() {
+            assert!(
+                data.wait(deadline).expect("wait"),
+                "a READ without a server never ends"
+            );
+            data.poll(&mut done).expect("poll");
+        }
+        match done[0].status {
+            ReadStatus::Success | ReadStatus::PeerGone | ReadStatus::Flushed => {}
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+pub(crate) fn leaving_reader_is_noticed<F: Fabric>(rig: &Rig<F>) {
+    let mut host = rig.host();
+    let domain = rig.domain();
+    let memory = served(19, MEMORY);
+    let (_registration, remote) = register(&domain, &memory);
+    let (mut data, id) = rig.data(&mut host, &domain, 8);
+    let region = rig.region(MEMORY);
+    let to = [piece(&region, 0, MEMORY)];
+    // In flight while it leaves: its memory is safe to free once it is dropped.
+    post_one(&mut data, 1, remote, &to).expect("post");
+    drop(data);
+    drop(region);
+    assert!(!host.closed(id).is_empty());
+    host.endpoint.destroy(id);
+}
+
+/// Memory that a READ goes to stays pinned until the READ ended, whoever lets go of it (I5).
+pub(crate) fn read_holds_its_memory<F: Fabric>(rig: &Rig<F>) {
+    const LEN: usize = 256 * 1024;
+    let mut host = rig.host();
+    let domain = rig.domain();
+    let memory = served(21, LEN);
+    let (_registration, remote) = register(&domain, &memory);
+    let (mut data, _) = rig.data(&mut host, &domain, 8);
+    for round in 0..6 {
+        let region = rig.region(LEN);
+        let to = [piece(&region, 0, LEN)];
+        post_one(&mut data, round, remote, &to).expect("post");
+        drop(region);
+        // Likely at the same place, if the first had been freed.
+        let other = rig.region(LEN);
+        other.memory().write(0, &vec![0xAA; LEN]);
+        let done = completions(&mut host, &mut data, 1);
+        assert_eq!(done[0].status, ReadStatus::Success);
+        assert!(
+            bytes_of(&other, 0, LEN) == vec![0xAA; LEN],
+            "a READ went to memory that was freed"
+        );
+    }
+}
+
+pub(crate) fn wait_keeps_its_deadline<F: Fabric>(rig: &Rig<F>) {
+    let mut host = rig.host();
+    let domain = rig.domain();
+    let memory = served(22, 4096);
+    let (_registration, remote) = register(&domain, &memory);
+    let (mut data, _) = rig.data(&mut host, &domain, 8);
+    let start = Instant::now();
+    assert!(!data.wait(start + QUIET).expect("wait"), "nothing was posted");
+    assert!(start.elapsed() >= QUIET, "gave up after {:?}", start.elapsed());
+    assert!(start.elapsed() < QUIET + Duration::from_secs(2));
+    // A deadline in the past only looks.
+    let start = Instant::now();
+    assert!(!data.wait(start).expect("wait"));
+    assert!(start.elapsed() < Duration::from_secs(1));
+    let region = rig.region(4096);
+    let to = [piece(&region, 0, 4096)];
+    assert_eq!(read_one(&mut host, &mut data, remote, &to), ReadStatus::Success);
+    // Once more with nothing left, so that no old wake-up is told.
+    let mut none = Vec::new();
+    data.poll(&mut none).expect("poll");
+    assert!(none.is_empty());
+    assert!(
+        !data.wait(Instant::now() + QUIET).expect("wait"),
+        "a stale wake-up"
+    );
+}
+
+/// READs to memory of the caller's.
+#[allow(unsafe_code, reason = "registers a buffer of the test's")]
+pub(crate) fn callers_memory_can_be_registered<F: Fabric>(rig: &Rig<F>) {
+    let mut host = rig.host();
+    let domain = rig.domain();
+    let memory = served(23, 8192);
+    let (_registration, remote) = register(&domain, &memory);
+    let (mut data, _) = rig.data(&mut host, &domain, 8);
+    let mut buffer = vec![0xAA_u8; 3 * 4096];
+    let start = std::ptr::NonNull::new(buffer.as_mut_ptr()).expect("a vector has an address");
+    // SAFETY: `buffer` outlives the region (dropped below), and is not touched between the post and its completion.
+    let region = unsafe { rig.client.register(start, buffer.len()) }.expect("register");
+    assert_eq!(region.memory().len(), 3 * 4096);
+    let to = [piece(&region, 100, 8192)];
+    assert_eq!(read_one(&mut host, &mut data, remote, &to), ReadStatus::Success);
+    drop(region);
+    assert_eq!(buffer[100..][..8192], pattern(23, 8192));
+    assert!(
+        buffer[..100]
+            .iter()
+            .chain(&buffer[100 + 8192..])
+            .all(|&byte| byte == 0xAA)
+    );
+}
+
+pub(crate) fn odd_memory_is_refused<F: Fabric>(rig: &Rig<F>) {
+    assert!(matches!(rig.client.allocate(0), Err(FabricError::Memory { .. })));
+    assert!(matches!(
+        rig.client.allocate(usize::MAX),
+        Err(FabricError::Memory { .. })
+    ));
+}
