@@ -1,0 +1,30 @@
+//! The control side: one thread that answers frames, accepts connections, and keeps leases.
+//!
+//! Pure, so that each can be tested and checked alone:
+//! - [`session`]: what one session may say, and when.
+//! - [`leases`]: who may still read what, who is fenced, what is released.
+//! - [`puts`], [`windows`], [`tokens`]: what a session holds besides.
+//! - [`keys`]: who may do what.
+//!
+//! With a fabric and a store:
+//! - [`server`]: start and stop.
+//! - `run`: the loop; `connections`: who connects and how a session ends; `requests` and `writes`: what is answered.
+
+pub mod clock;
+mod connections;
+pub mod counters;
+pub mod keys;
+pub mod leases;
+pub mod options;
+pub mod puts;
+mod requests;
+mod run;
+pub mod server;
+pub mod session;
+pub mod tokens;
+pub mod windows;
+mod writes;
+
+pub use keys::{Key, Keys};
+pub use options::Options;
+pub use server::{Handle, Server, StartError};

@@ -1,0 +1,372 @@
+//! The control thread: it sleeps until a descriptor is readable or the next lease ends, and never otherwise wakes.
+
+use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::sync::Arc;
+
+use kv_fabric::{ConnectionId, Endpoint, EndpointEvent, Fabric, FabricError};
+use kv_proto::control::{Answer, Request, encode_answer, encode_refusal};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+
+use super::clock::BootMs;
+use super::connections::{DataConnection, Ended, Peer};
+use super::counters::Counters;
+use super::keys::Keys;
+use super::leases::{DatasetId, Holds, Releases, Retirements};
+use super::options::Options;
+use super::server::{Shared, StartError};
+use super::session::{Decoy, Refusal, Step, World};
+use super::writes::{Parked, Write};
+use crate::store::{Completion, Store};
+
+/// Everything that the control thread owns.
+pub(super) struct Control<F: Fabric> {
+    pub(super) store: Store<F::Domain>,
+    pub(super) endpoint: F::Endpoint,
+    pub(super) options: Options,
+    keys: Keys,
+    decoy: Decoy,
+    shared: Arc<Shared>,
+    /// Control connections, whose sessions are not over.
+    pub(super) peers: BTreeMap<ConnectionId, Peer<F>>,
+    /// Control connection of each session whose key was proven.
+    pub(super) sessions: HashMap<u64, ConnectionId>,
+    pub(super) next_session: u64,
+    /// Data connections.
+    pub(super) data: BTreeMap<ConnectionId, DataConnection<F::Domain>>,
+    /// Control connections whose session is over, kept so that the last frame arrives, and until when.
+    pub(super) lingering: BTreeMap<ConnectionId, BootMs>,
+    /// What sessions that ended still hold until their leases end, on a fabric that cannot fence.
+    pub(super) ghosts: Vec<Holds>,
+    /// Datasets that were dropped, and the number of that retirement.
+    pub(super) dropped: BTreeMap<DatasetId, u64>,
+    /// Writes that were queued to the store, by their tokens.
+    pub(super) writes: HashMap<u64, Write>,
+    pub(super) next_write: u64,
+    /// Writes that wait for memory.
+    pub(super) parked: VecDeque<Parked>,
+    pub(super) retirements: Retirements,
+    releases: Releases,
+    /// Whether an acknowledgement or the end of a session may let something be released.
+    pub(super) released_stale: bool,
+    pub(super) counters: Counters,
+    completions: Vec<Completion>,
+    frame: Vec<u8>,
+}
+
+/// What came of a request.
+pub(super) enum Outcome {
+    /// Answer so.
+    Answer(Answer),
+    /// It is answered later.
+    Deferred,
+    /// Answer, and the session is over.
+    Bye,
+}
+
+impl<F: Fabric> Control<F> {
+    pub(super) fn new(
+        store: Store<F::Domain>,
+        endpoint: F::Endpoint,
+        keys: Keys,
+        options: Options,
+        shared: Arc<Shared>,
+    ) -> Result<Self, StartError> {
+        Ok(Self {
+            retirements: Retirements::new(store.retired()),
+            store,
+            endpoint,
+            options,
+            keys,
+            decoy: Decoy::new(),
+            shared,
+            peers: BTreeMap::new(),
+            sessions: HashMap::new(),
+            next_session: 1,
+            data: BTreeMap::new(),
+            lingering: BTreeMap::new(),
+            ghosts: Vec::new(),
+            dropped: BTreeMap::new(),
+            writes: HashMap::new(),
+            next_write: 1,
+            parked: VecDeque::new(),
+            releases: Releases::default(),
+            released_stale: false,
+            counters: Counters::default(),
+            completions: Vec::new(),
+            frame: Vec::new(),
+        })
+    }
+
+    /// Serves until it is told to stop.
+    ///
+    /// # Errors
+    /// [`FabricError`] if the endpoint failed.
+    pub(super) fn run(&mut self) -> Result<(), FabricError> {
+        let mut events = Vec::new();
+        while !self.shared.stopping() {
+            self.sleep()?;
+            let polled = self.events(&mut events);
+            if let Err(error) = polled {
+                self.store.shutdown();
+                return Err(error);
+            }
+            if let Some(keys) = self.shared.take_keys() {
+                self.replace_keys(keys);
+            }
+            self.completed();
+            self.retry_parked();
+            self.expire();
+            self.release();
+        }
+        self.stop(&mut events)
+    }
+
+    /// Sleeps until there is something to do.
+    fn sleep(&mut self) -> Result<(), FabricError> {
+        let timeout = self.next_deadline().map(|at| {
+            let ms = at - BootMs::now();
+            Timespec {
+                tv_sec: (ms / 1000) as i64,
+                tv_nsec: (ms % 1000) as i64 * 1_000_000,
+            }
+        });
+        let endpoint = self.endpoint.fd();
+        let completions = self.store.completions().fd();
+        let mut fds = [
+            PollFd::from_borrowed_fd(endpoint, PollFlags::IN),
+            PollFd::from_borrowed_fd(completions, PollFlags::IN),
+            PollFd::new(self.shared.fd(), PollFlags::IN),
+        ];
+        match poll(&mut fds, timeout.as_ref()) {
+            Ok(_) | Err(rustix::io::Errno::INTR) => {}
+            Err(source) => return Err(FabricError::call("poll", source)),
+        }
+        if !fds[2].revents().is_empty() {
+            self.shared.quiet();
+        }
+        Ok(())
+    }
+
+    /// Takes everything that happened at the endpoint.
+    fn events(&mut self, events: &mut Vec<EndpointEvent>) -> Result<(), FabricError> {
+        loop {
+            events.clear();
+            self.endpoint.poll(events)?;
+            if events.is_empty() {
+                return Ok(());
+            }
+            for event in events.drain(..) {
+                match event {
+                    EndpointEvent::Request {
+                        request,
+                        private,
+                        peer,
+                    } => self.connect(request, &private, peer),
+                    EndpointEvent::Established(id) => self.established(id),
+                    EndpointEvent::Frame(id, frame) => self.frame(id, &frame),
+                    EndpointEvent::Closed(id, why) => self.closed(id, &why),
+                }
+            }
+        }
+    }
+
+    /// Answers one frame.
+    fn frame(&mut self, id: ConnectionId, frame: &[u8]) {
+        let Some(peer) = self.peers.get_mut(&id) else {
+            return;
+        };
+        self.counters.frames += 1;
+        let mut nonce = [0; 32];
+        if peer.session.identity().is_none() && getrandom::fill(&mut nonce).is_err() {
+            tracing::error!("getrandom failed: a session cannot begin");
+            return self.end(id, Ended::Closed("the server has no random numbers"));
+        }
+        let world = World {
+            keys: &self.keys,
+            decoy: &self.decoy,
+            options: &self.options,
+            epoch: self.store.epoch(),
+            nonce,
+        };
+        // Read after the frame arrived: the lease must not end before the client's.
+        let now = BootMs::now();
+        let received = peer.session.receive(frame, now, &world);
+        let (number, kind) = (received.request, received.kind);
+        match received.step {
+            Step::Answer(answer) => self.answer(id, number, &answer),
+            Step::Refuse(refusal) => self.refuse(id, number, kind, &refusal),
+            Step::End(refusal) => self.violated(id, number, kind, refusal.as_ref()),
+            Step::Ready { proof } => self.ready(id, number, proof, now),
+            Step::Do(request) if self.shared.stopping() && !matches!(request, Request::Bye {}) => {
+                let refusal = kv_proto::control::Status::ShuttingDown.into();
+                self.refuse(id, number, kind, &refusal);
+            }
+            Step::Do(request) => match self.execute(id, number, request, now) {
+                Ok(Outcome::Answer(answer)) => self.answer(id, number, &answer),
+                Ok(Outcome::Deferred) => {}
+                Ok(Outcome::Bye) => {
+                    self.answer(id, number, &Answer::Bye {});
+                    self.end(id, Ended::Bye);
+                }
+                Err(refusal) => self.refuse(id, number, kind, &refusal),
+            },
+        }
+    }
+
+    /// Sends an answer; a peer that takes none loses its session.
+    pub(super) fn answer(&mut self, id: ConnectionId, number: u64, answer: &Answer) {
+        if let Err(error) = encode_answer(number, answer, &mut self.frame) {
+            tracing::error!(%error, answer = answer.name(), "an answer does not fit a frame");
+            let refusal = Refusal::new(
+                kv_proto::control::Status::Limit,
+                "the answer does not fit a frame",
+            );
+            return self.refuse(id, number, answer.kind(), &refusal);
+        }
+        self.send(id);
+    }
+
+    /// Sends a refusal.
+    pub(super) fn refuse(&mut self, id: ConnectionId, number: u64, kind: u8, refusal: &Refusal) {
+        self.counters.requests_refused += 1;
+        encode_refusal(number, kind, refusal.status, &refusal.text, &mut self.frame);
+        self.send(id);
+    }
+
+    fn send(&mut self, id: ConnectionId) {
+        if let Err(error) = self.endpoint.send(id, &self.frame) {
+            tracing::debug!(connection = id.0, %error, "cannot send");
+            self.end(id, Ended::Closed("it takes no frames"));
+        }
+    }
+
+    /// The earliest moment at which something is to be done though nothing happens.
+    fn next_deadline(&self) -> Option<BootMs> {
+        let max_lag_ms = u64::from(self.options.max_lag_ms);
+        let peers = self.peers.values().map(|peer| peer.deadline(self));
+        let puts = self
+            .peers
+            .values()
+            .filter_map(|peer| peer.session.puts.stalest())
+            .map(|(_, heard)| heard + max_lag_ms);
+        let ghosts = self.ghosts.iter().map(Holds::lease_ends);
+        let lingering = self.lingering.values().copied();
+        peers.chain(puts).chain(ghosts).chain(lingering).min()
+    }
+
+    /// Does what time alone brings about.
+    fn expire(&mut self) {
+        let now = BootMs::now();
+        let retired = self.store.retired();
+        let max_lag_ms = u64::from(self.options.max_lag_ms);
+        if self.retirements.note(retired, now, max_lag_ms) {
+            self.released_stale = true;
+        }
+        self.fence_due(now);
+        self.drop_silent_puts(now);
+        let ghosts = self.ghosts.len();
+        self.ghosts.retain(|holds| now < holds.lease_ends());
+        self.released_stale |= ghosts != self.ghosts.len();
+        while let Some((id, _)) = self
+            .lingering
+            .iter()
+            .map(|(id, until)| (*id, *until))
+            .find(|(_, until)| *until <= now)
+        {
+            self.lingering.remove(&id);
+            self.endpoint.destroy(id);
+        }
+    }
+
+    /// Tells the store what nobody can read any more.
+    fn release(&mut self) {
+        if !std::mem::take(&mut self.released_stale) {
+            return;
+        }
+        // A dataset that was dropped is in the list of neither side for ever: see `dropped`.
+        let datasets = self.store.list();
+        let ids = datasets
+            .iter()
+            .map(|dataset| dataset.id())
+            .chain(self.dropped.keys().copied());
+        let holds = self
+            .peers
+            .values()
+            .map(|peer| &peer.session.holds)
+            .chain(&self.ghosts);
+        let due = self.releases.due(ids, holds, self.retirements.latest());
+        for (dataset, up_to) in due {
+            self.store.release(&dataset, up_to);
+            if self.dropped.get(&dataset).is_some_and(|number| *number <= up_to) {
+                self.dropped.remove(&dataset);
+            }
+        }
+    }
+
+    fn replace_keys(&mut self, keys: Keys) {
+        self.keys = keys;
+        let gone: Vec<ConnectionId> = self
+            .peers
+            .iter()
+            .filter(|(_, peer)| {
+                peer.session
+                    .key()
+                    .is_some_and(|key| self.keys.get(key.name.as_bytes()) != Some(key))
+            })
+            .map(|(id, _)| *id)
+            .collect();
+        tracing::info!(sessions_ended = gone.len(), "keys reloaded");
+        for id in gone {
+            self.end(id, Ended::Fenced("its key was revoked"));
+        }
+    }
+
+    /// Finishes what is queued, answers it, and takes leave.
+    fn stop(&mut self, events: &mut Vec<EndpointEvent>) -> Result<(), FabricError> {
+        tracing::info!(
+            sessions = self.sessions.len(),
+            writes = self.writes.len(),
+            "stopping"
+        );
+        self.refuse_parked();
+        self.store.shutdown();
+        self.completed();
+        // Frames that are under way are refused, and answers have time to leave.
+        let until = BootMs::now() + self.options.goodbye_ms;
+        let mut result = Ok(());
+        while result.is_ok() && !(self.peers.is_empty() && self.lingering.is_empty()) {
+            let left_ms = until - BootMs::now();
+            if left_ms == 0 {
+                break;
+            }
+            let timeout = Timespec {
+                tv_sec: (left_ms / 1000) as i64,
+                tv_nsec: (left_ms % 1000) as i64 * 1_000_000,
+            };
+            let endpoint = self.endpoint.fd();
+            let mut fds = [PollFd::from_borrowed_fd(endpoint, PollFlags::IN)];
+            // An interrupted or failed wait only makes the leave shorter; the loop is bounded by its deadline.
+            let _ = poll(&mut fds, Some(&timeout));
+            result = self.events(events);
+        }
+        let peers: Vec<ConnectionId> = self.peers.keys().copied().collect();
+        for id in peers {
+            self.end(id, Ended::Closed("the server is shutting down"));
+        }
+        for (id, _) in std::mem::take(&mut self.lingering) {
+            self.endpoint.destroy(id);
+        }
+        tracing::info!("stopped");
+        result
+    }
+
+    /// Takes finished writes from the store.
+    fn completed(&mut self) {
+        let mut completions = std::mem::take(&mut self.completions);
+        self.store.completions().drain(&mut completions);
+        for completion in completions.drain(..) {
+            self.write_done(completion);
+        }
+        self.completions = completions;
+    }
+}

@@ -1,0 +1,388 @@
+//! Values on their way to the store: ALLOC, APPEND, COMMIT, ABORT, DELETE.
+//!
+//! Bytes are copied out of staging memory before anything is made of them: their sender may write it at any time.
+//! A write that finds no memory for arriving values is parked until the store says that some was freed.
+
+use std::sync::Arc;
+
+use kv_fabric::{ConnectionId, Domain, Fabric, Staging};
+use kv_proto::control::{Answer, Request, Status};
+use kv_proto::layout::Locator;
+
+use super::clock::BootMs;
+use super::leases::DatasetId;
+use super::run::{Control, Outcome};
+use super::session::Refusal;
+use crate::error::StorageError;
+use crate::store::{BeginDelete, BeginPut, Committed, Completion, Dataset, Put};
+
+const APPEND_KIND: u8 = 9;
+const COMMIT_KIND: u8 = 10;
+const DELETE_KIND: u8 = 12;
+
+/// A value that is arriving.
+pub(super) struct OpenPut<D: Domain> {
+    put: Put,
+    dataset: Arc<Dataset<D>>,
+    /// Tells it from others of the same operation.
+    begun: u64,
+    /// Whether one of its requests waits for memory.
+    parked: bool,
+}
+
+/// A write that the store has, and who waits for it.
+pub(super) struct Write {
+    connection: ConnectionId,
+    request: u64,
+    kind: u8,
+}
+
+/// An APPEND or COMMIT that waits for memory.
+pub(super) struct Parked {
+    connection: ConnectionId,
+    request: u64,
+    operation: u64,
+    begun: u64,
+    taking: Taking,
+}
+
+/// Bytes to be taken out of a window.
+#[derive(Debug, Clone, Copy)]
+struct Taking {
+    offset: usize,
+    len: usize,
+    /// CRC of the value, where they are the last.
+    commit: Option<u32>,
+}
+
+impl Taking {
+    fn kind(self) -> u8 {
+        if self.commit.is_some() {
+            COMMIT_KIND
+        } else {
+            APPEND_KIND
+        }
+    }
+}
+
+fn done(committed: &Committed) -> Answer {
+    Answer::Alloc {
+        done: 1,
+        window_offset: 0,
+        window_len_bytes: 0,
+        sequence: committed.sequence,
+        locator: committed.locator,
+    }
+}
+
+fn in_progress(operation: u64) -> Refusal {
+    Refusal::new(
+        Status::Busy,
+        format!("operation {operation} is in progress: ask again"),
+    )
+}
+
+impl<F: Fabric> Control<F> {
+    /// Does what a request about a value asks.
+    ///
+    /// # Errors
+    /// Why it was refused; the session goes on.
+    pub(super) fn write(
+        &mut self,
+        id: ConnectionId,
+        number: u64,
+        request: Request,
+        now: BootMs,
+    ) -> Result<Outcome, Refusal> {
+        match request {
+            Request::Alloc {
+                dataset,
+                operation,
+                value_len_bytes,
+                key,
+            } => {
+                let answer = self.alloc(id, &dataset, operation, value_len_bytes, &key.0, now)?;
+                Ok(Outcome::Answer(answer))
+            }
+            Request::Append { operation, len_bytes } => {
+                self.take(id, number, operation, len_bytes, None, now)
+            }
+            Request::Commit {
+                operation,
+                len_bytes,
+                value_crc,
+            } => self.take(id, number, operation, len_bytes, Some(value_crc), now),
+            Request::Abort { operation } => {
+                self.peer(id)?.end_put(operation);
+                Ok(Outcome::Answer(Answer::Abort {}))
+            }
+            Request::Delete {
+                dataset,
+                operation,
+                key,
+            } => self.delete(id, number, &dataset, operation, &key.0),
+            _ => Err(Status::Unsupported.into()),
+        }
+    }
+
+    fn client(&self, id: ConnectionId) -> Result<u64, Refusal> {
+        let peer = self.peers.get(&id);
+        let identity = peer.and_then(|peer| peer.session.identity());
+        Ok(identity.ok_or(Status::Stale)?.client)
+    }
+
+    fn alloc(
+        &mut self,
+        id: ConnectionId,
+        dataset: &DatasetId,
+        operation: u64,
+        value_len_bytes: u64,
+        key: &[u8],
+        now: BootMs,
+    ) -> Result<Answer, Refusal> {
+        let dataset = self.dataset(id, dataset)?;
+        let client = self.client(id)?;
+        let begun = self.next_write;
+        self.next_write += 1;
+        let options = self.options.clone();
+        let peer = self.peer(id)?;
+        // What was begun under this number is begun anew; what still waits of it finds another `begun`.
+        peer.end_put(operation);
+        let put = match dataset.begin_put(client, operation, key, value_len_bytes)? {
+            BeginPut::Done(committed) => return Ok(done(&committed)),
+            BeginPut::InProgress => return Err(in_progress(operation)),
+            BeginPut::Unknown => return Err(Status::Unknown.into()),
+            BeginPut::New(put) => put,
+        };
+        let most = put.append_max().min(options.window_max_bytes as usize) as u32;
+        let window =
+            peer.session
+                .puts
+                .begin(operation, dataset.id(), value_len_bytes, most, now, &options)?;
+        let open = OpenPut {
+            put,
+            dataset,
+            begun,
+            parked: false,
+        };
+        peer.puts.insert(operation, open);
+        Ok(Answer::Alloc {
+            done: 0,
+            window_offset: window.map_or(0, |window| window.offset),
+            window_len_bytes: window.map_or(0, |window| window.len_bytes),
+            sequence: 0,
+            locator: Locator::default(),
+        })
+    }
+
+    /// Takes bytes out of a window, for APPEND or COMMIT. Any refusal gives the operation up.
+    fn take(
+        &mut self,
+        id: ConnectionId,
+        number: u64,
+        operation: u64,
+        len_bytes: u32,
+        commit: Option<u32>,
+        now: BootMs,
+    ) -> Result<Outcome, Refusal> {
+        let peer = self.peer(id)?;
+        let written = peer
+            .session
+            .puts
+            .written(operation, len_bytes, commit.is_some(), now);
+        let parked = peer.puts.get(&operation).is_some_and(|open| open.parked);
+        let offset = match written {
+            Ok(_) if parked => {
+                peer.end_put(operation);
+                let text = format!("operation {operation}: the request before is not answered yet");
+                return Err(Refusal::new(Status::Order, text));
+            }
+            Ok(offset) => offset as usize,
+            Err(refusal) => {
+                peer.end_put(operation);
+                return Err(refusal);
+            }
+        };
+        let taking = Taking {
+            offset,
+            len: len_bytes as usize,
+            commit,
+        };
+        let outcome = self.copy(id, number, operation, taking)?;
+        if outcome.is_none() {
+            let peer = self.peer(id)?;
+            peer.session.defer();
+            let begun = peer.puts.get(&operation).map_or(0, |open| open.begun);
+            self.counters.writes_waited += 1;
+            self.parked.push_back(Parked {
+                connection: id,
+                request: number,
+                operation,
+                begun,
+                taking,
+            });
+        }
+        Ok(outcome.unwrap_or(Outcome::Deferred))
+    }
+
+    /// Copies bytes into the server's own memory and, if they are the last, queues the value to the log. `None` where
+    /// there is no memory for them now: the operation is marked as parked.
+    fn copy(
+        &mut self,
+        id: ConnectionId,
+        number: u64,
+        operation: u64,
+        taking: Taking,
+    ) -> Result<Option<Outcome>, Refusal> {
+        let peer = self.peer(id)?;
+        let staging = peer.staging.clone().ok_or(Status::Stale)?;
+        let open = peer.puts.get_mut(&operation).ok_or(Status::Stale)?;
+        if taking.len > 0 {
+            let fill = |out: &mut [u8]| staging.read(taking.offset, out);
+            match open.put.append(taking.len, fill) {
+                Ok(()) => open.parked = false,
+                Err(StorageError::Busy(_)) => {
+                    open.parked = true;
+                    return Ok(None);
+                }
+                Err(error) => {
+                    peer.end_put(operation);
+                    return Err(error.into());
+                }
+            }
+        }
+        let Some(value_crc) = taking.commit else {
+            return Ok(Some(Outcome::Answer(Answer::Append {})));
+        };
+        let Some(open) = peer.puts.remove(&operation) else {
+            return Err(Status::Stale.into());
+        };
+        peer.session.puts.end(operation);
+        peer.session.defer();
+        let token = self.queue(id, number, COMMIT_KIND);
+        open.dataset.commit(open.put, value_crc, token);
+        Ok(Some(Outcome::Deferred))
+    }
+
+    fn queue(&mut self, connection: ConnectionId, request: u64, kind: u8) -> u64 {
+        let token = self.next_write;
+        self.next_write += 1;
+        let write = Write {
+            connection,
+            request,
+            kind,
+        };
+        self.writes.insert(token, write);
+        token
+    }
+
+    fn delete(
+        &mut self,
+        id: ConnectionId,
+        number: u64,
+        dataset: &DatasetId,
+        operation: u64,
+        key: &[u8],
+    ) -> Result<Outcome, Refusal> {
+        let dataset = self.dataset(id, dataset)?;
+        let client = self.client(id)?;
+        let token = self.queue(id, number, DELETE_KIND);
+        let begun = dataset.delete(client, operation, key, token);
+        if matches!(begun, Ok(BeginDelete::Queued)) {
+            self.peer(id)?.session.defer();
+            return Ok(Outcome::Deferred);
+        }
+        self.writes.remove(&token);
+        match begun? {
+            BeginDelete::Done(committed) => Ok(Outcome::Answer(Answer::Delete {
+                existed: u8::from(committed.existed),
+                sequence: committed.sequence,
+            })),
+            BeginDelete::Unknown => Err(Status::Unknown.into()),
+            BeginDelete::InProgress | BeginDelete::Queued => Err(in_progress(operation)),
+        }
+    }
+
+    /// Answers a write that the store has finished; its session may be over.
+    pub(super) fn write_done(&mut self, completion: Completion) {
+        let Some(write) = self.writes.remove(&completion.token) else {
+            return;
+        };
+        let Some(peer) = self.peers.get_mut(&write.connection) else {
+            return;
+        };
+        peer.session.answered();
+        match completion.result {
+            Ok(committed) if write.kind == DELETE_KIND => {
+                let answer = Answer::Delete {
+                    existed: u8::from(committed.existed),
+                    sequence: committed.sequence,
+                };
+                self.answer(write.connection, write.request, &answer);
+            }
+            Ok(committed) => {
+                let answer = Answer::Commit {
+                    sequence: committed.sequence,
+                    locator: committed.locator,
+                };
+                self.answer(write.connection, write.request, &answer);
+            }
+            Err(error) => self.refuse(write.connection, write.request, write.kind, &error.into()),
+        }
+    }
+
+    /// Tries what waits for memory again, in order, until one still finds none.
+    pub(super) fn retry_parked(&mut self) {
+        while let Some(parked) = self.parked.pop_front() {
+            let Some(peer) = self.peers.get_mut(&parked.connection) else {
+                continue;
+            };
+            let same = |open: &OpenPut<F::Domain>| open.begun == parked.begun;
+            let result = if peer.puts.get(&parked.operation).is_some_and(same) {
+                self.copy(parked.connection, parked.request, parked.operation, parked.taking)
+            } else {
+                Err(Status::Stale.into())
+            };
+            let outcome = match result {
+                Ok(None) => return self.parked.push_front(parked),
+                Ok(Some(outcome)) => Ok(outcome),
+                Err(refusal) => Err(refusal),
+            };
+            if let Some(peer) = self.peers.get_mut(&parked.connection) {
+                peer.session.answered();
+            }
+            match outcome {
+                Ok(Outcome::Answer(answer)) => self.answer(parked.connection, parked.request, &answer),
+                Ok(_) => {}
+                Err(refusal) => {
+                    self.refuse(parked.connection, parked.request, parked.taking.kind(), &refusal);
+                }
+            }
+        }
+    }
+
+    /// Refuses what waits for memory: the server is shutting down.
+    pub(super) fn refuse_parked(&mut self) {
+        while let Some(parked) = self.parked.pop_front() {
+            let kind = parked.taking.kind();
+            self.refuse(
+                parked.connection,
+                parked.request,
+                kind,
+                &Status::ShuttingDown.into(),
+            );
+        }
+    }
+
+    /// Gives up PUTs whose client was silent for too long.
+    pub(super) fn drop_silent_puts(&mut self, now: BootMs) {
+        let max_lag_ms = u64::from(self.options.max_lag_ms);
+        for peer in self.peers.values_mut() {
+            while let Some((operation, heard)) = peer.session.puts.stalest()
+                && heard + max_lag_ms <= now
+            {
+                peer.end_put(operation);
+            }
+        }
+    }
+}
