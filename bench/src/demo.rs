@@ -286,7 +286,6 @@ fn fetch_all(
     eprintln!("demo: measuring one GET of 4 KiB beside the floor");
     let latency = measure_latency(args, stage, &session)?;
     let described = session.describe();
-    drop(client);
     session.close()?;
     Ok(report(args, samples, &cold, &known, latency, |report| {
         report.described = described;

@@ -97,7 +97,10 @@ pub(crate) fn run(args: &Args) -> Result<bool, Error> {
 }
 
 fn measure(args: &Args, device: &str, test: Test, size: usize) -> Result<Row, Error> {
-    let reads = (args.reads * 4096 / size.max(4096)).max(DEPTH);
+    // Whole chains: perftest refuses others.
+    let reads = (args.reads * 4096 / size.max(4096))
+        .max(4 * DEPTH)
+        .next_multiple_of(DEPTH);
     let mut pair = Pair::new(device, size, DEPTH)?;
     let [mut theirs, mut ours, mut ratios] = [const { Vec::new() }; 3];
     for block in 0..args.blocks.max(1) {

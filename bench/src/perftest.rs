@@ -11,6 +11,9 @@ use crate::Error;
 /// Longest that one side may take to start or to finish.
 const PATIENCE: Duration = Duration::from_secs(120);
 
+/// Runs that may give no figure, one after the other.
+const TRIES_MAX: usize = 5;
+
 /// What perftest measures.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Test {
@@ -72,8 +75,20 @@ impl Perftest<'_> {
         command
     }
 
-    /// Runs it and gives its figure.
+    /// Runs it and gives its figure. A figure of zero or infinity is no measurement (perftest calibrates its clock by
+    /// itself, which fails at times on a busy emulated processor): it is measured again, and said.
     pub(crate) fn run(&self) -> Result<f64, Error> {
+        for _ in 0..TRIES_MAX {
+            let figure = self.run_once()?;
+            if figure.is_finite() && figure > 0.0 {
+                return Ok(figure);
+            }
+            eprintln!("bench: {} gave {figure}: measuring again", self.program());
+        }
+        Err(format!("{} gave no figure in {TRIES_MAX} runs", self.program()).into())
+    }
+
+    fn run_once(&self) -> Result<f64, Error> {
         let program = self.program();
         let missing = |error| format!("cannot start {program}: {error} (install the package perftest)");
         let mut server = Reaped(self.command().stdout(Stdio::null()).spawn().map_err(missing)?);
