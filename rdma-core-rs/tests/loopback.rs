@@ -5,8 +5,8 @@ mod common;
 
 use common::*;
 use rdma_core_rs::{
-    Access, CompletionChannel, CompletionQueue, Error, Mtu, PortState, QpState, RecvBatch, RemoteAddr, SendFlags,
-    WcOpcode, WcStatus, WorkBatch, WorkCompletion, devices,
+    Access, CompletionChannel, CompletionQueue, Error, Mtu, PortState, QpState, RecvBatch, RemoteAddr,
+    SendFlags, WcOpcode, WcStatus, WorkBatch, WorkCompletion, devices,
 };
 
 #[test]
@@ -17,11 +17,20 @@ fn the_device_describes_itself() {
     let context = open();
     assert_eq!(context.name(), name);
     let attr = context.query_device().unwrap();
-    assert!(attr.max_qp > 0 && attr.max_sge >= 4 && attr.max_qp_rd_atom >= 16, "{attr:?}");
+    assert!(
+        attr.max_qp > 0 && attr.max_sge >= 4 && attr.max_qp_rd_atom >= 16,
+        "{attr:?}"
+    );
     let port = context.query_port(PORT).unwrap();
     assert_eq!(port.state, PortState::ACTIVE);
     assert_eq!(port.active_mtu, Mtu(5), "active_mtu {}", port.active_mtu);
-    assert!(matches!(context.query_port(200), Err(Error::Verb { call: "ibv_query_port", .. })));
+    assert!(matches!(
+        context.query_port(200),
+        Err(Error::Verb {
+            call: "ibv_query_port",
+            ..
+        })
+    ));
 }
 
 #[test]
@@ -41,7 +50,9 @@ fn the_chosen_gid_is_the_address_and_says_why() {
     assert!(choice.to_string().contains("RoCE v2"), "{choice}");
     let asked = context.choose_gid(PORT, Some(device_ip())).unwrap();
     assert_eq!(asked.entry.gid.ip(), device_ip());
-    let error = context.choose_gid(PORT, Some("192.0.2.1".parse().unwrap())).unwrap_err();
+    let error = context
+        .choose_gid(PORT, Some("192.0.2.1".parse().unwrap()))
+        .unwrap_err();
     assert!(matches!(error, Error::NoGid { .. }), "{error}");
 }
 
@@ -75,8 +86,14 @@ fn a_chain_of_scattered_reads_needs_one_doorbell_and_one_completion() {
         headers.memory().fill(0);
         values.memory().fill(0);
         for i in 0..16 {
-            let from = RemoteAddr { addr: source.addr() + i as u64 * 1024, rkey: source.rkey() };
-            let into = [headers.sge(i * 64, 64).unwrap(), values.sge(i * 960, 960).unwrap()];
+            let from = RemoteAddr {
+                addr: source.addr() + i as u64 * 1024,
+                rkey: source.rkey(),
+            };
+            let into = [
+                headers.sge(i * 64, 64).unwrap(),
+                values.sge(i * 960, 960).unwrap(),
+            ];
             batch.read(i as u64, from, &into, SendFlags::NONE);
         }
         batch.signal_last();
@@ -85,11 +102,20 @@ fn a_chain_of_scattered_reads_needs_one_doorbell_and_one_completion() {
         assert!(batch.is_empty());
         assert_eq!(reader.completion(), (15, WcStatus::SUCCESS), "round {round}");
         for i in 0..16 {
-            assert_eq!(headers.memory().to_vec(i * 64, 64).unwrap(), bytes[i * 1024..i * 1024 + 64]);
-            assert_eq!(values.memory().to_vec(i * 960, 960).unwrap(), bytes[i * 1024 + 64..(i + 1) * 1024]);
+            assert_eq!(
+                headers.memory().to_vec(i * 64, 64).unwrap(),
+                bytes[i * 1024..i * 1024 + 64]
+            );
+            assert_eq!(
+                values.memory().to_vec(i * 960, 960).unwrap(),
+                bytes[i * 1024 + 64..(i + 1) * 1024]
+            );
         }
         let mut slots = [WorkCompletion::default(); 4];
-        assert!(reader.cq.poll(&mut slots).unwrap().is_empty(), "unsignaled reads complete silently");
+        assert!(
+            reader.cq.poll(&mut slots).unwrap().is_empty(),
+            "unsignaled reads complete silently"
+        );
     }
 }
 
@@ -102,7 +128,12 @@ fn a_write_arrives_and_inline_bytes_need_no_region() {
     let bytes = pattern(8192, 3);
     source.memory().copy_in(0, &bytes).unwrap();
     let to = remote(&target);
-    post_write(&writer, 1, to, &[source.sge(0, 4096).unwrap(), source.sge(4096, 4096).unwrap()]);
+    post_write(
+        &writer,
+        1,
+        to,
+        &[source.sge(0, 4096).unwrap(), source.sge(4096, 4096).unwrap()],
+    );
     assert_eq!(writer.completion(), (1, WcStatus::SUCCESS));
     assert_eq!(target.memory().to_vec(0, 8192).unwrap(), bytes);
 
@@ -133,7 +164,10 @@ fn a_message_lands_in_the_posted_receive() {
     post_send(&sender, 1, &[outbox.sge(0, 24).unwrap()]);
     assert_eq!(sender.completion(), (1, WcStatus::SUCCESS));
     let completion = receiver.completions(1)[0];
-    assert_eq!((completion.wr_id(), completion.status(), completion.byte_len()), (50, WcStatus::SUCCESS, 24));
+    assert_eq!(
+        (completion.wr_id(), completion.status(), completion.byte_len()),
+        (50, WcStatus::SUCCESS, 24)
+    );
     assert_eq!(completion.opcode(), WcOpcode::RECV);
     assert_eq!(completion.imm(), None);
     assert_eq!(inbox.memory().to_vec(0, 8).unwrap(), b"hello fr");
@@ -181,7 +215,12 @@ fn a_full_queue_says_how_many_it_took_and_the_rest_can_be_posted_later() {
     let wanted = room + 300;
     let mut batch = WorkBatch::with_capacity(wanted, wanted);
     for i in 0..wanted {
-        batch.read(i as u64, remote(&source), &[sink.sge(0, 64).unwrap()], SendFlags::SIGNALED);
+        batch.read(
+            i as u64,
+            remote(&source),
+            &[sink.sge(0, 64).unwrap()],
+            SendFlags::SIGNALED,
+        );
     }
     let mut taken = 0;
     let mut done = 0;
@@ -192,7 +231,11 @@ fn a_full_queue_says_how_many_it_took_and_the_rest_can_be_posted_later() {
             // SAFETY: the regions live until all completions are seen.
             match unsafe { reader.qp.post_send(&mut batch) } {
                 Ok(()) => taken += before,
-                Err(Error::PostSend { posted, requested, source }) => {
+                Err(Error::PostSend {
+                    posted,
+                    requested,
+                    source,
+                }) => {
                     assert_eq!(requested, before);
                     assert_eq!(batch.len(), before - posted);
                     assert_eq!(source.raw_os_error(), Some(libc::ENOMEM));
@@ -203,7 +246,10 @@ fn a_full_queue_says_how_many_it_took_and_the_rest_can_be_posted_later() {
             }
         }
         for completion in reader.completions((taken - done).min(16)) {
-            assert_eq!((completion.wr_id(), completion.status()), (done as u64, WcStatus::SUCCESS));
+            assert_eq!(
+                (completion.wr_id(), completion.status()),
+                (done as u64, WcStatus::SUCCESS)
+            );
             done += 1;
         }
     }
@@ -217,10 +263,37 @@ fn states_are_what_was_asked_and_refusals_are_explained() {
     let end = End::new(&context);
     assert_eq!(end.qp.query().unwrap().state, QpState::RESET);
     let error = end.qp.set_access(Access::REMOTE_READ).unwrap_err();
-    assert!(matches!(&error, Error::ModifyQp { from: QpState::RESET, .. }), "{error}");
-    let rts = rdma_core_rs::RtsAttr { sq_psn: 0, max_rd_atomic: 1, reliability: impatient() };
-    let error = end.qp.to_rts(&rts).unwrap_err().to_string();
-    assert!(error.contains("cannot go from RESET to RTS"), "{error}");
+    assert!(
+        matches!(
+            &error,
+            Error::ModifyQp {
+                from: QpState::RESET,
+                ..
+            }
+        ),
+        "{error}"
+    );
+    let rts = rdma_core_rs::RtsAttr {
+        sq_psn: 0,
+        max_rd_atomic: 1,
+        reliability: impatient(),
+    };
+    let error = end.qp.to_rts(&rts).unwrap_err();
+    assert!(
+        matches!(
+            &error,
+            Error::ModifyQp {
+                from: QpState::RESET,
+                to: QpState::RTS,
+                ..
+            }
+        ),
+        "{error}"
+    );
+    assert!(
+        error.to_string().contains("cannot go from RESET to RTS"),
+        "{error}"
+    );
 
     let (first, second) = pair(Access::REMOTE_READ);
     let attr = second.qp.query().unwrap();
@@ -239,7 +312,9 @@ fn objects_of_two_opens_do_not_mix() {
     let (one, other) = (open(), open());
     let pd = rdma_core_rs::ProtectionDomain::new(&one).unwrap();
     let cq = CompletionQueue::new(&other, 4, None).unwrap();
-    let error = rdma_core_rs::QueuePair::builder(&pd, &cq, &cq).build().unwrap_err();
+    let error = rdma_core_rs::QueuePair::builder(&pd, &cq, &cq)
+        .build()
+        .unwrap_err();
     assert!(matches!(error, Error::InvalidArgument { .. }), "{error}");
     let channel = CompletionChannel::new(&one).unwrap();
     assert!(CompletionQueue::new(&other, 4, Some(&channel)).is_err());
@@ -257,7 +332,11 @@ fn several_threads_share_a_queue_pair() {
     let sink = reader.region(4 * 4096, Access::LOCAL_WRITE);
     std::thread::scope(|scope| {
         for thread in 0..4usize {
-            let (qp, from, into) = (&reader.qp, remote(&source), sink.sge(thread * 4096, 4096).unwrap());
+            let (qp, from, into) = (
+                &reader.qp,
+                remote(&source),
+                sink.sge(thread * 4096, 4096).unwrap(),
+            );
             scope.spawn(move || {
                 let mut batch = WorkBatch::with_capacity(1, 1);
                 for _ in 0..10 {
@@ -269,6 +348,9 @@ fn several_threads_share_a_queue_pair() {
         }
     });
     let found = reader.completions(40);
-    assert!(found.iter().all(|completion| completion.status().is_success()), "{found:?}");
+    assert!(
+        found.iter().all(|completion| completion.status().is_success()),
+        "{found:?}"
+    );
     assert_eq!(sink.memory().to_vec(0, 4 * 4096).unwrap(), vec![5; 4 * 4096]);
 }

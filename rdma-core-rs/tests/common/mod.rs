@@ -8,8 +8,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rdma_core_rs::{
-    Access, Buffer, CompletionQueue, Context, GidChoice, InitAttr, MemoryRegion, Mtu, ProtectionDomain, QueuePair,
-    RecvBatch, Reliability, RemoteAddr, RtrAttr, RtsAttr, SendFlags, Sge, WcStatus, WorkBatch, WorkCompletion,
+    Access, Buffer, CompletionQueue, Context, GidChoice, InitAttr, MemoryRegion, Mtu, ProtectionDomain,
+    QueuePair, RecvBatch, Reliability, RemoteAddr, RtrAttr, RtsAttr, SendFlags, Sge, WcStatus, WorkBatch,
+    WorkCompletion,
 };
 
 /// Longest wait for anything: a READ to a dead peer takes several seconds of retries under emulation.
@@ -22,13 +23,23 @@ pub fn deadline() -> Instant {
 }
 
 pub fn device_name() -> String {
-    std::env::var("VKV_TEST_DEVICE").expect("VKV_TEST_DEVICE names no RDMA device: run inside soft-roce-ci/run")
+    std::env::var("VKV_TEST_DEVICE")
+        .expect("VKV_TEST_DEVICE names no RDMA device: run inside soft-roce-ci/run")
 }
 
 /// The IP address that rdma_cm reaches the device by.
 pub fn device_ip() -> IpAddr {
-    let text = std::env::var("VKV_TEST_ADDR").expect("VKV_TEST_ADDR names no address: run inside soft-roce-ci/run");
+    let text =
+        std::env::var("VKV_TEST_ADDR").expect("VKV_TEST_ADDR names no address: run inside soft-roce-ci/run");
     text.parse().expect("VKV_TEST_ADDR is an IP address")
+}
+
+/// True for the software device, which names the interface it sits on.
+pub fn is_soft_roce() -> bool {
+    std::path::Path::new("/sys/class/infiniband")
+        .join(device_name())
+        .join("parent")
+        .exists()
 }
 
 pub fn any_port() -> SocketAddr {
@@ -62,7 +73,11 @@ impl End {
             .max_inline_bytes(64)
             .build()
             .unwrap();
-        End { qp, cq: cq.clone(), pd: pd.clone() }
+        End {
+            qp,
+            cq: cq.clone(),
+            pd: pd.clone(),
+        }
     }
 
     pub fn region(&self, len_bytes: usize, access: Access) -> MemoryRegion<Buffer> {
@@ -88,18 +103,39 @@ pub fn completions(cq: &CompletionQueue, count: usize) -> Vec<WorkCompletion> {
     while found.len() < count {
         let room = slots.len().min(count - found.len());
         found.extend_from_slice(cq.poll(&mut slots[..room]).unwrap());
-        assert!(Instant::now() < until, "only {} of {count} completions came: {found:?}", found.len());
+        assert!(
+            Instant::now() < until,
+            "only {} of {count} completions came: {found:?}",
+            found.len()
+        );
     }
     found
 }
 
 /// Finite and quick, for tests that want an error.
 pub fn impatient() -> Reliability {
-    Reliability { timeout: 14, retry_cnt: 1, rnr_retry: 1, min_rnr_timer: 1 }
+    Reliability {
+        timeout: 14,
+        retry_cnt: 1,
+        rnr_retry: 1,
+        min_rnr_timer: 1,
+    }
 }
 
-fn step(qp: &QueuePair, peer: &QueuePair, gid: &GidChoice, mtu: Mtu, access: Access, reliability: Reliability) {
-    qp.to_init(&InitAttr { port_num: PORT, pkey_index: 0, access }).unwrap();
+fn step(
+    qp: &QueuePair,
+    peer: &QueuePair,
+    gid: &GidChoice,
+    mtu: Mtu,
+    access: Access,
+    reliability: Reliability,
+) {
+    qp.to_init(&InitAttr {
+        port_num: PORT,
+        pkey_index: 0,
+        access,
+    })
+    .unwrap();
     qp.to_rtr(&RtrAttr {
         path_mtu: mtu,
         dest_qp_num: peer.qp_num(),
@@ -112,7 +148,12 @@ fn step(qp: &QueuePair, peer: &QueuePair, gid: &GidChoice, mtu: Mtu, access: Acc
         min_rnr_timer: reliability.min_rnr_timer,
     })
     .unwrap();
-    qp.to_rts(&RtsAttr { sq_psn: 100, max_rd_atomic: 16, reliability }).unwrap();
+    qp.to_rts(&RtsAttr {
+        sq_psn: 100,
+        max_rd_atomic: 16,
+        reliability,
+    })
+    .unwrap();
 }
 
 /// Connects two ends of one device by hand; `access` is what the *second* lets the first do.
@@ -133,7 +174,10 @@ pub fn pair(access: Access) -> (End, End) {
 }
 
 pub fn remote<M>(region: &MemoryRegion<M>) -> RemoteAddr {
-    RemoteAddr { addr: region.addr(), rkey: region.rkey() }
+    RemoteAddr {
+        addr: region.addr(),
+        rkey: region.rkey(),
+    }
 }
 
 /// Posts one READ. The regions of these tests outlive the completion that each test waits for.
@@ -170,5 +214,12 @@ pub fn post_recv(qp: &QueuePair, wr_id: u64, into: &[Sge]) {
 
 /// Bytes that differ from place to place.
 pub fn pattern(len_bytes: usize, seed: u8) -> Vec<u8> {
-    (0..len_bytes).map(|i| (i as u8).wrapping_mul(31).wrapping_add((i >> 8) as u8).wrapping_add(seed)).collect()
+    (0..len_bytes)
+        .map(|i| {
+            (i as u8)
+                .wrapping_mul(31)
+                .wrapping_add((i >> 8) as u8)
+                .wrapping_add(seed)
+        })
+        .collect()
 }
