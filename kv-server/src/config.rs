@@ -1,1 +1,332 @@
-//! The command line.
+//! The command line of `kv-server`.
+
+use std::fmt;
+use std::path::PathBuf;
+use std::str::FromStr;
+
+use clap::{Args, Parser, Subcommand};
+use kv_proto::auth::Role;
+use kv_proto::layout::{PART_MAX_BYTES, SEGMENT_DEFAULT_BYTES};
+
+use crate::control::{Options, keys};
+use crate::store::StoreOptions;
+
+/// Port that is listened on unless told otherwise.
+pub const PORT_DEFAULT: u16 = 7471;
+/// Least staging memory of a session that writes, bytes.
+const STAGING_MIN_BYTES: u64 = 64 << 10;
+/// Most staging memory of a session that writes, bytes.
+const STAGING_MAX_BYTES: u64 = 1 << 30;
+/// Shortest lease, ms: below this, scheduling alone would end sessions.
+const LEASE_MIN_MS: i64 = 100;
+/// Longest lease, and longest lag, ms.
+const LEASE_MAX_MS: i64 = 3_600_000;
+
+/// Serves datasets of training samples that clients read with one-sided RDMA.
+#[derive(Debug, Parser)]
+#[command(name = "kv-server", version, max_term_width = 100)]
+pub struct Command {
+    /// What to do.
+    #[command(subcommand)]
+    pub action: Action,
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub enum Action {
+    /// Serve a data directory until SIGTERM or SIGINT.
+    Serve(Box<Serve>),
+    /// Make an access key: print its entry of a key file, or append it to one.
+    Keygen(Keygen),
+}
+
+/// Serves a data directory.
+///
+/// SIGTERM or SIGINT ends the server when what is queued has been stored and answered; a second one ends it at once,
+/// and loses nothing that was answered. SIGHUP reads the key file again.
+/// Datasets are made with `kv dataset create`, over the network, with a key of role admin.
+/// What is logged is chosen with RUST_LOG (for example RUST_LOG=kv_server=debug); it goes to standard error.
+#[derive(Debug, Args)]
+#[command(verbatim_doc_comment)]
+pub struct Serve {
+    /// Directory of the datasets, on the NVMe file system. It is made where it does not exist.
+    #[arg(long, value_name = "DIR")]
+    pub data: PathBuf,
+
+    /// Where to listen: rdma://HOST:PORT or HOST:PORT for RDMA, local:PATH for shared memory on this machine through
+    /// a socket at PATH.
+    #[arg(long, value_name = "ADDR", default_value_t = Address::Rdma(format!("0.0.0.0:{PORT_DEFAULT}")))]
+    pub listen: Address,
+
+    /// File of access keys; `kv-server keygen` makes entries.
+    #[arg(long, value_name = "FILE")]
+    pub keys: PathBuf,
+
+    /// Most memory for images of segments and for indexes, as 512M or 2G. [default: half of this machine's]
+    #[arg(long, value_name = "SIZE")]
+    pub memory_budget: Option<Size>,
+
+    /// Length of segment files of datasets that are created from now on.
+    #[arg(long, value_name = "SIZE", default_value_t = Size(SEGMENT_DEFAULT_BYTES))]
+    pub segment_bytes: Size,
+
+    /// Longest part of a large value, in datasets that are created from now on.
+    #[arg(long, value_name = "SIZE", default_value_t = Size(PART_MAX_BYTES))]
+    pub part_bytes: Size,
+
+    /// Most memory for values that are arriving and were not committed.
+    #[arg(long, value_name = "SIZE", default_value_t = Size(256 << 20))]
+    pub gather_budget: Size,
+
+    /// Memory that each session with a key that may write is given to write values to.
+    #[arg(long, value_name = "SIZE", default_value_t = Size(8 << 20))]
+    pub staging_bytes: Size,
+
+    /// Lease of a session: a client that is not heard of for so long is fenced.
+    #[arg(long, value_name = "MS", default_value_t = 10_000, value_parser = clap::value_parser!(u32).range(LEASE_MIN_MS..=LEASE_MAX_MS))]
+    pub lease_ms: u32,
+
+    /// Longest that a client may take to let go of what was retired, however often it renews its lease.
+    #[arg(long, value_name = "MS", default_value_t = 30_000, value_parser = clap::value_parser!(u32).range(LEASE_MIN_MS..=LEASE_MAX_MS))]
+    pub max_lag_ms: u32,
+
+    /// Most sessions at a time.
+    #[arg(long, value_name = "COUNT", default_value_t = 1024, value_parser = clap::value_parser!(u32).range(1..=65_536))]
+    pub sessions: u32,
+
+    /// Most data connections of one session.
+    #[arg(long, value_name = "COUNT", default_value_t = 64, value_parser = clap::value_parser!(u16).range(1..=1024))]
+    pub data_connections: u16,
+
+    /// Write the address to this file, as one line, when the server is ready.
+    #[arg(long, value_name = "FILE")]
+    pub ready_file: Option<PathBuf>,
+}
+
+/// Makes an access key.
+#[derive(Debug, Args)]
+pub struct Keygen {
+    /// Name of the key, 1 to 64 bytes.
+    #[arg(long)]
+    pub name: String,
+
+    /// What it may do: read; write (and put, delete); admin (and create, drop, rename datasets).
+    #[arg(long, value_parser = keys::parse_role, value_name = "read|write|admin")]
+    pub role: Role,
+
+    /// A dataset that it may name; may be given several times. [default: all of them]
+    #[arg(long = "dataset", value_name = "NAME")]
+    pub datasets: Vec<String>,
+
+    /// Append the entry to this file, which is made with mode 0600, instead of printing it.
+    #[arg(long, value_name = "FILE")]
+    pub out: Option<PathBuf>,
+}
+
+/// Where a server listens.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Address {
+    /// `host:port`, over RDMA.
+    Rdma(String),
+    /// Path of a socket, for shared memory on this machine.
+    Local(String),
+}
+
+impl FromStr for Address {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        if let Some(path) = text.strip_prefix("local:") {
+            if path.is_empty() {
+                return Err("local: needs the path of a socket, as local:/run/verbs-kv.sock".to_owned());
+            }
+            return Ok(Self::Local(path.to_owned()));
+        }
+        let host = text.strip_prefix("rdma://").unwrap_or(text);
+        let wrong = |what: &str| Err(format!("{what}; give rdma://HOST:PORT, HOST:PORT or local:PATH"));
+        if host.contains('/') {
+            return wrong("an address has no path");
+        }
+        let bracketed_only = host.starts_with('[') && host.ends_with(']');
+        match host.rsplit_once(':') {
+            Some((name, port)) if !bracketed_only => {
+                if name.is_empty() {
+                    return wrong("there is no host before the port");
+                }
+                if port.parse::<u16>().is_err() {
+                    return wrong("the port is not a number from 0 to 65535");
+                }
+                Ok(Self::Rdma(host.to_owned()))
+            }
+            _ if host.is_empty() => wrong("there is no host"),
+            _ => Ok(Self::Rdma(format!("{host}:{PORT_DEFAULT}"))),
+        }
+    }
+}
+
+impl fmt::Display for Address {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Rdma(host) => write!(f, "rdma://{host}"),
+            Self::Local(path) => write!(f, "local:{path}"),
+        }
+    }
+}
+
+/// A number of bytes: `65536`, `64K`, `512M`, `2G`, `1T`, in powers of 1024.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Size(pub u64);
+
+const UNITS: [(char, u32); 4] = [('K', 10), ('M', 20), ('G', 30), ('T', 40)];
+
+impl FromStr for Size {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let upper = text.trim().to_ascii_uppercase();
+        let bare = upper.trim_end_matches('B').trim_end_matches('I');
+        let unit = UNITS.iter().find(|(letter, _)| bare.ends_with(*letter));
+        let (digits, shift) = unit.map_or((bare, 0), |(letter, shift)| {
+            (bare.trim_end_matches(*letter), *shift)
+        });
+        let wrong = || format!("{text:?} is not a size; give bytes, or a number with K, M, G or T, as 512M");
+        let count: u64 = digits.parse().map_err(|_| wrong())?;
+        let bytes = count.checked_mul(1 << shift).ok_or_else(wrong)?;
+        Ok(Self(bytes))
+    }
+}
+
+impl fmt::Display for Size {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let fits = UNITS
+            .iter()
+            .rev()
+            .find(|(_, shift)| self.0 != 0 && self.0 % (1 << shift) == 0);
+        match fits {
+            Some((letter, shift)) => write!(f, "{}{letter}", self.0 >> shift),
+            None => write!(f, "{}", self.0),
+        }
+    }
+}
+
+impl Serve {
+    /// What the store is told.
+    #[must_use]
+    pub fn store(&self) -> StoreOptions {
+        let memory_budget_bytes = self
+            .memory_budget
+            .map_or_else(|| machine_memory_bytes() / 2, |size| size.0);
+        StoreOptions {
+            data: self.data.clone(),
+            memory_budget_bytes,
+            segment_bytes: self.segment_bytes.0,
+            part_bytes: self.part_bytes.0,
+            gather_budget_bytes: self.gather_budget.0,
+        }
+    }
+
+    /// What the control side is told.
+    ///
+    /// # Errors
+    /// A text that names the option that cannot be.
+    pub fn options(&self) -> Result<Options, String> {
+        let Size(staging_bytes) = self.staging_bytes;
+        if !(STAGING_MIN_BYTES..=STAGING_MAX_BYTES).contains(&staging_bytes) {
+            return Err(format!(
+                "--staging-bytes {}: give {} to {}",
+                self.staging_bytes,
+                Size(STAGING_MIN_BYTES),
+                Size(STAGING_MAX_BYTES)
+            ));
+        }
+        Ok(Options {
+            lease_ms: self.lease_ms,
+            max_lag_ms: self.max_lag_ms,
+            sessions_max: self.sessions as usize,
+            data_connections_per_session_max: self.data_connections,
+            staging_bytes: staging_bytes as u32,
+            ..Options::default()
+        })
+    }
+}
+
+fn machine_memory_bytes() -> u64 {
+    let info = rustix::system::sysinfo();
+    info.totalram as u64 * u64::from(info.mem_unit)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Command::command().debug_assert();
+    }
+
+    #[test]
+    fn addresses() {
+        let rdma = |text: &str| Ok(Address::Rdma(text.to_owned()));
+        assert_eq!("rdma://0.0.0.0:7471".parse(), rdma("0.0.0.0:7471"));
+        assert_eq!("ibhost:1".parse(), rdma("ibhost:1"));
+        assert_eq!("ibhost".parse(), rdma("ibhost:7471"));
+        assert_eq!("[fe80::1]:9".parse(), rdma("[fe80::1]:9"));
+        assert_eq!("[fe80::1]".parse(), rdma("[fe80::1]:7471"));
+        assert_eq!("local:/a b".parse(), Ok(Address::Local("/a b".to_owned())));
+        for wrong in [
+            "",
+            "local:",
+            "rdma://",
+            ":7",
+            "h:x",
+            "h:65536",
+            "rdma://h:1/dataset",
+        ] {
+            assert!(wrong.parse::<Address>().is_err(), "{wrong:?}");
+        }
+    }
+
+    #[test]
+    fn sizes() {
+        for (text, bytes) in [
+            ("0", 0),
+            ("64K", 65_536),
+            ("512M", 512 << 20),
+            ("2g", 2 << 30),
+            ("1GiB", 1 << 30),
+        ] {
+            assert_eq!(text.parse(), Ok(Size(bytes)), "{text}");
+        }
+        for wrong in ["", "M", "-1", "1.5G", "12X", "99999999T", "5KM"] {
+            assert!(wrong.parse::<Size>().is_err(), "{wrong:?}");
+        }
+        for (bytes, text) in [(0, "0"), (1000, "1000"), (65_536, "64K"), (3 << 30, "3G")] {
+            assert_eq!(Size(bytes).to_string(), text);
+            assert_eq!(text.parse(), Ok(Size(bytes)));
+        }
+    }
+
+    #[test]
+    fn staging_memory_has_bounds() {
+        let parse = |size: &str| {
+            let line = [
+                "kv-server",
+                "serve",
+                "--data",
+                "d",
+                "--keys",
+                "k",
+                "--staging-bytes",
+                size,
+            ];
+            match Command::parse_from(line).action {
+                Action::Serve(serve) => serve.options(),
+                Action::Keygen(_) => Err("keygen".to_owned()),
+            }
+        };
+        assert_eq!(parse("64K").unwrap().staging_bytes, 65_536);
+        assert!(parse("63K").unwrap_err().contains("--staging-bytes 63K"));
+        assert!(parse("2G").is_err());
+    }
+}

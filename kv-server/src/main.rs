@@ -1,0 +1,154 @@
+//! The `kv-server` binary.
+
+use std::fs::OpenOptions;
+use std::io::{IsTerminal, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use clap::Parser;
+use kv_fabric::Fabric;
+use kv_fabric::local::Local;
+use kv_fabric::verbs::Verbs;
+use kv_server::config::{Action, Address, Command, Keygen, Serve};
+use kv_server::control::server::Remote;
+use kv_server::control::{Keys, Server, keys};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use signal_hook::iterator::Signals;
+
+/// Exit status of a server that a second signal ended.
+const EXIT_AT_ONCE: i32 = 130;
+
+fn main() -> ExitCode {
+    let command = Command::parse();
+    let result = match command.action {
+        Action::Serve(serve) => serve_on_fabric(&serve),
+        Action::Keygen(keygen) => make_key(&keygen),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("kv-server: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn serve_on_fabric(arguments: &Serve) -> Result<(), String> {
+    log_to_stderr();
+    match &arguments.listen {
+        Address::Rdma(address) => {
+            let fabric = Verbs::for_listener(address).map_err(|error| error.to_string())?;
+            serve(arguments, fabric, address)
+        }
+        Address::Local(path) => {
+            let fabric = Local::new().map_err(|error| error.to_string())?;
+            serve(arguments, fabric, path)
+        }
+    }
+}
+
+fn log_to_stderr() {
+    let filter = tracing_subscriber::EnvFilter::builder()
+        .with_default_directive(tracing::level_filters::LevelFilter::INFO.into())
+        .from_env_lossy();
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
+        .init();
+}
+
+fn serve<F: Fabric>(arguments: &Serve, fabric: F, address: &str) -> Result<(), String> {
+    let options = arguments.options()?;
+    let keys = Keys::load(&arguments.keys).map_err(|error| error.to_string())?;
+    // Signals that come during a long start are kept, and obeyed when it is done.
+    let mut signals = Signals::new([SIGTERM, SIGINT, SIGHUP]).map_err(|error| format!("signals: {error}"))?;
+    let fabric = Arc::new(fabric);
+    let device = fabric.describe();
+    let server = Server::<F>::start(fabric, address, arguments.store(), keys, options)
+        .map_err(|error| error.to_string())?;
+    let address = match &arguments.listen {
+        Address::Rdma(_) => Address::Rdma(server.address().to_owned()),
+        Address::Local(_) => Address::Local(server.address().to_owned()),
+    };
+    tracing::info!(%address, fabric = F::NAME, device, data = %arguments.data.display(), "ready");
+    if let Some(path) = &arguments.ready_file {
+        write_ready(path, &address).map_err(|error| format!("--ready-file {}: {error}", path.display()))?;
+    }
+    let handle = signals.handle();
+    let remote = server.remote();
+    let key_file = arguments.keys.clone();
+    let obeying = std::thread::spawn(move || obey(&mut signals, &remote, &key_file));
+    let result = server.join().map_err(|error| error.to_string());
+    handle.close();
+    // The thread only obeys signals; that it panicked changes nothing any more.
+    let _ = obeying.join();
+    if let Some(path) = &arguments.ready_file {
+        // It says that a server is ready, and none is any more; that somebody removed it before is no error.
+        let _ = std::fs::remove_file(path);
+    }
+    result
+}
+
+/// Whole or not there: the name appears when the line is in it.
+fn write_ready(path: &Path, address: &Address) -> std::io::Result<()> {
+    let mut new = path.as_os_str().to_owned();
+    new.push(".new");
+    std::fs::write(&new, format!("{address}\n"))?;
+    std::fs::rename(&new, path)
+}
+
+fn obey(signals: &mut Signals, remote: &Remote, key_file: &Path) {
+    let mut told = false;
+    for signal in signals.forever() {
+        match signal {
+            SIGHUP => match Keys::load(key_file) {
+                Ok(keys) => remote.set_keys(keys),
+                Err(error) => tracing::error!(%error, "the keys stay as they were"),
+            },
+            _ if told => {
+                tracing::warn!("second signal: ending at once");
+                std::process::exit(EXIT_AT_ONCE);
+            }
+            _ => {
+                told = true;
+                remote.stop();
+            }
+        }
+    }
+}
+
+fn make_key(arguments: &Keygen) -> Result<(), String> {
+    let mut datasets = arguments.datasets.clone();
+    if datasets.is_empty() {
+        datasets.push("*".to_owned());
+    }
+    let key = keys::generate(&arguments.name, arguments.role, datasets)?;
+    let entry = keys::entry_text(&key);
+    let Some(path) = &arguments.out else {
+        print!("{entry}");
+        return Ok(());
+    };
+    let failed = |error: String| format!("key file {}: {error}", path.display());
+    let text = match std::fs::read_to_string(path) {
+        Ok(text) => text,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => String::new(),
+        Err(error) => return Err(failed(error.to_string())),
+    };
+    let addition = if text.is_empty() {
+        entry
+    } else {
+        format!("\n{entry}")
+    };
+    // What would not be read back is not written: a name that is there, or a file that is broken already.
+    Keys::parse(&format!("{text}{addition}")).map_err(failed)?;
+    OpenOptions::new()
+        .append(true)
+        .create(true)
+        .mode(0o600)
+        .open(path)
+        .and_then(|mut file| file.write_all(addition.as_bytes()))
+        .map_err(|error| failed(error.to_string()))
+}
