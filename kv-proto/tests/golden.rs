@@ -12,8 +12,8 @@ use common::*;
 use kv_proto::auth::{Side, bound_client_id};
 use kv_proto::bucket::{candidates, judge_bucket, judge_directory_entry};
 use kv_proto::control::{
-    ANSWER, Answer, Bytes, Request, Status, decode_answer, decode_request, encode_answer, encode_refusal,
-    encode_request,
+    ANSWER, Answer, Bytes, FRAME_HEADER_BYTES, FRAME_MAX_BYTES, Request, Status, decode_answer,
+    decode_request, encode_answer, encode_refusal, encode_request,
 };
 use kv_proto::crc::{Crc32c, block_crcs, crc32c};
 use kv_proto::hash::{KeyHash, candidate_buckets, directory_index};
@@ -379,6 +379,9 @@ fn frames_that_do_not_belong_are_refused() {
     };
     assert!(encode_request(1, &long, &mut out).is_err());
     assert!(out.is_empty());
+    encode_answer(1, &Answer::Bye {}, &mut out).expect("it fits");
+    out[1] = 2;
+    assert!(decode_answer(&out).is_err(), "another version");
     let deep = Answer::Open {
         dataset: dataset(),
         hash_key: hash_key(),
@@ -391,6 +394,24 @@ fn frames_that_do_not_belong_are_refused() {
     };
     encode_answer(1, &deep, &mut out).expect("it fits");
     assert!(decode_answer(&out).is_err(), "a directory deeper than there are");
+}
+
+#[test]
+fn a_frame_is_at_most_as_long_as_a_receive() {
+    let mut out = Vec::new();
+    let fits = FRAME_MAX_BYTES - FRAME_HEADER_BYTES - 2;
+    let name = |len| Request::Open {
+        name: Bytes(vec![b'x'; len]),
+    };
+    encode_request(1, &name(fits), &mut out).expect("it fits exactly");
+    assert_eq!(out.len(), FRAME_MAX_BYTES);
+    assert!(decode_request(&out).is_ok());
+    assert!(encode_request(1, &name(fits + 1), &mut Vec::new()).is_err());
+    // The same frame, one byte longer in every length that it has.
+    out.push(b'x');
+    out[4..8].copy_from_slice(&(fits as u32 + 3).to_le_bytes());
+    out[16..18].copy_from_slice(&(fits as u16 + 1).to_le_bytes());
+    assert!(decode_request(&out).is_err());
 }
 
 /// The vectors of SipHash's reference implementation (`vectors_sip128`), inputs 00, 00 01, ... of growing length.

@@ -175,7 +175,7 @@ fn bytes_that_are_no_frame_never_panic() {
         decode_any(&bytes)?;
         if bytes.len() > FRAME_HEADER_BYTES {
             let len = (bytes.len() - FRAME_HEADER_BYTES) as u32;
-            bytes[0] = bytes[0] % 27 + 1 | bytes[0] & ANSWER;
+            bytes[0] = (bytes[0] % 27 + 1) | (bytes[0] & ANSWER);
             bytes[1] = PROTOCOL_VERSION as u8;
             bytes[2..4].copy_from_slice(&[0, 0]);
             bytes[4..8].copy_from_slice(&len.to_le_bytes());
@@ -388,6 +388,69 @@ fn parts_add_up_and_are_held_to_their_head() {
         prop_assert!(parse_head(&[&bytes[..], &[0]].concat()).is_err());
         Ok(())
     });
+}
+
+#[test]
+fn heads_whose_numbers_disagree_are_refused() {
+    let head = HeadValue {
+        total_len_bytes: 9,
+        part_len_bytes: 5,
+        part_count: 2,
+        total_crc: 0,
+        reserved: 0,
+    };
+    let parse = |head: HeadValue| {
+        let mut bytes = Vec::new();
+        let parts = vec![
+            PartRef {
+                segment: 1,
+                offset_units: 1
+            };
+            head.part_count as usize
+        ];
+        encode_head(&head, &parts, &mut bytes);
+        parse_head(&bytes).is_ok()
+    };
+    assert!(parse(head));
+    assert!(!parse(HeadValue { reserved: 1, ..head }));
+    assert!(!parse(HeadValue {
+        part_len_bytes: 0,
+        ..head
+    }));
+    assert!(!parse(HeadValue {
+        part_count: 0,
+        total_len_bytes: 0,
+        ..head
+    }));
+    assert!(
+        !parse(HeadValue {
+            total_len_bytes: 11,
+            ..head
+        }),
+        "a third part is missing"
+    );
+    assert!(
+        !parse(HeadValue {
+            total_len_bytes: 5,
+            ..head
+        }),
+        "the second part is empty"
+    );
+    let longest = PART_MAX_BYTES as u32;
+    let long = |part_len_bytes| HeadValue {
+        part_len_bytes,
+        part_count: 1,
+        ..head
+    };
+    assert!(parse(long(longest)));
+    assert!(!parse(long(longest + 1)), "longer than any record may be");
+    let many = |part_count: u32| HeadValue {
+        part_count,
+        total_len_bytes: 5 * u64::from(part_count),
+        ..head
+    };
+    assert!(parse(many(PARTS_MAX)));
+    assert!(!parse(many(PARTS_MAX + 1)));
 }
 
 #[test]
