@@ -30,12 +30,18 @@ pub(crate) enum Failure {
 impl Failure {
     /// A failure of the work itself.
     pub(crate) fn new(text: impl Into<String>) -> Self {
-        Self::Message { text: text.into(), code: FAILED }
+        Self::Message {
+            text: text.into(),
+            code: FAILED,
+        }
     }
 
     /// A command line that clap could not judge.
     pub(crate) fn usage(text: impl Into<String>) -> Self {
-        Self::Message { text: text.into(), code: USAGE }
+        Self::Message {
+            text: text.into(),
+            code: USAGE,
+        }
     }
 
     /// Writing to stdout failed.

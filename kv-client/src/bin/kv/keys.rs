@@ -62,34 +62,42 @@ fn push_hex(out: &mut String, bytes: &[u8]) {
 
 /// Bytes as lower-case hex digits.
 pub(crate) fn to_hex(bytes: &[u8]) -> String {
-    bytes.iter().fold(String::with_capacity(2 * bytes.len()), |mut out, byte| {
-        let _ = write!(out, "{byte:02x}");
-        out
-    })
+    bytes
+        .iter()
+        .fold(String::with_capacity(2 * bytes.len()), |mut out, byte| {
+            let _ = write!(out, "{byte:02x}");
+            out
+        })
 }
 
 /// The bytes that hex digits stand for.
 pub(crate) fn from_hex(text: &str) -> Result<Vec<u8>, String> {
     let digits = text.as_bytes();
-    if digits.len() % 2 != 0 {
-        return Err(format!("{} hex digits are not a whole number of bytes (give two for each)", digits.len()));
+    if !digits.len().is_multiple_of(2) {
+        return Err(format!(
+            "{} hex digits are not a whole number of bytes (give two for each)",
+            digits.len()
+        ));
     }
-    digits.chunks(2).map(|pair| {
-        let value = |digit: u8| char::from(digit).to_digit(16);
-        match (value(pair[0]), value(pair[1])) {
-            (Some(high), Some(low)) => Ok((high * 16 + low) as u8),
-            _ => Err(format!("{:?} is not a hex digit", String::from_utf8_lossy(pair))),
-        }
-    }).collect()
+    digits
+        .chunks(2)
+        .map(|pair| {
+            let value = |digit: u8| char::from(digit).to_digit(16);
+            match (value(pair[0]), value(pair[1])) {
+                (Some(high), Some(low)) => Ok((high * 16 + low) as u8),
+                _ => Err(format!("{:?} is not a hex digit", String::from_utf8_lossy(pair))),
+            }
+        })
+        .collect()
 }
 
 /// What is wrong with a key, if anything.
 pub(crate) fn judge(key: &[u8]) -> Result<(), String> {
     match key.len() {
         0 => Err("an empty key cannot be stored (a key has 1 to 1024 bytes)".into()),
-        length if length > KEY_MAX_BYTES => {
-            Err(format!("its key would have {length} bytes, more than {KEY_MAX_BYTES} (shorten its path)"))
-        }
+        length if length > KEY_MAX_BYTES => Err(format!(
+            "its key would have {length} bytes, more than {KEY_MAX_BYTES} (shorten its path)"
+        )),
         _ => Ok(()),
     }
 }
@@ -97,12 +105,16 @@ pub(crate) fn judge(key: &[u8]) -> Result<(), String> {
 /// The key that an argument names: its bytes, or with `hex` what its digits stand for.
 pub(crate) fn from_argument(argument: OsString, hex: bool) -> Result<Vec<u8>, String> {
     let bytes = argument.into_vec();
-    let key = if hex { from_hex(&String::from_utf8_lossy(&bytes))? } else { bytes };
+    let key = if hex {
+        from_hex(&String::from_utf8_lossy(&bytes))?
+    } else {
+        bytes
+    };
     match key.len() {
         0 => Err("an empty key (a key has 1 to 1024 bytes)".into()),
-        length if length > KEY_MAX_BYTES => {
-            Err(format!("a key of {length} bytes (a key has 1 to {KEY_MAX_BYTES} bytes)"))
-        }
+        length if length > KEY_MAX_BYTES => Err(format!(
+            "a key of {length} bytes (a key has 1 to {KEY_MAX_BYTES} bytes)"
+        )),
         _ => Ok(key),
     }
 }
@@ -132,7 +144,10 @@ mod tests {
     fn a_shell_turns_the_quoted_form_back() {
         let odd: Vec<u8> = (1..=255).chain(*b"10$'\\n").collect();
         let script = format!("printf %s {}", shown(&odd));
-        let output = Command::new("bash").args(["-c", &script]).output().expect("bash runs");
+        let output = Command::new("bash")
+            .args(["-c", &script])
+            .output()
+            .expect("bash runs");
         assert_eq!(output.stdout, odd);
     }
 

@@ -24,7 +24,10 @@ pub(crate) struct Stamp {
 
 impl Stamp {
     pub(crate) fn of(metadata: &std::fs::Metadata) -> Self {
-        Self { len_bytes: metadata.len(), mtime: (metadata.mtime(), metadata.mtime_nsec()) }
+        Self {
+            len_bytes: metadata.len(),
+            mtime: (metadata.mtime(), metadata.mtime_nsec()),
+        }
     }
 }
 
@@ -95,7 +98,9 @@ impl Sources {
     pub(crate) fn path(&self, item: &Item) -> PathBuf {
         let input = self.input(item);
         match input.kind {
-            InputKind::Tree => input.path.join(OsStr::from_bytes(&item.key[self.prefix_len_bytes..])),
+            InputKind::Tree => input
+                .path
+                .join(OsStr::from_bytes(&item.key[self.prefix_len_bytes..])),
             InputKind::File | InputKind::Shard(_) => input.path.clone(),
         }
     }

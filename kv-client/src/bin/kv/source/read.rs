@@ -27,7 +27,12 @@ impl<'a> Opener<'a> {
             InputKind::Tree => self.file(item, OFlags::NOFOLLOW)?,
             InputKind::File => self.file(item, OFlags::empty())?,
         };
-        let reader = ItemReader { file, stamp, at: item.offset, left: item.len_bytes };
+        let reader = ItemReader {
+            file,
+            stamp,
+            at: item.offset,
+            left: item.len_bytes,
+        };
         reader.check_unchanged()?;
         Ok(reader)
     }
@@ -55,7 +60,10 @@ impl<'a> Opener<'a> {
     fn file(&self, item: &Item, extra: OFlags) -> io::Result<(Arc<File>, Stamp)> {
         // Without NONBLOCK a fifo that took the file's place since the scan would be waited for.
         let flags = (OFlags::NONBLOCK | extra).bits() as i32;
-        let file = OpenOptions::new().read(true).custom_flags(flags).open(self.sources.path(item))?;
+        let file = OpenOptions::new()
+            .read(true)
+            .custom_flags(flags)
+            .open(self.sources.path(item))?;
         let metadata = file.metadata()?;
         if !metadata.is_file() {
             return Err(changed("it is no regular file any more"));
@@ -84,7 +92,9 @@ impl ItemReader {
             return Err(length_changed(self.stamp.len_bytes, now.len_bytes));
         }
         if now.mtime != self.stamp.mtime {
-            return Err(changed("it was written to while it was read (run again when it is complete)"));
+            return Err(changed(
+                "it was written to while it was read (run again when it is complete)",
+            ));
         }
         Ok(())
     }
@@ -115,7 +125,9 @@ fn changed(why: &str) -> io::Error {
 }
 
 fn length_changed(was: u64, now: u64) -> io::Error {
-    changed(&format!("its length changed from {was} to {now} bytes while it was read (run again when it is complete)"))
+    changed(&format!(
+        "its length changed from {was} to {now} bytes while it was read (run again when it is complete)"
+    ))
 }
 
 #[cfg(test)]
@@ -135,18 +147,29 @@ mod tests {
     fn bytes_come_whole() {
         let dir = tempfile::tempdir().unwrap();
         let sources = one(dir.path(), &[5; 100_000]);
-        assert_eq!(Opener::new(&sources).read(&sources.items[0]).unwrap(), [5; 100_000]);
+        assert_eq!(
+            Opener::new(&sources).read(&sources.items[0]).unwrap(),
+            [5; 100_000]
+        );
     }
 
     #[test]
     fn members_of_shards_come_whole() {
         let dir = tempfile::tempdir().unwrap();
         let paths = ["a.tar", "b.tar"].map(|name| dir.path().join(name));
-        fs::write(&paths[0], tar_of(&[(b"1", b"one"), (b"2", b""), (b"3", &[3; 2000])])).unwrap();
+        fs::write(
+            &paths[0],
+            tar_of(&[(b"1", b"one"), (b"2", b""), (b"3", &[3; 2000])]),
+        )
+        .unwrap();
         fs::write(&paths[1], tar_of(&[(b"4", b"four")])).unwrap();
         let sources = scan(&paths, b"", Tars::Named);
         let mut opener = Opener::new(&sources);
-        let values: Vec<Vec<u8>> = sources.items.iter().map(|item| opener.read(item).unwrap()).collect();
+        let values: Vec<Vec<u8>> = sources
+            .items
+            .iter()
+            .map(|item| opener.read(item).unwrap())
+            .collect();
         assert_eq!(values, [b"one".to_vec(), vec![], vec![3; 2000], b"four".to_vec()]);
     }
 
@@ -154,7 +177,12 @@ mod tests {
     fn a_file_that_grew_shrank_or_went_is_an_error() {
         let dir = tempfile::tempdir().unwrap();
         let sources = one(dir.path(), b"12345");
-        let read = || Opener::new(&sources).read(&sources.items[0]).unwrap_err().to_string();
+        let read = || {
+            Opener::new(&sources)
+                .read(&sources.items[0])
+                .unwrap_err()
+                .to_string()
+        };
         fs::write(dir.path().join("f"), b"123456").unwrap();
         assert!(read().contains("from 5 to 6"), "{}", read());
         fs::write(dir.path().join("f"), b"1234").unwrap();
@@ -167,7 +195,10 @@ mod tests {
 
     #[test]
     fn a_change_between_two_reads_shows_before_the_last_byte() {
-        for (change, want) in [(&b"12345678"[..], "from 10 to 8"), (b"1234567890abc", "from 10 to 13")] {
+        for (change, want) in [
+            (&b"12345678"[..], "from 10 to 8"),
+            (b"1234567890abc", "from 10 to 13"),
+        ] {
             let dir = tempfile::tempdir().unwrap();
             let sources = one(dir.path(), b"0123456789");
             let mut reader = Opener::new(&sources).open(&sources.items[0]).unwrap();

@@ -28,7 +28,14 @@ pub(crate) enum Tars {
 
 /// Scans `paths` in order. What cannot be read is noted in the answer and does not stop the scan.
 pub(crate) fn scan(paths: &[PathBuf], prefix: &[u8], tars: Tars) -> Sources {
-    let mut scan = Scan { found: Sources { prefix_len_bytes: prefix.len(), ..Sources::default() }, prefix, tars };
+    let mut scan = Scan {
+        found: Sources {
+            prefix_len_bytes: prefix.len(),
+            ..Sources::default()
+        },
+        prefix,
+        tars,
+    };
     for path in paths {
         scan.path(path);
     }
@@ -71,7 +78,9 @@ impl Scan<'_> {
                 Ok(entry) => entry,
                 Err(error) => {
                     let path = error.path().unwrap_or(root).to_owned();
-                    let why = error.io_error().map_or_else(|| error.to_string(), ToString::to_string);
+                    let why = error
+                        .io_error()
+                        .map_or_else(|| error.to_string(), ToString::to_string);
                     self.fail(shown_path(&path), why);
                     continue;
                 }
@@ -99,7 +108,9 @@ impl Scan<'_> {
                     self.item(relative.as_os_str().as_bytes(), input, 0, metadata.len());
                 }
                 (Err(error), _) => {
-                    let why = error.io_error().map_or_else(|| error.to_string(), ToString::to_string);
+                    let why = error
+                        .io_error()
+                        .map_or_else(|| error.to_string(), ToString::to_string);
                     self.fail(shown_path(path), why);
                 }
                 (_, Err(error)) => self.fail(shown_path(path), error.to_string()),
@@ -134,13 +145,21 @@ impl Scan<'_> {
     }
 
     fn input(&mut self, path: &Path, kind: InputKind) -> u32 {
-        self.found.inputs.push(Input { path: path.to_owned(), kind });
+        self.found.inputs.push(Input {
+            path: path.to_owned(),
+            kind,
+        });
         (self.found.inputs.len() - 1) as u32
     }
 
     fn item(&mut self, name: &[u8], input: u32, offset: u64, len_bytes: u64) {
         let key = [self.prefix, name].concat();
-        let item = Item { key, input, offset, len_bytes };
+        let item = Item {
+            key,
+            input,
+            offset,
+            len_bytes,
+        };
         match keys::judge(&item.key) {
             Ok(()) => self.found.items.push(item),
             Err(why) => {
@@ -151,11 +170,17 @@ impl Scan<'_> {
     }
 
     fn skip(&mut self, origin: impl Into<String>, what: &str) {
-        self.found.skipped.push(Problem { origin: origin.into(), why: what.into() });
+        self.found.skipped.push(Problem {
+            origin: origin.into(),
+            why: what.into(),
+        });
     }
 
     fn fail(&mut self, origin: impl Into<String>, why: String) {
-        self.found.failed.push(Problem { origin: origin.into(), why });
+        self.found.failed.push(Problem {
+            origin: origin.into(),
+            why,
+        });
     }
 }
 
@@ -183,7 +208,9 @@ pub(crate) fn check_distinct(sources: &Sources) -> Result<(), String> {
     let mut named = Vec::new();
     let mut count = 0_u64;
     for item in &sources.items {
-        let Some(other) = first.insert(&item.key, item) else { continue };
+        let Some(other) = first.insert(&item.key, item) else {
+            continue;
+        };
         count += 1;
         if named.len() < DUPLICATES_NAMED_MAX {
             let (one, two) = (sources.origin(other), sources.origin(item));
@@ -232,8 +259,14 @@ mod tests {
         let found = scan(&[dir.path().into()], b"p/", Tars::Named);
         let want: Vec<Vec<u8>> = names.iter().map(|name| [b"p/", *name].concat()).collect();
         assert_eq!(keys_of(&found), want);
-        assert_eq!(found.path(&found.items[4]), dir.path().join(OsStr::from_bytes(b"\xff\xfe")));
-        assert_eq!(found.bytes(), names.iter().map(|name| name.len() as u64).sum::<u64>() - 5);
+        assert_eq!(
+            found.path(&found.items[4]),
+            dir.path().join(OsStr::from_bytes(b"\xff\xfe"))
+        );
+        assert_eq!(
+            found.bytes(),
+            names.iter().map(|name| name.len() as u64).sum::<u64>() - 5
+        );
     }
 
     #[test]
@@ -248,26 +281,44 @@ mod tests {
         assert_eq!(keys_of(&found), [b"real"]);
         let skipped: Vec<&str> = found.skipped.iter().map(|problem| &problem.why[..]).collect();
         assert_eq!(skipped, ["symbolic link", "symbolic link", "socket", "device"]);
-        assert!(found.skipped[2].origin.contains("sock\\net"), "{:?}", found.skipped[2]);
+        assert!(
+            found.skipped[2].origin.contains("sock\\net"),
+            "{:?}",
+            found.skipped[2]
+        );
         assert!(found.failed.is_empty());
     }
 
     #[test]
     fn what_is_missing_or_cannot_be_named_fails_alone() {
         let dir = tempfile::tempdir().unwrap();
-        let deep = ["d".repeat(250), "e".repeat(250), "f".repeat(250), "g".repeat(250), "h".repeat(30)].join("/");
+        let deep = [
+            "d".repeat(250),
+            "e".repeat(250),
+            "f".repeat(250),
+            "g".repeat(250),
+            "h".repeat(30),
+        ]
+        .join("/");
         write(dir.path(), deep.as_bytes(), b"");
         write(dir.path(), b"good", b"");
         let found = scan(&[dir.path().join("missing"), dir.path().into()], b"", Tars::Named);
         assert_eq!(keys_of(&found), [b"good"]);
         let whys: Vec<&str> = found.failed.iter().map(|problem| &problem.why[..]).collect();
-        assert!(whys[0].contains("No such file") && whys[1].contains("1034 bytes"), "{whys:?}");
+        assert!(
+            whys[0].contains("No such file") && whys[1].contains("1034 bytes"),
+            "{whys:?}"
+        );
     }
 
     #[test]
     fn tars_are_shards_where_they_are_named_or_asked_for() {
         let dir = tempfile::tempdir().unwrap();
-        write(dir.path(), b"t/s.tar", &tar_of(&[(b"0.jpg", b"jpg"), (b"0.cls", b"7")]));
+        write(
+            dir.path(),
+            b"t/s.tar",
+            &tar_of(&[(b"0.jpg", b"jpg"), (b"0.cls", b"7")]),
+        );
         let shard = dir.path().join("t/s.tar");
         let keys = |path: &Path, tars| keys_of(&scan(&[path.into()], b"", tars));
         assert_eq!(keys(&shard, Tars::Named), [b"0.jpg", b"0.cls"]);
@@ -283,10 +334,19 @@ mod tests {
         let bytes = tar_of(&[(b"a", &[1; 600]), (b"b", b"2")]);
         write(dir.path(), b"bad.tar", &bytes[..1600]);
         write(dir.path(), b"good.tar", &bytes);
-        let found = scan(&[dir.path().join("bad.tar"), dir.path().join("good.tar")], b"", Tars::Named);
+        let found = scan(
+            &[dir.path().join("bad.tar"), dir.path().join("good.tar")],
+            b"",
+            Tars::Named,
+        );
         assert_eq!(keys_of(&found), [b"a", b"b"]);
-        let [problem] = &found.failed[..] else { panic!("{:?}", found.failed) };
-        assert!(problem.origin.ends_with("bad.tar") && problem.why.contains("offset 1536"), "{problem:?}");
+        let [problem] = &found.failed[..] else {
+            panic!("{:?}", found.failed)
+        };
+        assert!(
+            problem.origin.ends_with("bad.tar") && problem.why.contains("offset 1536"),
+            "{problem:?}"
+        );
     }
 
     #[test]
@@ -294,7 +354,11 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         write(dir.path(), b"one/same", b"1");
         write(dir.path(), b"two/same", b"2");
-        write(dir.path(), b"s.tar", &tar_of(&[(b"same", b"3"), (b"other", b"4")]));
+        write(
+            dir.path(),
+            b"s.tar",
+            &tar_of(&[(b"same", b"3"), (b"other", b"4")]),
+        );
         let paths = ["one", "two", "s.tar"].map(|name| dir.path().join(name));
         let error = check_distinct(&scan(&paths, b"", Tars::Named)).unwrap_err();
         for part in ["key same", "one/same", "two/same", "s.tar, member same"] {

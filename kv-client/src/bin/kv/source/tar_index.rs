@@ -43,18 +43,29 @@ pub(crate) struct Malformed {
 pub(crate) fn index(file: &File) -> Result<TarIndex, Malformed> {
     let file_len_bytes = match file.metadata() {
         Ok(metadata) => metadata.len(),
-        Err(error) => return Err(Malformed { offset: 0, why: error.to_string() }),
+        Err(error) => {
+            return Err(Malformed {
+                offset: 0,
+                why: error.to_string(),
+            });
+        }
     };
     let mut found = TarIndex::default();
+    let mut start = file;
+    start.rewind().map_err(|error| malformed(0, &error))?;
     let mut archive = Archive::new(file);
     // Where the next header, or the marker that ends the archive, must be.
     let mut next = 0;
-    let entries = archive.entries_with_seek().map_err(|error| malformed(next, &error))?;
+    let entries = archive
+        .entries_with_seek()
+        .map_err(|error| malformed(next, &error))?;
     for entry in entries {
         let entry = entry.map_err(|error| malformed(next, &error))?;
         let offset = entry.raw_file_position();
         let name = strip_dot(&entry.path_bytes()).to_vec();
-        let end = offset.checked_add(entry.size()).filter(|end| *end <= file_len_bytes);
+        let end = offset
+            .checked_add(entry.size())
+            .filter(|end| *end <= file_len_bytes);
         let Some(end) = end else {
             let why = format!(
                 "a member of {} bytes starts at {offset}, but the file ends at {file_len_bytes} (cut short?)",
@@ -62,7 +73,15 @@ pub(crate) fn index(file: &File) -> Result<TarIndex, Malformed> {
             );
             return Err(Malformed { offset: next, why });
         };
-        sort_in(&mut found, entry.header().entry_type(), Member { name, offset, len_bytes: entry.size() });
+        sort_in(
+            &mut found,
+            entry.header().entry_type(),
+            Member {
+                name,
+                offset,
+                len_bytes: entry.size(),
+            },
+        );
         next = end.next_multiple_of(BLOCK_BYTES);
     }
     check_end(file, next, file_len_bytes)?;
@@ -70,7 +89,10 @@ pub(crate) fn index(file: &File) -> Result<TarIndex, Malformed> {
 }
 
 fn malformed(offset: u64, error: &io::Error) -> Malformed {
-    Malformed { offset, why: error.to_string() }
+    Malformed {
+        offset,
+        why: error.to_string(),
+    }
 }
 
 /// `tar -C dir .` writes `./a` for what everybody calls `a`.
@@ -103,9 +125,13 @@ fn sort_in(found: &mut TarIndex, kind: EntryType, member: Member) {
 fn check_end(mut file: &File, end: u64, file_len_bytes: u64) -> Result<(), Malformed> {
     if end >= file_len_bytes {
         let why = "no end-of-archive marker: it may have been cut short (if it is whole, add one: truncate -s +1024)";
-        return Err(Malformed { offset: file_len_bytes, why: why.into() });
+        return Err(Malformed {
+            offset: file_len_bytes,
+            why: why.into(),
+        });
     }
-    file.seek(SeekFrom::Start(end)).map_err(|error| malformed(end, &error))?;
+    file.seek(SeekFrom::Start(end))
+        .map_err(|error| malformed(end, &error))?;
     let (mut at, mut buffer) = (end, [0; 8192]);
     loop {
         let count = match file.read(&mut buffer) {
@@ -116,7 +142,10 @@ fn check_end(mut file: &File, end: u64, file_len_bytes: u64) -> Result<(), Malfo
         };
         if let Some(index) = buffer[..count].iter().position(|byte| *byte != 0) {
             let why = "bytes after the end-of-archive marker (joined tars? give each as its own file)".into();
-            return Err(Malformed { offset: at + index as u64, why });
+            return Err(Malformed {
+                offset: at + index as u64,
+                why,
+            });
         }
         at += count as u64;
     }
@@ -149,7 +178,9 @@ pub(crate) mod tests {
             header.set_cksum();
             builder.append(&header, bytes).unwrap();
         } else {
-            builder.append_data(&mut header, std::ffi::OsStr::from_bytes(name), bytes).unwrap();
+            builder
+                .append_data(&mut header, std::ffi::OsStr::from_bytes(name), bytes)
+                .unwrap();
         }
     }
 
@@ -181,7 +212,13 @@ pub(crate) mod tests {
         append(&mut builder, EntryType::Regular, b"old-style-directory/", b"");
         let found = index(&file_of(&builder.into_inner().unwrap())).unwrap();
         assert!(found.members.is_empty());
-        assert_eq!(found.skipped, [(b"d/link".to_vec(), "symbolic link"), (b"d/fifo".to_vec(), "fifo")]);
+        assert_eq!(
+            found.skipped,
+            [
+                (b"d/link".to_vec(), "symbolic link"),
+                (b"d/fifo".to_vec(), "fifo")
+            ]
+        );
     }
 
     #[test]
@@ -195,7 +232,12 @@ pub(crate) mod tests {
         }
         assert_eq!(index(&file_of(&bytes)).unwrap().members.len(), 2);
         assert_eq!(index(&file_of(&bytes[..1600])).unwrap_err().offset, 1536);
-        assert!(index(&file_of(&bytes[..3072])).unwrap_err().why.contains("end-of-archive"));
+        assert!(
+            index(&file_of(&bytes[..3072]))
+                .unwrap_err()
+                .why
+                .contains("end-of-archive")
+        );
     }
 
     #[test]
@@ -203,7 +245,10 @@ pub(crate) mod tests {
         let one = tar_of(&[(b"a", b"1")]);
         let joined = [one.clone(), tar_of(&[(b"b", b"2")])].concat();
         let error = index(&file_of(&joined)).unwrap_err();
-        assert_eq!((error.offset, error.why.contains("joined")), (one.len() as u64, true));
+        assert_eq!(
+            (error.offset, error.why.contains("joined")),
+            (one.len() as u64, true)
+        );
         let error = index(&file_of(&[0x41; 4096])).unwrap_err();
         assert_eq!(error.offset, 0, "{}", error.why);
         let mut damaged = tar_of(&[(b"a", b"1"), (b"b", b"2")]);

@@ -1,0 +1,271 @@
+//! What ingest and verify ask of a dataset: the seam that lets them be tested without a server.
+
+use std::io::Read;
+
+use kv_client::{Client, ClientError, Counters, GlobalLocator, ReadError};
+use kv_proto::control::Status;
+
+/// Why an operation on a dataset failed, sorted by what the caller does next.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum StoreError {
+    /// The key is not there.
+    NotFound,
+    /// This value failed; others may do.
+    Item(String),
+    /// Nothing is known to be stored, and the same may be tried once more at once.
+    Again(String),
+    /// The dataset, the server or the way to it failed: stop.
+    Fatal(String),
+}
+
+impl StoreError {
+    /// The line for a person.
+    pub(crate) fn text(&self) -> &str {
+        match self {
+            Self::NotFound => "there is no such key",
+            Self::Item(text) | Self::Again(text) | Self::Fatal(text) => text,
+        }
+    }
+}
+
+impl From<ClientError> for StoreError {
+    fn from(error: ClientError) -> Self {
+        let text = error.to_string();
+        match error {
+            ClientError::BadKey { .. } | ClientError::Source(_) | ClientError::SourceLength { .. } => {
+                Self::Item(text)
+            }
+            ClientError::Refused {
+                status: Status::TooLarge | Status::BadKey,
+                ..
+            } => Self::Item(text),
+            ClientError::StreamLost | ClientError::Unknown { .. } => Self::Again(text),
+            ClientError::Refused {
+                status: Status::Crc, ..
+            } => Self::Again(text),
+            ClientError::Read { source, .. } => Self::from(source),
+            _ => Self::Fatal(text),
+        }
+    }
+}
+
+impl From<ReadError> for StoreError {
+    fn from(error: ReadError) -> Self {
+        let text = error.to_string();
+        match error {
+            ReadError::NotFound => Self::NotFound,
+            ReadError::Torn { .. }
+            | ReadError::Stale
+            | ReadError::TooLarge { .. }
+            | ReadError::NoImage
+            | ReadError::BadKey { .. } => Self::Item(text),
+            _ => Self::Fatal(text),
+        }
+    }
+}
+
+/// One result for each key of a batch.
+pub(crate) type Each<T> = Vec<Result<T, StoreError>>;
+
+/// Called with a key, the length of its value and where it lies.
+pub(crate) type Visit<'a, P> = dyn FnMut(&[u8], u64, P) + 'a;
+
+/// A dataset. A clone serves another thread.
+pub(crate) trait Store: Clone + Send {
+    /// Where a value lies.
+    type Place: Copy;
+
+    /// Calls `each` for every key, in no order.
+    fn list(&self, each: &mut Visit<'_, Self::Place>) -> Result<(), StoreError>;
+    /// Fetches values, in the order of the keys.
+    fn get_many(&self, keys: &[&[u8]]) -> Each<Vec<u8>>;
+    /// Fetches values whose places are known, in the order of the keys.
+    fn get_many_at(&self, places: &[Self::Place], keys: &[&[u8]]) -> Each<Vec<u8>>;
+    /// Fetches a part of a value.
+    fn get_range(&self, key: &[u8], offset: u64, len_bytes: u64) -> Result<Vec<u8>, StoreError>;
+    /// Stores values; each that is answered is durable.
+    fn put_many(&self, items: &[(&[u8], &[u8])]) -> Each<()>;
+    /// Stores a value that is read while it is sent.
+    fn put_from(&self, key: &[u8], len_bytes: u64, source: &mut dyn Read) -> Result<(), StoreError>;
+    /// What was done so far, clones included.
+    fn counters(&self) -> Counters;
+}
+
+impl Store for Client {
+    type Place = GlobalLocator;
+
+    fn list(&self, each: &mut Visit<'_, GlobalLocator>) -> Result<(), StoreError> {
+        for entry in Client::list(self) {
+            let entry = entry?;
+            each(&entry.key, entry.value_len_bytes, entry.locator);
+        }
+        Ok(())
+    }
+
+    fn get_many(&self, keys: &[&[u8]]) -> Each<Vec<u8>> {
+        Client::get_many(self, keys)
+            .into_iter()
+            .map(|got| got.map_err(StoreError::from))
+            .collect()
+    }
+
+    fn get_many_at(&self, places: &[GlobalLocator], keys: &[&[u8]]) -> Each<Vec<u8>> {
+        let got = Client::get_many_at(self, places, Some(keys));
+        got.into_iter().map(|got| got.map_err(StoreError::from)).collect()
+    }
+
+    fn get_range(&self, key: &[u8], offset: u64, len_bytes: u64) -> Result<Vec<u8>, StoreError> {
+        Ok(Client::get_range(self, key, offset, len_bytes)?)
+    }
+
+    fn put_many(&self, items: &[(&[u8], &[u8])]) -> Each<()> {
+        let stored = Client::put_many(self, items);
+        stored
+            .into_iter()
+            .map(|put| put.map(|_| ()).map_err(StoreError::from))
+            .collect()
+    }
+
+    fn put_from(&self, key: &[u8], len_bytes: u64, source: &mut dyn Read) -> Result<(), StoreError> {
+        Client::put_from(self, key, len_bytes, source)?;
+        Ok(())
+    }
+
+    fn counters(&self) -> Counters {
+        Client::counters(self)
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod fake {
+    //! A dataset in memory that counts what is asked of it and fails where a test says so.
+
+    use super::*;
+    use std::collections::{BTreeMap, HashMap};
+    use std::sync::{Arc, Mutex, MutexGuard};
+
+    #[derive(Default)]
+    pub(crate) struct State {
+        pub(crate) values: BTreeMap<Vec<u8>, Vec<u8>>,
+        /// Puts that were answered, by key.
+        pub(crate) puts: HashMap<Vec<u8>, u64>,
+        /// Puts that are still taken before the disk is full.
+        pub(crate) puts_left: Option<u64>,
+        /// The next answers to a put of this key.
+        pub(crate) put_errors: HashMap<Vec<u8>, Vec<StoreError>>,
+        /// Answers to a get of this key.
+        pub(crate) get_errors: HashMap<Vec<u8>, StoreError>,
+        /// Values fetched, whole or in part.
+        pub(crate) gets: u64,
+        /// Those by a known place.
+        pub(crate) known_gets: u64,
+        /// Called after each answered put.
+        pub(crate) after_put: Option<Box<dyn FnMut(u64) + Send>>,
+    }
+
+    #[derive(Clone, Default)]
+    pub(crate) struct Fake(Arc<Mutex<State>>);
+
+    impl Fake {
+        pub(crate) fn of(values: &[(&[u8], &[u8])]) -> Self {
+            let fake = Self::default();
+            fake.state().values = values
+                .iter()
+                .map(|(key, value)| (key.to_vec(), value.to_vec()))
+                .collect();
+            fake
+        }
+
+        pub(crate) fn state(&self) -> MutexGuard<'_, State> {
+            self.0.lock().unwrap()
+        }
+
+        pub(crate) fn value(&self, key: &[u8]) -> Option<Vec<u8>> {
+            self.state().values.get(key).cloned()
+        }
+
+        pub(crate) fn total_puts(&self) -> u64 {
+            self.state().puts.values().sum()
+        }
+
+        fn put(&self, key: &[u8], value: &[u8]) -> Result<(), StoreError> {
+            let mut state = self.state();
+            if let Some(error) = state.put_errors.get_mut(key).and_then(Vec::pop) {
+                return Err(error);
+            }
+            match &mut state.puts_left {
+                Some(0) => return Err(StoreError::Fatal("put: the server's disk is full".into())),
+                Some(left) => *left -= 1,
+                None => {}
+            }
+            state.values.insert(key.to_vec(), value.to_vec());
+            *state.puts.entry(key.to_vec()).or_default() += 1;
+            let count = state.puts.values().sum();
+            if let Some(call) = &mut state.after_put {
+                call(count);
+            }
+            Ok(())
+        }
+
+        fn get(&self, key: &[u8]) -> Result<Vec<u8>, StoreError> {
+            let mut state = self.state();
+            state.gets += 1;
+            if let Some(error) = state.get_errors.get(key) {
+                return Err(error.clone());
+            }
+            state.values.get(key).cloned().ok_or(StoreError::NotFound)
+        }
+    }
+
+    impl Store for Fake {
+        /// Which of the keys, in their order, it was when listed.
+        type Place = usize;
+
+        fn list(&self, each: &mut Visit<'_, usize>) -> Result<(), StoreError> {
+            let state = self.state();
+            let entries: Vec<_> = state.values.iter().enumerate().collect();
+            // Backwards, so that nobody relies on an order.
+            entries
+                .iter()
+                .rev()
+                .for_each(|(place, (key, value))| each(key, value.len() as u64, *place));
+            Ok(())
+        }
+
+        fn get_many_at(&self, places: &[usize], keys: &[&[u8]]) -> Each<Vec<u8>> {
+            self.state().known_gets += places.len() as u64;
+            keys.iter().map(|key| self.get(key)).collect()
+        }
+
+        fn counters(&self) -> Counters {
+            let (mut counters, state) = (Counters::default(), self.state());
+            (counters.gets, counters.reads_posted) = (state.gets, 3 * state.gets - 2 * state.known_gets);
+            counters
+        }
+
+        fn get_many(&self, keys: &[&[u8]]) -> Each<Vec<u8>> {
+            keys.iter().map(|key| self.get(key)).collect()
+        }
+
+        fn get_range(&self, key: &[u8], offset: u64, len_bytes: u64) -> Result<Vec<u8>, StoreError> {
+            let value = self.get(key)?;
+            let end = (offset + len_bytes).min(value.len() as u64);
+            Ok(value[offset as usize..end as usize].to_vec())
+        }
+
+        fn put_many(&self, items: &[(&[u8], &[u8])]) -> Each<()> {
+            items.iter().map(|(key, value)| self.put(key, value)).collect()
+        }
+
+        fn put_from(&self, key: &[u8], len_bytes: u64, source: &mut dyn Read) -> Result<(), StoreError> {
+            let mut value = vec![0; len_bytes as usize];
+            // In small pieces, as a stream over a network is taken.
+            for piece in value.chunks_mut(4096) {
+                source
+                    .read_exact(piece)
+                    .map_err(|error| StoreError::Item(error.to_string()))?;
+            }
+            self.put(key, &value)
+        }
+    }
+}

@@ -1,0 +1,429 @@
+//! Fetches in a seeded random order and compares with the sources.
+
+use std::collections::HashMap;
+use std::io::{self, Read};
+use std::time::{Duration, Instant};
+
+use crate::keys::shown;
+use crate::progress::Progress;
+use crate::source::read::Opener;
+use crate::source::{Item, Sources};
+use crate::stop::Stop;
+use crate::store::{Store, StoreError};
+
+/// Most values that one call fetches.
+const BATCH_ITEMS_MAX: usize = 256;
+/// Most bytes that one call fetches; a longer value goes alone.
+const BATCH_BYTES_MAX: u64 = 16 << 20;
+/// A value longer than this is fetched in ranges of this length, bytes.
+const WHOLE_BYTES_MAX: u64 = 1 << 30;
+/// Bytes of a source that are held at a time.
+const PIECE_BYTES: usize = 1 << 20;
+/// Problems kept for the report; all are counted, and all are said when they are found.
+const PROBLEMS_KEPT_MAX: usize = 1000;
+
+/// How to verify.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Mode {
+    pub(crate) seed: u64,
+    pub(crate) known: bool,
+    pub(crate) exact: bool,
+}
+
+/// What was found.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(crate) struct Found {
+    pub(crate) verified: u64,
+    pub(crate) verified_bytes: u64,
+    pub(crate) mismatched: u64,
+    pub(crate) missing: u64,
+    pub(crate) failed: u64,
+    pub(crate) extra: u64,
+    /// Values that arrived, and their bytes.
+    pub(crate) fetched: u64,
+    pub(crate) fetched_bytes: u64,
+    pub(crate) fetch_time: Duration,
+    pub(crate) gets: u64,
+    pub(crate) reads_posted: u64,
+    pub(crate) split_reads: u64,
+    pub(crate) problems: Vec<String>,
+}
+
+/// Numbers below `len` in an order that `seed` fixes.
+fn shuffled(len: usize, seed: u64) -> Vec<u32> {
+    let mut order: Vec<u32> = (0..len as u32).collect();
+    let mut state = seed;
+    for last in (1..len).rev() {
+        // splitmix64: the order needs to look random, not to be unpredictable.
+        state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut mixed = state;
+        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        mixed ^= mixed >> 31;
+        order.swap(last, (mixed % (last as u64 + 1)) as usize);
+    }
+    order
+}
+
+/// Fetches every item of `sources` from `store` and compares it.
+pub(crate) fn verify<S: Store>(
+    store: &S,
+    sources: &Sources,
+    mode: Mode,
+    progress: &Progress,
+    stop: &Stop,
+) -> Found {
+    let mut run = Run {
+        store,
+        sources,
+        progress,
+        stop,
+        places: HashMap::new(),
+        found: Found::default(),
+    };
+    if (mode.known || mode.exact)
+        && let Err(error) = run.list(mode)
+    {
+        stop.fail(&format!("listing: {}", error.text()));
+    }
+    let before = store.counters();
+    let order = shuffled(sources.items.len(), mode.seed);
+    let mut opener = Opener::new(sources);
+    let mut rest = &order[..];
+    while !rest.is_empty() && !stop.asked() {
+        let (batch, others) = rest.split_at(run.batch_len(rest));
+        run.batch(batch, &mut opener, mode.known);
+        rest = others;
+    }
+    let after = store.counters();
+    run.found.gets = after.gets - before.gets;
+    run.found.reads_posted = after.reads_posted - before.reads_posted;
+    run.found.split_reads = after.split_reads - before.split_reads;
+    run.found
+}
+
+struct Run<'a, S: Store> {
+    store: &'a S,
+    sources: &'a Sources,
+    progress: &'a Progress,
+    stop: &'a Stop,
+    /// Where the listing found each item.
+    places: HashMap<u32, S::Place>,
+    found: Found,
+}
+
+impl<S: Store> Run<'_, S> {
+    fn list(&mut self, mode: Mode) -> Result<(), StoreError> {
+        let items = &self.sources.items;
+        let by_key: HashMap<&[u8], u32> = items
+            .iter()
+            .zip(0..)
+            .map(|(item, index)| (item.key.as_slice(), index))
+            .collect();
+        let (places, found, progress) = (&mut self.places, &mut self.found, self.progress);
+        self.store
+            .list(&mut |key, len_bytes, place| match by_key.get(key) {
+                Some(index) if mode.known => {
+                    places.insert(*index, place);
+                }
+                None if mode.exact => {
+                    found.extra += 1;
+                    note(
+                        found,
+                        progress,
+                        format!("key {}: {len_bytes} bytes that no source has", shown(key)),
+                    );
+                }
+                _ => {}
+            })
+    }
+
+    /// How many from the front of `rest` one call may fetch.
+    fn batch_len(&self, rest: &[u32]) -> usize {
+        let mut bytes = 0_u64;
+        let fits = rest.iter().take(BATCH_ITEMS_MAX).take_while(|index| {
+            bytes = bytes.saturating_add(self.sources.items[**index as usize].len_bytes);
+            bytes <= BATCH_BYTES_MAX
+        });
+        fits.count().max(1)
+    }
+
+    fn batch(&mut self, batch: &[u32], opener: &mut Opener<'_>, known: bool) {
+        let item = |index: &u32| &self.sources.items[*index as usize];
+        if let [index] = batch
+            && item(index).len_bytes > WHOLE_BYTES_MAX
+        {
+            let item = item(index);
+            let outcome = self.in_ranges(item, opener);
+            return self.judged(item, outcome);
+        }
+        let (mut asked, mut unlisted) = (batch.to_vec(), Vec::new());
+        if known {
+            (asked, unlisted) = batch.iter().partition(|index| self.places.contains_key(index));
+        }
+        let keys: Vec<&[u8]> = asked.iter().map(|index| &item(index).key[..]).collect();
+        let started = Instant::now();
+        let values = if known {
+            let places: Vec<S::Place> = asked
+                .iter()
+                .filter_map(|index| self.places.get(index).copied())
+                .collect();
+            self.store.get_many_at(&places, &keys)
+        } else {
+            self.store.get_many(&keys)
+        };
+        self.found.fetch_time += started.elapsed();
+        for (index, value) in asked.iter().zip(values) {
+            let item = item(index);
+            let outcome = value.and_then(|value| {
+                self.found.fetched += 1;
+                self.found.fetched_bytes += value.len() as u64;
+                compare(item, &value, opener)
+            });
+            self.judged(item, outcome);
+        }
+        for index in unlisted {
+            self.judged(&self.sources.items[index as usize], Err(StoreError::NotFound));
+        }
+    }
+
+    /// Compares a value that is too long to be held.
+    fn in_ranges(&mut self, item: &Item, opener: &mut Opener<'_>) -> Result<Option<String>, StoreError> {
+        let unreadable = |error: io::Error| StoreError::Item(error.to_string());
+        let mut source = opener.open(item).map_err(unreadable)?;
+        let mut at = 0;
+        while at < item.len_bytes && !self.stop.asked() {
+            let len = WHOLE_BYTES_MAX.min(item.len_bytes - at);
+            let started = Instant::now();
+            let value = self.store.get_range(&item.key, at, len)?;
+            self.found.fetch_time += started.elapsed();
+            self.found.fetched_bytes += value.len() as u64;
+            if value.len() as u64 != len {
+                let end = at + value.len() as u64;
+                return Ok(Some(format!(
+                    "{end} bytes are stored, its source has {}",
+                    item.len_bytes
+                )));
+            }
+            if let Some(offset) = first_difference(&value, &mut source).map_err(unreadable)? {
+                return Ok(Some(format!("differs from its source at byte {}", at + offset)));
+            }
+            at += len;
+        }
+        self.found.fetched += 1;
+        Ok(None)
+    }
+
+    fn judged(&mut self, item: &Item, outcome: Result<Option<String>, StoreError>) {
+        let found = &mut self.found;
+        let problem = match outcome {
+            Ok(None) => {
+                found.verified += 1;
+                found.verified_bytes += item.len_bytes;
+                None
+            }
+            Ok(Some(difference)) => {
+                found.mismatched += 1;
+                Some(difference)
+            }
+            Err(StoreError::NotFound) => {
+                found.missing += 1;
+                Some("missing".to_owned())
+            }
+            Err(StoreError::Fatal(why)) => return self.stop.fail(&why),
+            Err(error) => {
+                found.failed += 1;
+                Some(error.text().to_owned())
+            }
+        };
+        if let Some(problem) = problem {
+            let origin = self.sources.origin(item);
+            note(
+                found,
+                self.progress,
+                format!("key {} (from {origin}): {problem}", shown(&item.key)),
+            );
+        }
+        self.progress.bytes(item.len_bytes);
+        self.progress.item();
+    }
+}
+
+fn note(found: &mut Found, progress: &Progress, problem: String) {
+    progress.say(&format!("kv: {problem}"));
+    if found.problems.len() < PROBLEMS_KEPT_MAX {
+        found.problems.push(problem);
+    }
+}
+
+/// What differs between the value and its source, if anything.
+fn compare(item: &Item, value: &[u8], opener: &mut Opener<'_>) -> Result<Option<String>, StoreError> {
+    if value.len() as u64 != item.len_bytes {
+        return Ok(Some(format!(
+            "{} bytes are stored, its source has {}",
+            value.len(),
+            item.len_bytes
+        )));
+    }
+    let unreadable = |error: io::Error| StoreError::Item(error.to_string());
+    let mut source = opener.open(item).map_err(unreadable)?;
+    let difference = first_difference(value, &mut source).map_err(unreadable)?;
+    Ok(difference.map(|offset| format!("differs from its source at byte {offset}")))
+}
+
+/// Offset of the first byte of `value` that is not the source's next.
+fn first_difference(value: &[u8], source: &mut impl Read) -> io::Result<Option<u64>> {
+    let mut want = vec![0; PIECE_BYTES.min(value.len())];
+    for (piece, at) in value.chunks(PIECE_BYTES).zip((0_u64..).step_by(PIECE_BYTES)) {
+        let want = &mut want[..piece.len()];
+        source.read_exact(want)?;
+        if piece != want {
+            let offset = piece
+                .iter()
+                .zip(&*want)
+                .position(|(one, two)| one != two)
+                .unwrap_or(0);
+            return Ok(Some(at + offset as u64));
+        }
+    }
+    Ok(None)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::source::scan::{Tars, scan};
+    use crate::store::fake::Fake;
+    use std::fs;
+
+    const PLAIN: Mode = Mode {
+        seed: 1,
+        known: false,
+        exact: false,
+    };
+
+    fn tree(files: &[(&str, &[u8])]) -> (tempfile::TempDir, Sources, Fake) {
+        let dir = tempfile::tempdir().unwrap();
+        for (name, bytes) in files {
+            fs::write(dir.path().join(name), bytes).unwrap();
+        }
+        let sources = scan(&[dir.path().into()], b"", Tars::Named);
+        let values: Vec<(&[u8], &[u8])> = files
+            .iter()
+            .map(|(name, bytes)| (name.as_bytes(), *bytes))
+            .collect();
+        (dir, sources, Fake::of(&values))
+    }
+
+    fn check(store: &Fake, sources: &Sources, mode: Mode) -> (Found, Stop) {
+        let stop = Stop::default();
+        let found = verify(
+            store,
+            sources,
+            mode,
+            &Progress::new("verifying", 0, 0, true),
+            &stop,
+        );
+        (found, stop)
+    }
+
+    #[test]
+    fn the_order_is_random_whole_and_fixed_by_its_seed() {
+        let order = shuffled(1000, 7);
+        assert_eq!(order, shuffled(1000, 7));
+        assert_ne!(order, shuffled(1000, 8));
+        let in_place = order.iter().zip(0..).filter(|(one, two)| *one == two).count();
+        assert!(in_place < 20, "{in_place}");
+        let mut sorted = order;
+        sorted.sort_unstable();
+        assert!(sorted.iter().zip(0..).all(|(one, two)| *one == two));
+        assert!(shuffled(0, 1).is_empty());
+    }
+
+    #[test]
+    fn equal_bytes_are_verified_and_reads_are_counted() {
+        let long = vec![3; BATCH_BYTES_MAX as usize + 1];
+        let (_dir, sources, store) = tree(&[("a", b"1"), ("b", b""), ("c", &long), ("d", b"4")]);
+        let (found, _) = check(&store, &sources, PLAIN);
+        assert_eq!((found.verified, found.verified_bytes), (4, long.len() as u64 + 2));
+        assert_eq!((found.gets, found.reads_posted, found.fetched), (4, 12, 4));
+        let (found, _) = check(&store, &sources, Mode { known: true, ..PLAIN });
+        assert_eq!((found.verified, found.gets, found.reads_posted), (4, 4, 4));
+    }
+
+    #[test]
+    fn every_kind_of_difference_is_found_and_named() {
+        let mut value = vec![5; 3 * PIECE_BYTES];
+        let (_dir, sources, store) = tree(&[
+            ("byte", &value),
+            ("gone", b"x"),
+            ("good", b"g"),
+            ("length", b"123"),
+            ("torn", b"t"),
+        ]);
+        value[2 * PIECE_BYTES + 17] = 6;
+        {
+            let mut state = store.state();
+            state.values.insert(b"byte".into(), value);
+            state.values.insert(b"length".into(), b"12".into());
+            state.values.insert(b"more\n".into(), b"x".into());
+            state.values.remove(&b"gone"[..]);
+            state
+                .get_errors
+                .insert(b"torn".into(), StoreError::Item("torn 3 times".into()));
+        }
+        for known in [false, true] {
+            let (found, stop) = check(
+                &store,
+                &sources,
+                Mode {
+                    known,
+                    exact: true,
+                    seed: 3,
+                },
+            );
+            let counts = (
+                found.verified,
+                found.mismatched,
+                found.missing,
+                found.failed,
+                found.extra,
+            );
+            assert_eq!(counts, (1, 2, 1, 1, 1), "{:?}", found.problems);
+            assert!(stop.failure().is_none());
+            let said = found.problems.join("\n");
+            for part in [
+                "byte 2097169",
+                "2 bytes are stored, its source has 3",
+                "missing",
+                "torn 3",
+                "$'more\\n'",
+            ] {
+                assert!(said.contains(part), "{part}: {said}");
+            }
+        }
+        let (found, _) = check(&store, &sources, PLAIN);
+        assert_eq!(found.extra, 0);
+    }
+
+    #[test]
+    fn a_source_that_changed_is_a_failure_and_not_a_mismatch() {
+        let (dir, sources, store) = tree(&[("a", b"123"), ("b", b"456")]);
+        fs::write(dir.path().join("a"), b"1234").unwrap();
+        let (found, _) = check(&store, &sources, PLAIN);
+        assert_eq!((found.verified, found.mismatched, found.failed), (1, 0, 1));
+        assert!(found.problems[0].contains("from 3 to 4"), "{:?}", found.problems);
+    }
+
+    #[test]
+    fn a_dataset_that_failed_stops_it() {
+        let (_dir, sources, store) = tree(&[("a", b"1")]);
+        store
+            .state()
+            .get_errors
+            .insert(b"a".into(), StoreError::Fatal("server gone".into()));
+        let (found, stop) = check(&store, &sources, PLAIN);
+        assert_eq!(found.verified, 0);
+        assert_eq!(stop.failure().unwrap(), "server gone");
+    }
+}
