@@ -435,6 +435,24 @@ fn siphash_agrees_with_its_reference() {
     assert_eq!(empty.tag(), 0x9302);
 }
 
+#[test]
+fn bits_of_the_slot_hash_choose_entry_and_buckets() {
+    let slot_hash = 0xf0c5_0000_0000_0000 | 0x2a << 6 | 0x15;
+    assert_eq!(candidate_buckets(slot_hash), [0x15, 0x2a]);
+    assert_eq!(candidate_buckets(0xfff), [63, 63], "they may be the same");
+    assert_eq!(candidate_buckets(!0xfff), [0, 0], "no other bit counts");
+    assert_eq!(directory_index(slot_hash, 0), 0);
+    assert_eq!(directory_index(slot_hash, 1), 1);
+    assert_eq!(directory_index(slot_hash, 16), 0xf0c5);
+    assert_eq!(directory_index(slot_hash, 24), 0x00f0_c500);
+    assert_eq!(
+        directory_index(slot_hash, 255),
+        0x00f0_c500,
+        "no deeper than there are"
+    );
+    assert_eq!(depth_prefix(3, 5), 0x0300_0005);
+}
+
 /// The vectors of RFC 3720, B.4, and the usual check value.
 #[test]
 fn crc32c_agrees_with_its_rfc() {
