@@ -207,6 +207,18 @@ impl Memory {
         unsafe { std::ptr::copy_nonoverlapping(from.as_ptr(), to.as_ptr(), len) };
     }
 
+    /// Copies `len` bytes at `from_offset` of `from` to `offset`.
+    ///
+    /// # Panics
+    /// If a range is not inside its memory.
+    pub(crate) fn copy_between(&self, offset: usize, from: &Self, from_offset: usize, len: usize) {
+        let to = self.range(offset, len);
+        let from = from.range(from_offset, len);
+        // SAFETY: both ranges have `len` mapped bytes (checked above); they may overlap, if both wrap memory of one
+        // caller's.
+        unsafe { std::ptr::copy(from.as_ptr(), to.as_ptr(), len) };
+    }
+
     /// Stores one aligned word, with release order: what was written before is seen before it by readers that copy in
     /// address order. Readers rely on checksums, not on this.
     ///

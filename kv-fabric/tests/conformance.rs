@@ -11,7 +11,10 @@ mod data;
 #[path = "conformance/rig.rs"]
 mod rig;
 
+use std::time::Duration;
+
 use kv_fabric::local::Local;
+use kv_fabric::sim::{ReplayHint, Sim, SimFaults, SimOptions, seed_from_env};
 
 use rig::Rig;
 
@@ -30,10 +33,41 @@ fn local() -> Rig<Local> {
     }
 }
 
+fn sim_of(faults: SimFaults) -> Rig<Sim> {
+    let seed = seed_from_env(std::process::id().into()).expect("a seed");
+    let network = Sim::new(SimOptions { seed, faults });
+    Rig {
+        server: network.clone(),
+        client: network,
+        address: "server:0".to_owned(),
+        _keep: Box::new(ReplayHint(seed)),
+    }
+}
+
+fn sim() -> Rig<Sim> {
+    sim_of(SimFaults::default())
+}
+
+/// Whatever is late, torn in time or out of order, the promises are kept.
+fn sim_with_faults() -> Rig<Sim> {
+    sim_of(SimFaults {
+        read_delay: 0.5,
+        read_delay_max: Duration::from_millis(5),
+        torn_read: 0.5,
+        torn_pause_max: Duration::from_millis(1),
+        reorder: 0.5,
+        frame_delay: 0.3,
+        frame_delay_max: Duration::from_millis(5),
+        ..SimFaults::default()
+    })
+}
+
 /// Every case, as a test of its own, over each fabric.
 macro_rules! conformance {
     ($($file:ident: $($case:ident)+;)+) => {
         conformance!(@over local []; $($file: $($case)+;)+);
+        conformance!(@over sim []; $($file: $($case)+;)+);
+        conformance!(@over sim_with_faults []; $($file: $($case)+;)+);
     };
     (@over $make:ident $attributes:tt; $($file:ident: $($case:ident)+;)+) => {
         mod $make {

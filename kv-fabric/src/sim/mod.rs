@@ -1,1 +1,249 @@
-//! The `sim` answer.
+//! One process, and a network that goes wrong from a seed.
+//!
+//! A [`Sim`] is a network; its clones are the processes on it. Bytes really move: a READ is a copy out of the
+//! server's [`Memory`] at the moment, or the several moments, at which it is carried out, so that a writer really
+//! tears it. What goes wrong, and how often, [`SimFaults`] says. Each connection draws from a stream of its own, named
+//! by the seed and by the order of connecting, so a seed gives the same faults to the same operations; how the
+//! threads of a program interleave is not in its hands.
+//!
+//! What never goes wrong is what the seam promises: order, rights, ownership, fencing.
+
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
+use std::io;
+use std::ptr::NonNull;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
+
+use crate::{ControlOptions, Fabric, FabricError, Memory, MemoryKind, PRIVATE_MAX_BYTES, Stage, check};
+
+mod clock;
+mod control;
+mod data;
+mod domain;
+mod endpoint;
+mod fault;
+mod inbox;
+
+pub use control::Control;
+pub use data::Data;
+pub use domain::{Domain, Registration};
+pub use endpoint::{Endpoint, Staging};
+pub use fault::{ReplayHint, SEED_VARIABLE, SimFaults, SimInjected, seed_from_env};
+
+use clock::RunningClock;
+use domain::{Names, Shared};
+use fault::{Faults, Random};
+use inbox::{Answer, Inbox, Request, Wanted};
+
+/// Longest READ, bytes.
+const READ_MAX_BYTES: usize = 8 * 1024 * 1024;
+
+/// How a network behaves.
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
+pub struct SimOptions {
+    /// What the faults are drawn from.
+    pub seed: u64,
+    /// What goes wrong.
+    pub faults: SimFaults,
+}
+
+#[derive(Debug)]
+struct Net {
+    faults: Arc<Faults>,
+    clock: RunningClock,
+    names: Arc<Names>,
+    listeners: Mutex<HashMap<String, Arc<Inbox>>>,
+    connections: AtomicU64,
+    ports: AtomicU64,
+}
+
+impl Net {
+    fn listeners(&self) -> MutexGuard<'_, HashMap<String, Arc<Inbox>>> {
+        self.listeners.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn unlisten(&self, address: &str) {
+        self.listeners().remove(address);
+    }
+}
+
+/// A simulated network.
+#[derive(Debug, Clone)]
+pub struct Sim(Arc<Net>);
+
+impl Sim {
+    /// A new network, with nobody on it.
+    ///
+    /// # Panics
+    /// If the process can start no thread.
+    #[must_use]
+    pub fn new(options: SimOptions) -> Self {
+        Self(Arc::new(Net {
+            faults: Arc::new(Faults::new(options.seed, options.faults)),
+            clock: RunningClock::start().expect("the process can start a thread"),
+            names: Arc::new(Names::new(options.seed)),
+            listeners: Mutex::default(),
+            connections: AtomicU64::new(0),
+            ports: AtomicU64::new(1),
+        }))
+    }
+
+    /// How often each thing went wrong so far.
+    #[must_use]
+    pub fn injected(&self) -> SimInjected {
+        self.0.faults.injected()
+    }
+
+    /// Changes what goes wrong from now on.
+    pub fn set_faults(&self, faults: SimFaults) {
+        self.0.faults.set(faults);
+    }
+
+    /// Asks for a connection and waits for the answer.
+    fn connect(
+        &self,
+        address: &str,
+        private: &[u8],
+        wanted: Wanted,
+        deadline: Instant,
+    ) -> Result<Answer, FabricError> {
+        if private.len() > PRIVATE_MAX_BYTES {
+            return Err(FabricError::Unsupported("private data of more than 56 bytes"));
+        }
+        let refused = |why: &str| FabricError::Connect {
+            stage: Stage::Connect,
+            address: address.to_owned(),
+            source: io::Error::new(io::ErrorKind::ConnectionRefused, why),
+        };
+        let timeout = || FabricError::Timeout {
+            stage: Stage::Connect,
+            address: address.to_owned(),
+        };
+        let stream = self.0.connections.fetch_add(1, Ordering::Relaxed);
+        let faults = &self.0.faults;
+        if faults.loses_request(&mut Random::new(faults.seed, u64::MAX - stream)) {
+            std::thread::sleep(deadline.saturating_duration_since(Instant::now()));
+            return Err(timeout());
+        }
+        let inbox = self.0.listeners().get(address).cloned();
+        let request = Arc::new(Request::new(wanted, stream));
+        let heard = inbox.is_some_and(|inbox| inbox.request(Arc::clone(&request), private));
+        if !heard {
+            return Err(refused("nobody listens: is the server running?"));
+        }
+        match request.wait(deadline) {
+            Answer::Waiting | Answer::Abandoned => Err(timeout()),
+            Answer::Rejected(reason) => Err(FabricError::Rejected {
+                address: address.to_owned(),
+                reason,
+            }),
+            Answer::EndpointGone => Err(refused("the server left")),
+            answer => Ok(answer),
+        }
+    }
+}
+
+/// Client memory.
+#[derive(Debug, Clone)]
+pub struct Region(Arc<Memory>);
+
+impl crate::Region for Region {
+    fn memory(&self) -> &Memory {
+        &self.0
+    }
+}
+
+impl Fabric for Sim {
+    const NAME: &'static str = "sim";
+    const FENCES: bool = true;
+    type Domain = Domain;
+    type Endpoint = Endpoint;
+    type Region = Region;
+    type Control = Control;
+    type Data = Data;
+
+    fn describe(&self) -> String {
+        format!("sim: one process, seed {:#x}", self.0.faults.seed)
+    }
+
+    fn read_max_bytes(&self) -> usize {
+        READ_MAX_BYTES
+    }
+
+    fn domain(&self) -> Result<Domain, FabricError> {
+        Ok(Domain {
+            names: Arc::clone(&self.0.names),
+            shared: Arc::<Shared>::default(),
+        })
+    }
+
+    fn listen(&self, address: &str) -> Result<Endpoint, FabricError> {
+        let address = match address.strip_suffix(":0") {
+            Some(host) => format!("{host}:{}", self.0.ports.fetch_add(1, Ordering::Relaxed)),
+            None => address.to_owned(),
+        };
+        let inbox = Arc::new(Inbox::new()?);
+        match self.0.listeners().entry(address.clone()) {
+            Entry::Occupied(_) => Err(FabricError::Connect {
+                stage: Stage::Listen,
+                address,
+                source: io::Error::new(
+                    io::ErrorKind::AddrInUse,
+                    "address in use: another server listens there; stop it or choose another",
+                ),
+            }),
+            Entry::Vacant(free) => {
+                free.insert(Arc::clone(&inbox));
+                Ok(Endpoint::new(Arc::clone(&self.0), address, inbox))
+            }
+        }
+    }
+
+    fn allocate(&self, len: usize) -> Result<Region, FabricError> {
+        Ok(Region(Arc::new(Memory::new(len, MemoryKind::Private)?)))
+    }
+
+    #[allow(
+        unsafe_code,
+        reason = "the caller's obligations are those of `Memory::borrowed`"
+    )]
+    unsafe fn register(&self, start: NonNull<u8>, len: usize) -> Result<Region, FabricError> {
+        check::registered_len(len)?;
+        // SAFETY: the memory is mapped for as long as the region lives, and nothing else accesses it while a READ to
+        // it is posted: the caller vouches for both.
+        let memory = unsafe { Memory::borrowed(start, len) };
+        Ok(Region(Arc::new(memory)))
+    }
+
+    fn connect_control(
+        &self,
+        address: &str,
+        request: &[u8],
+        options: ControlOptions,
+        deadline: Instant,
+    ) -> Result<Control, FabricError> {
+        match self.connect(address, request, Wanted::Control(options), deadline)? {
+            Answer::Control(link) => Ok(Control(link)),
+            _ => Err(FabricError::Unsupported(
+                "a control request answered with a data connection",
+            )),
+        }
+    }
+
+    fn connect_data(
+        &self,
+        address: &str,
+        request: &[u8],
+        reads_max: u32,
+        deadline: Instant,
+    ) -> Result<Data, FabricError> {
+        match self.connect(address, request, Wanted::Data { reads_max }, deadline)? {
+            Answer::Data(link) => Ok(Data::new(link)),
+            _ => Err(FabricError::Unsupported(
+                "a data request answered with a control connection",
+            )),
+        }
+    }
+}

@@ -1,0 +1,373 @@
+//! Data connections: READs that are late, torn, out of order, refused or not answered, but end in order.
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use super::clock::Clock;
+use super::domain::Shared;
+use super::fault::{Faults, Random};
+use super::inbox::Inbox;
+use super::{READ_MAX_BYTES, Region};
+use crate::bell::{self, Bell};
+use crate::{
+    ConnectionId, DataCounters, EndpointEvent, FabricError, Read, ReadCompletion, ReadStatus, RemoteRef,
+    check,
+};
+
+/// Most READs of one connection.
+const READS_MAX: u32 = 1 << 16;
+/// Most moments that a torn READ is copied at.
+const PARTS_MAX: usize = 6;
+
+#[derive(Debug)]
+struct Piece {
+    region: Region,
+    offset: usize,
+    len: usize,
+}
+
+/// Bytes of a READ, counted from its first.
+type Part = std::ops::Range<usize>;
+
+/// A READ that was posted. It holds its regions until it is taken as a completion, or the connection is dropped.
+#[derive(Debug)]
+struct Op {
+    number: u64,
+    from: RemoteRef,
+    len: usize,
+    to: Vec<Piece>,
+    signaled: bool,
+    /// What is to be copied, the last first.
+    parts: Vec<Part>,
+    pause: Duration,
+    error: bool,
+    ended: Option<ReadStatus>,
+}
+
+impl Op {
+    /// Copies bytes of it, as they are now; whether the domain has them.
+    fn copy(&self, domain: &Shared, part: Part) -> bool {
+        let mut start = 0;
+        for piece in &self.to {
+            let here = part.start.max(start)..part.end.min(start + piece.len);
+            if !here.is_empty() {
+                let from = self.from.offset(here.start as u64);
+                let offset = piece.offset + here.start - start;
+                if !domain.copy(from, &piece.region, offset, here.len()) {
+                    return false;
+                }
+            }
+            start += piece.len;
+        }
+        true
+    }
+}
+
+#[derive(Debug)]
+struct State {
+    over: Option<String>,
+    ops: VecDeque<Op>,
+    /// Number of the first of `ops`, counted from the connection's first.
+    first: u64,
+    random: Random,
+}
+
+/// A data connection, as both its ends share it. Bytes are copied under its lock: after it was ended none are.
+#[derive(Debug)]
+pub(super) struct DataLink {
+    id: ConnectionId,
+    pub(super) reads_max: usize,
+    domain: Arc<Shared>,
+    inbox: Arc<Inbox>,
+    faults: Arc<Faults>,
+    clock: Clock,
+    bell: Bell,
+    state: Mutex<State>,
+}
+
+impl DataLink {
+    pub(super) fn new(
+        id: ConnectionId,
+        stream: u64,
+        reads_max: u32,
+        domain: Arc<Shared>,
+        inbox: Arc<Inbox>,
+        faults: Arc<Faults>,
+        clock: Clock,
+    ) -> Result<Self, FabricError> {
+        let random = Random::new(faults.seed, 2 * stream);
+        Ok(Self {
+            id,
+            reads_max: reads_max.min(READS_MAX) as usize,
+            domain,
+            inbox,
+            faults,
+            clock,
+            bell: Bell::new()?,
+            state: Mutex::new(State {
+                over: None,
+                ops: VecDeque::new(),
+                first: 0,
+                random,
+            }),
+        })
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes no more READs, and tells the server.
+    fn close(&self, state: &mut State, reason: &str) {
+        if state.over.is_none() {
+            state.over = Some(reason.to_owned());
+            self.inbox.push(EndpointEvent::Closed(self.id, reason.to_owned()));
+        }
+        self.bell.ring();
+    }
+
+    /// Ends what has not ended: the first as [`ReadStatus::PeerGone`], and nothing after it has succeeded.
+    fn end(&self, state: &mut State, reason: &str) {
+        self.close(state, reason);
+        let mut status = ReadStatus::PeerGone;
+        for op in state.ops.iter_mut().skip_while(|op| op.ended.is_some()) {
+            op.ended = Some(status);
+            status = ReadStatus::Flushed;
+        }
+    }
+
+    /// Ends a READ that failed, and gives up what was posted after it. What was posted before it goes on.
+    fn fail(&self, state: &mut State, index: usize, status: ReadStatus, reason: &str) {
+        for op in state.ops.iter_mut().skip(index) {
+            op.ended = Some(ReadStatus::Flushed);
+        }
+        if let Some(op) = state.ops.get_mut(index) {
+            op.ended = Some(status);
+        }
+        self.close(state, reason);
+    }
+
+    /// The server ended it, and wants to hear no more of it.
+    pub(super) fn destroy(&self, reason: &str) {
+        self.end(&mut self.state(), reason);
+        self.inbox.forget(self.id);
+    }
+
+    /// Carries out a READ's next part, and plans the one after that.
+    fn step(self: &Arc<Self>, state: &mut State, sequence: u64) {
+        let Some(index) = sequence.checked_sub(state.first).map(|index| index as usize) else {
+            return;
+        };
+        let Some(op) = state.ops.get_mut(index).filter(|op| op.ended.is_none()) else {
+            return;
+        };
+        if op.error {
+            return self.fail(state, index, ReadStatus::PeerGone, "a simulated READ error");
+        }
+        if !self.domain.has(op.from, op.len) {
+            return self.fail(
+                state,
+                index,
+                ReadStatus::RemoteAccess,
+                "it may not read that memory",
+            );
+        }
+        if let Some(part) = op.parts.pop()
+            && !op.copy(&self.domain, part)
+        {
+            return self.fail(
+                state,
+                index,
+                ReadStatus::RemoteAccess,
+                "it may not read that memory",
+            );
+        }
+        if op.parts.is_empty() {
+            op.ended = Some(ReadStatus::Success);
+            self.bell.ring();
+        } else {
+            let pause = Faults::pause(&mut state.random, op.pause);
+            self.plan(sequence, pause);
+        }
+    }
+
+    fn plan(self: &Arc<Self>, sequence: u64, wait: Duration) {
+        let link = Arc::clone(self);
+        self.clock.plan(Instant::now() + wait, move || {
+            link.step(&mut link.state(), sequence);
+        });
+    }
+
+    fn post(self: &Arc<Self>, reads: &[Read<'_, Region>]) -> Result<(), FabricError> {
+        let mut state = self.state();
+        if let Some(reason) = &state.over {
+            return Err(FabricError::Closed(reason.clone()));
+        }
+        if self.faults.disconnects(&mut state.random) {
+            self.end(&mut state, "a simulated disconnect");
+            return Err(FabricError::Closed("a simulated disconnect".to_owned()));
+        }
+        let mut order = Vec::with_capacity(reads.len());
+        for read in reads {
+            let plan = self.faults.read(&mut state.random);
+            order.push((state.first + state.ops.len() as u64, plan.delay));
+            let to: Vec<_> = read
+                .to
+                .iter()
+                .map(|piece| Piece {
+                    region: piece.region.clone(),
+                    offset: piece.offset,
+                    len: piece.len,
+                })
+                .collect();
+            let len = to.iter().map(|piece| piece.len).sum();
+            state.ops.push_back(Op {
+                number: read.number,
+                from: read.from,
+                len,
+                to,
+                signaled: read.signaled,
+                parts: Vec::new(),
+                pause: plan.torn.unwrap_or_default(),
+                error: plan.error,
+                ended: None,
+            });
+            let parts = match plan.torn {
+                Some(_) => tear(len, &mut state.random),
+                None => std::iter::once(0..len).collect(),
+            };
+            if let Some(op) = state.ops.back_mut() {
+                op.parts = parts;
+            }
+        }
+        if self.faults.reorders(&mut state.random) {
+            state.random.shuffle(&mut order);
+        }
+        for (sequence, delay) in order {
+            if delay.is_zero() {
+                self.step(&mut state, sequence);
+            } else {
+                self.plan(sequence, delay);
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Cuts a READ of `len` bytes into parts, in any order.
+fn tear(len: usize, random: &mut Random) -> Vec<Part> {
+    let mut cuts: Vec<_> = (0..=random.below(PARTS_MAX - 1))
+        .map(|_| random.below(len))
+        .collect();
+    cuts.extend([0, len]);
+    cuts.sort_unstable();
+    cuts.dedup();
+    let mut parts: Vec<_> = cuts.windows(2).map(|pair| pair[0]..pair[1]).collect();
+    random.shuffle(&mut parts);
+    parts
+}
+
+/// A client's data connection over `sim`.
+#[derive(Debug)]
+pub struct Data {
+    link: Arc<DataLink>,
+    /// Ends not polled, each with the READs that it frees the room of.
+    ended: VecDeque<(ReadCompletion, usize)>,
+    /// Succeeded unsignaled since the last end.
+    silent: usize,
+    outstanding: usize,
+    counters: DataCounters,
+}
+
+impl Data {
+    pub(super) fn new(link: Arc<DataLink>) -> Self {
+        Self {
+            link,
+            ended: VecDeque::new(),
+            silent: 0,
+            outstanding: 0,
+            counters: DataCounters::default(),
+        }
+    }
+
+    /// Takes what ended, in the order posted.
+    fn harvest(&mut self) {
+        let mut state = self.link.state();
+        while let Some(status) = state.ops.front().and_then(|op| op.ended) {
+            let Some(op) = state.ops.pop_front() else { return };
+            state.first += 1;
+            if op.signaled || status != ReadStatus::Success {
+                let frees = std::mem::take(&mut self.silent) + 1;
+                let completion = ReadCompletion {
+                    number: op.number,
+                    status,
+                };
+                self.ended.push_back((completion, frees));
+            } else {
+                self.silent += 1;
+            }
+        }
+    }
+}
+
+impl crate::DataConnection<Region> for Data {
+    fn room(&self) -> usize {
+        self.link.reads_max - self.outstanding
+    }
+
+    fn post(&mut self, reads: &[Read<'_, Region>]) -> Result<(), FabricError> {
+        let bytes = check::batch_bytes(reads, READ_MAX_BYTES)?;
+        if reads.len() > self.room() {
+            return Err(FabricError::Busy("READs outstanding"));
+        }
+        if reads.is_empty() {
+            return Ok(());
+        }
+        self.link.post(reads)?;
+        self.outstanding += reads.len();
+        self.counters.reads += reads.len() as u64;
+        self.counters.doorbells += 1;
+        self.counters.bytes += bytes;
+        Ok(())
+    }
+
+    fn poll(&mut self, completions: &mut Vec<ReadCompletion>) -> Result<(), FabricError> {
+        self.harvest();
+        for (completion, frees) in self.ended.drain(..) {
+            self.outstanding -= frees;
+            completions.push(completion);
+        }
+        Ok(())
+    }
+
+    fn wait(&mut self, deadline: Instant) -> Result<bool, FabricError> {
+        use std::os::fd::AsFd;
+        loop {
+            self.link.bell.clear();
+            self.harvest();
+            if !self.ended.is_empty() {
+                return Ok(true);
+            }
+            if !bell::sleep(self.link.bell.as_fd(), deadline)? {
+                return Ok(false);
+            }
+        }
+    }
+
+    fn counters(&self) -> DataCounters {
+        self.counters
+    }
+}
+
+impl Drop for Data {
+    fn drop(&mut self) {
+        // READs that are not carried out yet let go of their regions, and nothing touches those any more.
+        let mut state = self.link.state();
+        self.link.end(&mut state, "the peer left");
+        let ops = std::mem::take(&mut state.ops);
+        state.first += ops.len() as u64;
+        drop(state);
+        drop(ops);
+    }
+}
