@@ -41,7 +41,7 @@ run_here() {
     note "device $2, address ${3:-none}"
     ulimit -l unlimited 2>/dev/null || true
     # A session of its own, so that whatever CMD leaves running can be ended with it.
-    setsid setpriv --pdeathsig TERM -- "${cmd[@]}" </dev/null &
+    setsid setpriv --pdeathsig TERM -- env -- "PATH=$caller_path" "${cmd[@]}" </dev/null &
     here_pid=$!
     undo+=(end_here)
     local code=0

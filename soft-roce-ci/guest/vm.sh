@@ -38,7 +38,7 @@ write_job() {
         echo "OUT=${out@Q} VKV_NVME=$guest_nvme VKV_TEST_DEVICE=$guest_device VKV_TEST_ADDR=$guest_addr"
     } >"$run_dir/job/config"
     {
-        printf 'OUT=%s\0VKV_NVME=%s\0' "$out" "$guest_nvme"
+        printf 'PATH=%s\0OUT=%s\0VKV_NVME=%s\0' "$caller_path" "$out" "$guest_nvme"
         printf 'VKV_FABRIC_KIND=vm\0VKV_TEST_DEVICE=%s\0VKV_TEST_ADDR=%s\0' "$guest_device" "$guest_addr"
     } >>"$run_dir/job/env"
     truncate -s "$nvme_size" "$run_dir/nvme.img" ||
