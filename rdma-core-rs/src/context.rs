@@ -61,7 +61,11 @@ impl Context {
         // SAFETY: `device` is in `list`, which is alive; the context keeps what it needs of it.
         let raw = unsafe { sys::ibv_open_device(device.as_ptr()) };
         let Some(raw) = NonNull::new(raw) else {
-            return Err(Error::verb("ibv_open_device", name, io::Error::last_os_error()));
+            let what = format!(
+                "{name}; it takes reading and writing /dev/infiniband/{}",
+                info(device).uverbs_name
+            );
+            return Err(Error::verb("ibv_open_device", what, io::Error::last_os_error()));
         };
         let context = Context {
             raw,

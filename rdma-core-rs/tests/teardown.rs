@@ -208,3 +208,67 @@ fn completion_events_taken_and_not_taken_hold_up_nobody() {
         );
     }
 }
+
+#[test]
+#[ignore = "needs an RDMA device: VKV_TEST_DEVICE=rxe0"]
+fn events_taken_by_one_thread_never_stop_another_that_destroys() {
+    use rdma_core_rs::cm::{CmEventKind, ConnectParam, EventChannel, Listener, resolve};
+    use std::sync::atomic::{AtomicBool, Ordering};
+
+    let context = Context::shared(&device_name()).unwrap();
+    let param = ConnectParam::for_device(&context.query_device().unwrap());
+    let channel = EventChannel::new().unwrap();
+    let listener = Listener::bind(&channel, any_port(), 64).unwrap();
+    let address = listener.local_addr().unwrap();
+    let done = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        // Takes every event there is, connection and asynchronous, as fast as it can.
+        let server = scope.spawn(|| {
+            let mut connections = Vec::new();
+            let mut accepted = 0;
+            while !done.load(Ordering::Relaxed) {
+                let _ = context.poll_async_event().unwrap();
+                let soon = Instant::now() + Duration::from_millis(1);
+                let Some(event) = channel.wait_event(soon).unwrap() else {
+                    continue;
+                };
+                let (kind, id) = (event.kind(), event.id());
+                if let Some(request) = event.into_request() {
+                    let end = End::new(&context);
+                    // The client may have given up already; then either step is refused.
+                    let answer = request
+                        .attach(end.qp, Access::REMOTE_READ)
+                        .and_then(|pending| pending.accept(&param));
+                    connections.extend(answer.ok());
+                    accepted += 1;
+                } else if kind == CmEventKind::DISCONNECTED {
+                    connections.retain(|connection: &rdma_core_rs::cm::Connection| connection.key() != id);
+                }
+            }
+            accepted
+        });
+        let clients: Vec<_> = (0..3)
+            .map(|client| {
+                let (context, param) = (&context, &param);
+                scope.spawn(move || {
+                    for round in 0..10 {
+                        let mut connector = resolve(address, None, deadline()).unwrap();
+                        connector.attach(End::new(context).qp, Access::NONE).unwrap();
+                        if (client + round) % 3 == 0 {
+                            connector.connect(param).unwrap();
+                            drop(connector);
+                            continue;
+                        }
+                        let (connection, _) = connector.connect_blocking(param, deadline()).unwrap();
+                        drop(connection);
+                    }
+                })
+            })
+            .collect();
+        for client in clients {
+            client.join().unwrap();
+        }
+        done.store(true, Ordering::Relaxed);
+        assert!(server.join().unwrap() >= 20);
+    });
+}

@@ -31,7 +31,7 @@ impl Listener {
     /// Binds and listens; port 0 lets the kernel choose. At most `backlog` requests wait to be taken.
     ///
     /// # Errors
-    /// [`Error::Verb`]: EADDRINUSE if the port is taken, EADDRNOTAVAIL or ENODEV if no RDMA device has the address.
+    /// [`Error::Verb`](crate::Error::Verb): EADDRINUSE if the port is taken, EADDRNOTAVAIL or ENODEV if no RDMA device has the address.
     pub fn bind(channel: &Arc<EventChannel>, address: SocketAddr, backlog: u32) -> Result<Listener> {
         let id = CmId::new(channel)?;
         id.bind(address)?;
@@ -52,7 +52,7 @@ impl Listener {
     /// The device behind its address, to register memory on before anyone connects.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] if it listens on all addresses: then a request's own [`ConnectRequest::context`] tells,
+    /// [`Error::InvalidArgument`](crate::Error::InvalidArgument) if it listens on all addresses: then a request's own [`ConnectRequest::context`] tells,
     /// or [`Context::shared`] by name.
     pub fn context(&self) -> Result<Arc<Context>> {
         self.id.context()
@@ -60,6 +60,9 @@ impl Listener {
 }
 
 /// Somebody wants to connect. Dropping it rejects them without a word.
+///
+/// The peer may give up at any moment; attaching, accepting or rejecting is refused then (EINVAL), which concerns this
+/// request alone.
 #[derive(Debug)]
 pub struct ConnectRequest {
     id: CmId,
@@ -112,7 +115,7 @@ impl ConnectRequest {
     /// Gives the connection its queue pair, which goes to INIT and lets the peer do what `access` says and nothing else.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] if the queue pair is of another device, [`Error::ModifyQp`] if refused. The peer is
+    /// [`Error::InvalidArgument`](crate::Error::InvalidArgument) if the queue pair is of another device, [`Error::ModifyQp`](crate::Error::ModifyQp) if refused. The peer is
     /// rejected then.
     pub fn attach(self, qp: QueuePair, access: Access) -> Result<PendingAccept> {
         to_init(&self.id, &qp, access)?;
@@ -126,8 +129,8 @@ impl ConnectRequest {
     /// Refuses, with a reason of the program's own.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] for more than [`PRIVATE_DATA_REJECT_MAX`] bytes (the peer is rejected without them),
-    /// [`Error::Verb`] if the peer is already gone.
+    /// [`Error::InvalidArgument`](crate::Error::InvalidArgument) for more than [`PRIVATE_DATA_REJECT_MAX`] bytes (the peer is rejected without them),
+    /// [`Error::Verb`](crate::Error::Verb) if the peer is already gone.
     pub fn reject(self, private_data: &[u8]) -> Result<()> {
         check_private_data(private_data, PRIVATE_DATA_REJECT_MAX)?;
         let len = u8::try_from(private_data.len()).unwrap_or(u8::MAX);
@@ -162,8 +165,8 @@ impl PendingAccept {
     /// Depths are brought down to what the peer offers.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] for private data over [`PRIVATE_DATA_ACCEPT_MAX`] bytes or retries that never end;
-    /// [`Error::ModifyQp`] or [`Error::Verb`] if refused. The peer is rejected then.
+    /// [`Error::InvalidArgument`](crate::Error::InvalidArgument) for private data over [`PRIVATE_DATA_ACCEPT_MAX`] bytes or retries that never end;
+    /// [`Error::ModifyQp`](crate::Error::ModifyQp) or [`Error::Verb`](crate::Error::Verb) if refused. The peer is rejected then.
     pub fn accept(self, param: &ConnectParam) -> Result<Connection> {
         param.check(PRIVATE_DATA_ACCEPT_MAX)?;
         let param = param.limited_by(&self.remote);
