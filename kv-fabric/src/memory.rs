@@ -283,3 +283,137 @@ impl Drop for Memory {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::AsRawFd;
+
+    use rustix::fs::{FallocateFlags, Mode, OFlags};
+    use rustix::io::Errno;
+
+    use super::*;
+
+    fn reopen(memory: &Memory, flags: OFlags) -> rustix::io::Result<OwnedFd> {
+        let fd = memory.fd().expect("shared memory has a descriptor");
+        let path = format!("/proc/self/fd/{}", fd.as_raw_fd());
+        rustix::fs::open(path, flags, Mode::empty())
+    }
+
+    fn map(fd: &OwnedFd, prot: ProtFlags) -> rustix::io::Result<*mut core::ffi::c_void> {
+        // SAFETY: a fresh shared mapping at an address of the kernel's choice overlaps nothing, and is never accessed
+        // but through `mprotect`.
+        unsafe { rustix::mm::mmap(std::ptr::null_mut(), 4096, prot, MapFlags::SHARED, fd, 0) }
+    }
+
+    /// Neither another process's descriptor nor this one's own can be made to write, shrink or grow it.
+    #[test]
+    fn read_only_memory_takes_no_writer_but_its_own() {
+        let memory = Memory::new(8192, MemoryKind::SharedReadOnly).expect("memory");
+        let reader = reopen(&memory, OFlags::RDONLY).expect("open for reading");
+        assert!(map(&reader, ProtFlags::READ | ProtFlags::WRITE).is_err());
+        let reading = map(&reader, ProtFlags::READ).expect("map for reading");
+        // SAFETY: only the rights of a mapping that this test made and never accesses are asked to change.
+        let raised = unsafe {
+            rustix::mm::mprotect(
+                reading,
+                4096,
+                rustix::mm::MprotectFlags::READ | rustix::mm::MprotectFlags::WRITE,
+            )
+        };
+        assert_eq!(raised, Err(Errno::ACCESS));
+        let writer = reopen(&memory, OFlags::RDWR).expect("memfds have mode 0777");
+        assert_eq!(
+            map(&writer, ProtFlags::READ | ProtFlags::WRITE).err(),
+            Some(Errno::PERM)
+        );
+        assert_eq!(rustix::io::pwrite(&writer, b"x", 0), Err(Errno::PERM));
+        assert_eq!(rustix::fs::ftruncate(&writer, 4096), Err(Errno::PERM));
+        assert_eq!(rustix::fs::ftruncate(&writer, 16384), Err(Errno::PERM));
+        let hole = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+        assert_eq!(rustix::fs::fallocate(&writer, hole, 0, 4096), Err(Errno::PERM));
+        assert_eq!(
+            rustix::fs::fcntl_add_seals(&writer, SealFlags::WRITE),
+            Err(Errno::PERM)
+        );
+        // The mapping that was there before the seals goes on writing, and readers see it.
+        memory.write(4090, b"across a page");
+        let mut seen = [0; 13];
+        rustix::io::pread(&reader, &mut seen[..], 4090).expect("pread");
+        assert_eq!(&seen, b"across a page");
+    }
+
+    #[test]
+    fn writable_memory_keeps_its_length() {
+        let memory = Memory::new(8192, MemoryKind::SharedWritable).expect("memory");
+        let writer = reopen(&memory, OFlags::RDWR).expect("open");
+        assert_eq!(rustix::fs::ftruncate(&writer, 0), Err(Errno::PERM));
+        assert_eq!(rustix::fs::ftruncate(&writer, 16384), Err(Errno::PERM));
+        rustix::io::pwrite(&writer, b"peer", 100).expect("a peer writes");
+        let mut seen = [0; 4];
+        memory.read(100, &mut seen);
+        assert_eq!(&seen, b"peer");
+    }
+
+    #[test]
+    fn private_memory_has_no_descriptor_and_begins_zeroed() {
+        let memory = Memory::new(5000, MemoryKind::Private).expect("memory");
+        assert!(memory.fd().is_none());
+        assert_eq!(memory.len(), 5000);
+        let mut seen = [1; 5000];
+        memory.read(0, &mut seen);
+        assert_eq!(seen, [0; 5000]);
+    }
+
+    #[test]
+    fn lengths_that_cannot_be_are_refused() {
+        for kind in [MemoryKind::Private, MemoryKind::SharedReadOnly] {
+            for len in [0, usize::MAX, 1 << 60] {
+                let refused = Memory::new(len, kind);
+                assert!(matches!(refused, Err(FabricError::Memory { len_bytes, .. }) if len_bytes == len));
+            }
+        }
+    }
+
+    #[test]
+    fn copies_stay_inside() {
+        let memory = Memory::new(100, MemoryKind::Private).expect("memory");
+        let other = Memory::new(100, MemoryKind::Private).expect("memory");
+        let panics = |call: &dyn Fn()| std::panic::catch_unwind(std::panic::AssertUnwindSafe(call)).is_err();
+        memory.write(0, &[1; 100]);
+        memory.write(100, &[]);
+        assert!(panics(&|| memory.write(1, &[1; 100])));
+        assert!(panics(&|| memory.write(101, &[])));
+        assert!(panics(&|| memory.write(usize::MAX, &[1; 2])));
+        assert!(panics(&|| memory.read(1, &mut [0; 100])));
+        assert!(panics(&|| memory.copy_between(0, &other, 1, 100)));
+        assert!(panics(&|| memory.copy_between(1, &other, 0, 100)));
+        memory.copy_between(10, &other, 0, 90);
+        let mut seen = [9; 100];
+        memory.read(0, &mut seen);
+        assert_eq!((&seen[..10], &seen[10..]), (&[1; 10][..], &[0; 90][..]));
+    }
+
+    #[test]
+    fn words_are_stored_aligned_and_inside() {
+        let memory = Memory::new(64, MemoryKind::Private).expect("memory");
+        let panics = |call: &dyn Fn()| std::panic::catch_unwind(std::panic::AssertUnwindSafe(call)).is_err();
+        memory.store_u64(56, 0x0102_0304_0506_0708);
+        let mut seen = [0; 8];
+        memory.read(56, &mut seen);
+        assert_eq!(u64::from_le_bytes(seen), 0x0102_0304_0506_0708);
+        assert!(panics(&|| memory.store_u64(60, 1)));
+        assert!(panics(&|| memory.store_u64(64, 1)));
+        assert!(panics(&|| memory.store_u64(4, 1)));
+    }
+
+    #[test]
+    fn borrowed_memory_is_left_to_its_owner() {
+        let mut owned = vec![0_u8; 64];
+        let start = NonNull::new(owned.as_mut_ptr()).expect("a vector has an address");
+        // SAFETY: `owned` outlives the memory, and is not accessed while that lives.
+        let memory = unsafe { Memory::borrowed(start, owned.len()) };
+        memory.write(3, b"here");
+        drop(memory);
+        assert_eq!(&owned[3..7], b"here");
+    }
+}

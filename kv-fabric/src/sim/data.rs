@@ -71,6 +71,8 @@ struct State {
     /// Number of the first of `ops`, counted from the connection's first.
     first: u64,
     random: Random,
+    /// A stream of its own: when it is drawn from depends on the clock.
+    pauses: Random,
 }
 
 /// A data connection, as both its ends share it. Bytes are copied under its lock: after it was ended none are.
@@ -97,6 +99,7 @@ impl DataLink {
         clock: Clock,
     ) -> Result<Self, FabricError> {
         let random = Random::new(faults.seed, 2 * stream);
+        let pauses = Random::new(faults.seed, 2 * stream + 1);
         Ok(Self {
             id,
             reads_max: reads_max.min(READS_MAX) as usize,
@@ -110,6 +113,7 @@ impl DataLink {
                 ops: VecDeque::new(),
                 first: 0,
                 random,
+                pauses,
             }),
         })
     }
@@ -187,7 +191,7 @@ impl DataLink {
             op.ended = Some(ReadStatus::Success);
             self.bell.ring();
         } else {
-            let pause = Faults::pause(&mut state.random, op.pause);
+            let pause = state.pauses.up_to(op.pause);
             self.plan(sequence, pause);
         }
     }

@@ -108,7 +108,7 @@ impl Random {
         drawn < probability
     }
 
-    fn up_to(&mut self, longest: Duration) -> Duration {
+    pub(super) fn up_to(&mut self, longest: Duration) -> Duration {
         let nanoseconds = u64::try_from(longest.as_nanos()).unwrap_or(u64::MAX - 1);
         Duration::from_nanos(self.next() % (nanoseconds + 1))
     }
@@ -225,10 +225,6 @@ impl Faults {
             error,
             torn: torn.then_some(faults.torn_pause_max),
         }
-    }
-
-    pub(super) fn pause(random: &mut Random, longest: Duration) -> Duration {
-        random.up_to(longest)
     }
 }
 
