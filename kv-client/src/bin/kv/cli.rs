@@ -134,6 +134,11 @@ impl Common {
         Ok(options)
     }
 
+    /// Fails now where connecting would fail for want of a key: before a long scan of inputs.
+    pub(crate) fn check(&self) -> Result<(), Failure> {
+        self.options().map(drop)
+    }
+
     /// A session with the server of `target`.
     pub(crate) fn server(&self, target: &Target) -> Result<Server, Failure> {
         let options = self.options()?;

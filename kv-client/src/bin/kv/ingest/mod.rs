@@ -94,6 +94,7 @@ pub(crate) fn run(arguments: Arguments, common: &Common) -> Ended {
     let name = dataset_of(&target, &arguments.uri)?;
     let stop =
         Stop::on_signals().map_err(|error| Failure::new(format!("installing signal handlers: {error}")))?;
+    common.check()?;
     let sources = arguments.input.scan(arguments.quiet)?;
     let server = common.server(&target)?;
     let started = Instant::now();

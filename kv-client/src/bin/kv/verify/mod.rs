@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use clap::Args;
 use serde::Serialize;
 
-use crate::cli::{Common, InputArguments, end};
+use crate::cli::{Common, InputArguments, dataset_of, end, target};
 use crate::failure::{Ended, Failure, OK};
 use crate::output::{count, mb_s, print, round, say, size, write_json};
 use crate::progress::Progress;
@@ -82,8 +82,10 @@ struct Report {
 }
 
 pub(crate) fn run(arguments: Arguments, common: &Common) -> Ended {
+    dataset_of(&target(&arguments.uri)?, &arguments.uri)?;
     let stop =
         Stop::on_signals().map_err(|error| Failure::new(format!("installing signal handlers: {error}")))?;
+    common.check()?;
     let sources = arguments.input.scan(arguments.quiet)?;
     let (server, client) = common.dataset(&arguments.uri)?;
     let started = Instant::now();

@@ -1,0 +1,387 @@
+//! Files go in by `kv ingest` and come back byte for byte, whatever they are called and however often.
+
+mod cli_support;
+
+use std::ffi::OsStr;
+use std::fs;
+use std::io::{BufRead, BufReader, Read};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::net::UnixListener;
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use cli_support::{Server, bytes, files, run, write};
+
+/// Files with the names and lengths that trip programs up; links and special files among them.
+fn hostile(root: &Path, many: u64, large_bytes: usize) -> UnixListener {
+    write(root, b"empty", b"");
+    write(root, b" a name with spaces ", b"spaces");
+    write(root, b"a\nnewline", b"newline");
+    write(root, b"\xff\xfe no UTF-8", b"bytes");
+    write(root, b"-0", b"looks like an option");
+    write(root, b"$'quoted'", b"quoted");
+    write(
+        root,
+        [&b"deep/".repeat(100)[..], b"file"].concat().as_slice(),
+        b"deep",
+    );
+    write(root, "gr\u{fc}n/\u{202e}gnp".as_bytes(), b"direction mark");
+    write(root, &b"k".repeat(255), b"a long name");
+    for number in 0..many {
+        write(
+            root,
+            format!("many/{}/{number}.txt", number % 50).as_bytes(),
+            &bytes(number, (number % 700) as usize),
+        );
+    }
+    for (length, name) in [
+        (65_535, "b-1"),
+        (65_536, "b"),
+        (65_537, "b+1"),
+        (1 << 20, "1M"),
+        (large_bytes, "large"),
+    ] {
+        write(root, name.as_bytes(), &bytes(length as u64, length));
+    }
+    std::os::unix::fs::symlink("empty", root.join("a link")).unwrap();
+    std::os::unix::fs::symlink("nowhere", root.join("deep/dangling")).unwrap();
+    assert!(
+        Command::new("mkfifo")
+            .arg(root.join("a pipe"))
+            .status()
+            .unwrap()
+            .success()
+    );
+    UnixListener::bind(root.join("a socket")).unwrap()
+}
+
+fn round_trip(many: u64, large_bytes: usize, arguments: &[&str]) {
+    let mut server = Server::with_dataset("images", arguments);
+    let tree = server.path("tree");
+    let _socket = hostile(&tree, many, large_bytes);
+    let names = files(&tree);
+    let count = names.len() as u64;
+
+    let (said, figures) = server.ingest("images", &[tree.as_os_str()]);
+    said.expect(
+        0,
+        &[
+            "skipped",
+            "a link: symbolic link",
+            "dangling",
+            "a pipe: fifo",
+            "a socket: socket",
+        ],
+    );
+    assert_eq!(
+        (&figures["stored"], &figures["skipped"], &figures["failed"]),
+        (&count.into(), &4.into(), &0.into())
+    );
+    assert_eq!(server.keys("images"), names);
+    assert_eq!(server.stat("images", "keys"), count);
+
+    let (said, figures) = server.verify("images", &[tree.as_os_str(), "--exact".as_ref()]);
+    said.expect(0, &[]);
+    assert_eq!(
+        (&figures["verified"], &figures["samples"]),
+        (&count.into(), &count.into())
+    );
+    assert!(figures["reads_per_get"].as_f64().unwrap() <= 3.0, "{figures}");
+    let (said, figures) = server.verify("images", &[tree.as_os_str(), "--known".as_ref(), "-q".as_ref()]);
+    said.expect(0, &[]);
+    assert_eq!(figures["reads_per_get"], 1.0, "{figures}");
+    assert!(said.stderr.is_empty(), "{said:?}");
+
+    for name in names.iter().filter(|name| !name.starts_with(b"many/")) {
+        assert_eq!(
+            server.get("images", name),
+            fs::read(tree.join(OsStr::from_bytes(name))).unwrap(),
+            "{name:?}"
+        );
+    }
+
+    // Everything that was answered survives the server.
+    server.restart(&[]);
+    let (said, figures) = server.verify(
+        "images",
+        &[tree.as_os_str(), "--exact".as_ref(), "--seed=9".as_ref()],
+    );
+    said.expect(0, &[]);
+    assert_eq!(figures["verified"], count);
+
+    // And nothing is stored again.
+    let sequence = server.stat("images", "sequence");
+    let (said, figures) = server.ingest("images", &[tree.as_os_str()]);
+    said.expect(0, &[]);
+    assert_eq!(
+        (&figures["stored"], &figures["unchanged"]),
+        (&0.into(), &count.into())
+    );
+    assert_eq!(server.stat("images", "sequence"), sequence);
+}
+
+#[test]
+fn hostile_names_and_lengths_come_back_as_they_were() {
+    // Parts of 8 MiB, so that a value of 20 MB is a large one.
+    round_trip(
+        3000,
+        20_000_000,
+        &["--segment-bytes", "64M", "--part-bytes", "8M"],
+    );
+}
+
+#[test]
+#[ignore = "slow: 300 MB"]
+fn a_value_of_300_mb_comes_back_as_it_was() {
+    round_trip(10, 300_000_000, &[]);
+}
+
+#[test]
+fn shards_are_stored_by_member_and_a_malformed_one_not_at_all() {
+    let server = Server::with_dataset("shards", &["--segment-bytes", "64M"]);
+    let tree = server.path("tree");
+    let names: [&[u8]; 6] = [
+        b"000000.jpg",
+        b"000000.cls",
+        b"dir/000001.jpg",
+        b"new\nline",
+        b"\xff",
+        &[b"long/".repeat(40), b"x".to_vec()].concat(),
+    ];
+    for (name, number) in names.iter().zip(0..) {
+        write(&tree, name, &bytes(number, 1000 * number as usize));
+    }
+    for format in ["gnu", "pax", "ustar"] {
+        let shard = server.path(&format!("{format}.tar"));
+        let mut tar = Command::new("tar");
+        tar.arg("-C")
+            .arg(&tree)
+            .arg(format!("--format={format}"))
+            .arg("-cf")
+            .arg(&shard);
+        // ustar has no room for the long name; "." gives every member a leading "./".
+        if format == "ustar" {
+            tar.args(["--exclude=long", "."]);
+        } else {
+            tar.arg(".");
+        }
+        assert!(tar.status().unwrap().success());
+        let prefix = format!("--prefix={format}/");
+        let (said, _) = server.ingest("shards", &[shard.as_os_str(), prefix.as_ref()]);
+        said.expect(0, &[]);
+        let (said, figures) = server.verify("shards", &[shard.as_os_str(), prefix.as_ref()]);
+        said.expect(0, &[]);
+        assert_eq!(figures["verified"], if format == "ustar" { 5 } else { 6 });
+        assert_eq!(
+            server.get("shards", &[format.as_bytes(), b"/new\nline"].concat()),
+            bytes(3, 3000)
+        );
+    }
+    let whole = fs::read(server.path("pax.tar")).unwrap();
+    let (bad, good) = (server.path("bad.tar"), server.path("good"));
+    fs::write(&bad, &whole[..whole.len() - 12_288]).unwrap();
+    write(&good, b"file", b"good");
+    let (said, figures) = server.ingest(
+        "shards",
+        &[bad.as_os_str(), good.as_os_str(), "--prefix=bad/".as_ref()],
+    );
+    said.expect(
+        1,
+        &["bad.tar: malformed tar at offset", "nothing of it is stored"],
+    );
+    assert_eq!((&figures["stored"], &figures["failed"]), (&1.into(), &1.into()));
+    let of_bad: Vec<_> = server
+        .keys("shards")
+        .into_iter()
+        .filter(|key| key.starts_with(b"bad/"))
+        .collect();
+    assert_eq!(of_bad, [b"bad/file"]);
+    // As a file it may be what it is.
+    let (said, _) = server.ingest("shards", &[bad.as_os_str(), "--as-files".as_ref()]);
+    said.expect(0, &[]);
+    assert_eq!(server.get("shards", b"bad.tar"), fs::read(&bad).unwrap());
+}
+
+#[test]
+fn values_that_changed_are_replaced_and_only_those() {
+    let server = Server::with_dataset("d", &["--segment-bytes", "64M"]);
+    let tree = server.path("tree");
+    for name in [&b"same"[..], b"length", b"bytes"] {
+        write(&tree, name, b"12345");
+    }
+    server.ingest("d", &[tree.as_os_str()]).0.expect(0, &[]);
+    write(&tree, b"length", b"123456");
+    write(&tree, b"bytes", b"12346");
+    let (said, figures) = server.verify("d", &[tree.as_os_str()]);
+    said.expect(
+        1,
+        &[
+            "key bytes",
+            "differs from its source at byte 4",
+            "key length",
+            "5 bytes are stored",
+        ],
+    );
+    assert_eq!(
+        (&figures["verified"], &figures["mismatched"]),
+        (&1.into(), &2.into())
+    );
+    let (said, _) = server.ingest("d", &[tree.as_os_str(), "--no-overwrite".as_ref()]);
+    said.expect(
+        1,
+        &[
+            "bytes: key bytes has another value",
+            "length: key length has another value",
+        ],
+    );
+    assert_eq!(server.get("d", b"length"), b"12345");
+    let (said, figures) = server.ingest("d", &[tree.as_os_str(), "--skip-existing".as_ref()]);
+    said.expect(0, &[]);
+    assert_eq!(
+        (&figures["stored"], &figures["unchanged"]),
+        (&1.into(), &2.into())
+    );
+    assert_eq!(server.get("d", b"bytes"), b"12345");
+    let (said, figures) = server.ingest("d", &[tree.as_os_str()]);
+    said.expect(0, &[]);
+    assert_eq!(
+        (&figures["replaced"], &figures["unchanged"]),
+        (&1.into(), &2.into())
+    );
+    server
+        .verify("d", &[tree.as_os_str(), "--exact".as_ref()])
+        .0
+        .expect(0, &[]);
+
+    fs::remove_file(tree.join("same")).unwrap();
+    write(&tree, b"other", b"x");
+    let (said, figures) = server.verify("d", &[tree.as_os_str(), "--exact".as_ref()]);
+    said.expect(
+        1,
+        &["key same: 5 bytes that no source has", "key other", "missing"],
+    );
+    assert_eq!((&figures["missing"], &figures["extra"]), (&1.into(), &1.into()));
+}
+
+#[test]
+fn keys_are_listed_fetched_and_deleted() {
+    let server = Server::with_dataset("d", &["--segment-bytes", "64M"]);
+    let tree = server.path("tree");
+    for name in [&b"a/1"[..], b"a/2", b"b\n", b"c\xff"] {
+        write(&tree, name, &bytes(1, 200_000));
+    }
+    server.ingest("d", &[tree.as_os_str()]).0.expect(0, &[]);
+    let uri = server.uri("d");
+    let listed = run(server.kv().args(["ls", &uri]));
+    assert_eq!(listed.expect(0, &[]).stdout, "a/1\na/2\n$'b\\n'\n$'c\\377'\n");
+    let listed = run(server.kv().args(["ls", &uri, "-l", "--prefix", "a/"]));
+    assert_eq!(
+        listed.expect(0, &[]).stdout,
+        "      200000  a/1\n      200000  a/2\n"
+    );
+    let listed = run(server.kv().args(["ls", &uri, "--json", "--unsorted"]));
+    assert_eq!(listed.expect(0, &[]).stdout.lines().count(), 4);
+    assert!(
+        listed
+            .stdout
+            .contains("{\"key\":null,\"key_hex\":\"63ff\",\"bytes\":200000}"),
+        "{listed:?}"
+    );
+
+    // What ls prints, a shell gives back.
+    let shell = format!(
+        "{} get '{uri}' $'c\\377' --range 65530:20",
+        env!("CARGO_BIN_EXE_kv")
+    );
+    let got = server
+        .kv()
+        .get_envs()
+        .fold(Command::new("bash"), |mut bash, (name, value)| {
+            if let Some(value) = value {
+                bash.env(name, value);
+            }
+            bash
+        })
+        .args(["-c", &shell])
+        .output()
+        .unwrap();
+    assert_eq!(got.stdout, bytes(1, 200_000)[65_530..65_550], "{got:?}");
+    let file = server.path("out");
+    run(server
+        .kv()
+        .args(["get", &uri, "--key-hex", "620a", "-o"])
+        .arg(&file))
+    .expect(0, &[]);
+    assert_eq!(fs::read(&file).unwrap(), bytes(1, 200_000));
+    run(server.kv().args(["get", &uri, "none"]))
+        .expect(1, &["kv: getting none from", "there is no such key"]);
+
+    run(server.kv().args(["rm", &uri, "a/1", "none"]))
+        .expect(1, &["none: there is no such key", "1 key not there"]);
+    run(server.kv().args(["rm", &uri, "--prefix", "a/"])).expect(1, &["1 key of", "--yes"]);
+    let removed = run(server.kv().args(["rm", &uri, "--prefix", "a/", "--yes"]));
+    assert_eq!(removed.expect(0, &[]).stdout, "deleted 1 key\n");
+    run(server.kv().args(["rm", &uri, "--key-hex", "63FF"])).expect(0, &[]);
+    assert_eq!(server.keys("d").into_iter().collect::<Vec<_>>(), [b"b\n"]);
+    run(server.kv().args(["get", &uri, "a/2"])).expect(1, &["no such key"]);
+}
+
+#[test]
+fn a_reader_that_leaves_early_is_no_error() {
+    let server = Server::with_dataset("d", &["--segment-bytes", "64M"]);
+    let tree = server.path("tree");
+    let long = "x".repeat(200);
+    for number in 0..2000 {
+        write(&tree, format!("{long}{number}").as_bytes(), b"");
+    }
+    server.ingest("d", &[tree.as_os_str()]).0.expect(0, &[]);
+    let mut child = server
+        .kv()
+        .args(["ls", &server.uri("d")])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut line = String::new();
+    BufReader::with_capacity(1, child.stdout.take().unwrap())
+        .read_line(&mut line)
+        .unwrap();
+    assert!(line.starts_with(&long));
+    let mut said = String::new();
+    child.stderr.take().unwrap().read_to_string(&mut said).unwrap();
+    assert_eq!((child.wait().unwrap().code(), &said[..]), (Some(0), ""));
+}
+
+#[test]
+fn datasets_are_created_renamed_and_dropped() {
+    let server = Server::start(&["--segment-bytes", "64M"]);
+    let (one, two) = (server.uri("one"), server.uri("two"));
+    let dataset = |arguments: &[&str]| run(server.kv().arg("dataset").args(arguments));
+    dataset(&["create", &one]).expect(0, &[]);
+    dataset(&["create", &one]).expect(1, &["creating", "a dataset of this name exists"]);
+    dataset(&["create", &one, "--if-missing"]).expect(0, &[]);
+    let tree = server.path("tree");
+    write(&tree, b"f", b"123");
+    let (said, _) = server.ingest("two", &[tree.as_os_str()]);
+    said.expect(1, &["no such dataset", "--create"]);
+    server
+        .ingest("two", &[tree.as_os_str(), "--create".as_ref()])
+        .0
+        .expect(0, &[]);
+    let listed = dataset(&["ls", &server.server_uri()]);
+    let lines: Vec<String> = listed
+        .stdout
+        .lines()
+        .map(|line| line.split_whitespace().collect::<Vec<_>>().join(" "))
+        .collect();
+    assert_eq!(lines, ["one 0 keys 0 B", "two 1 key 3 B"], "{listed:?}");
+    dataset(&["rename", &two, "one"]).expect(1, &["exists"]);
+    dataset(&["rename", &two, "three"]).expect(0, &[]);
+    assert_eq!(server.get("three", b"f"), b"123");
+    run(server.kv().args(["ls", &two])).expect(1, &["no such dataset"]);
+    dataset(&["drop", &server.uri("three")]).expect(1, &["three holds 1 key, 3 B", "--yes"]);
+    dataset(&["drop", &server.uri("three"), "--yes"]).expect(0, &[]);
+    dataset(&["drop", &server.uri("three"), "--yes"]).expect(1, &["no such dataset"]);
+    let stat = run(server.kv().args(["stat", &server.server_uri()]));
+    assert!(stat.expect(0, &[]).stdout.contains("memory"), "{stat:?}");
+}
