@@ -1,0 +1,412 @@
+//! The `kv-server` binary: how it starts, refuses to start, idles, and ends.
+
+mod common;
+
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Output, Stdio};
+use std::sync::Arc;
+use std::time::Duration;
+
+use common::{Raw, Setup, TestFabric, eventually};
+use kv_fabric::local::Local;
+use kv_proto::auth::Role;
+use kv_proto::control::{Answer, Bytes, Request, Status};
+use kv_server::control::keys::{self, Key};
+use rustix::process::{Pid, Signal, kill_process};
+
+/// A process that is killed when the test is over, whatever comes of it.
+struct Process {
+    child: Child,
+    fabric: Arc<Local>,
+    address: String,
+}
+
+fn server(arguments: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_kv-server"));
+    command
+        .args(arguments)
+        .env_remove("RUST_LOG")
+        .stdin(Stdio::null());
+    command
+}
+
+fn serve(setup: &Setup, extra: &[&str]) -> Command {
+    let folder = setup.folder.path();
+    let data = setup.store.data.to_str().unwrap();
+    let listen = format!("local:{}", Local::address(folder));
+    let keys = folder.join("keys.toml");
+    if !keys.exists() {
+        setup.key_file();
+    }
+    let base = [
+        "serve",
+        "--data",
+        data,
+        "--listen",
+        &listen,
+        "--keys",
+        keys.to_str().unwrap(),
+        "--memory-budget",
+        "256M",
+        "--segment-bytes",
+        "4M",
+    ];
+    server(&[&base[..], extra].concat())
+}
+
+impl Process {
+    fn start(setup: &Setup, extra: &[&str]) -> Self {
+        let ready = setup.folder.path().join("ready");
+        let _ = std::fs::remove_file(&ready);
+        let errors = std::fs::OpenOptions::new()
+            .create(true)
+            .append(true)
+            .open(log_path(setup))
+            .unwrap();
+        let extra = [&["--ready-file", ready.to_str().unwrap()], extra].concat();
+        let mut child = serve(setup, &extra).stderr(errors).spawn().unwrap();
+        let text = eventually("the server is ready", || {
+            assert!(child.try_wait().unwrap().is_none(), "it ended: {}", log(setup));
+            std::fs::read_to_string(&ready).ok()
+        });
+        let address = text.trim_end().strip_prefix("local:").unwrap().to_owned();
+        Self {
+            child,
+            fabric: Local::make(),
+            address,
+        }
+    }
+
+    fn session(&self, key: &Key) -> Raw<Local> {
+        let mut raw = Raw::connect(&self.fabric, &self.address).unwrap();
+        raw.begin(key, 1).unwrap();
+        raw
+    }
+
+    fn signal(&self, signal: Signal) {
+        let pid = Pid::from_child(&self.child);
+        kill_process(pid, signal).unwrap();
+    }
+
+    fn end(&mut self) -> ExitStatus {
+        eventually("the end of the server", || self.child.try_wait().unwrap())
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        // It may have ended by itself.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn log_path(setup: &Setup) -> PathBuf {
+    setup.folder.path().join("log")
+}
+
+fn log(setup: &Setup) -> String {
+    std::fs::read_to_string(log_path(setup)).unwrap_or_default()
+}
+
+/// One clear line on standard error and a status that is not zero.
+fn fails(output: &Output) -> String {
+    let text = String::from_utf8(output.stderr.clone()).unwrap();
+    assert!(!output.status.success(), "{text}");
+    let lines: Vec<&str> = text
+        .lines()
+        .filter(|line| line.starts_with("kv-server: "))
+        .collect();
+    assert_eq!(lines.len(), 1, "{text}");
+    lines[0].to_owned()
+}
+
+#[test]
+fn what_was_answered_survives_sigkill() {
+    let setup = Setup::new();
+    let mut process = Process::start(&setup, &[]);
+    let mut raw = process.session(&setup.admin);
+    raw.create("cats");
+    let dataset = raw.open("cats").dataset;
+    let value = |index: usize| vec![index as u8; index * 97 % 5000];
+    for index in 0..200 {
+        raw.put(dataset, format!("{index}").as_bytes(), &value(index))
+            .unwrap();
+    }
+    assert!(raw.delete(dataset, b"7").unwrap());
+    // One more is under way when it dies.
+    raw.alloc(dataset, 999, b"half", 100).unwrap();
+    let epoch = raw.figure([0; 16], "epoch_number");
+    process.signal(Signal::KILL);
+    process.end();
+    raw.wait_end();
+
+    let process = Process::start(&setup, &[]);
+    let mut raw = process.session(&setup.admin);
+    assert_eq!(raw.figure([0; 16], "epoch_number"), epoch + 1);
+    let again = raw.open("cats").dataset;
+    assert_eq!(again, dataset);
+    let token = raw.tokens(dataset, 1)[0];
+    let mut data = raw.data(token).unwrap();
+    for index in 0..200 {
+        let key = Bytes(format!("{index}").into_bytes());
+        match raw.ask(&Request::Lookup { dataset, key }) {
+            Ok(Answer::Lookup { locator }) if index != 7 => {
+                assert_eq!(raw.get(&mut data, dataset, &locator).unwrap(), value(index));
+            }
+            Err(refused) if index == 7 => assert_eq!(refused.status, Status::NotFound),
+            other => panic!("{index}: {other:?}"),
+        }
+    }
+    let half = Request::Lookup {
+        dataset,
+        key: Bytes::from(&b"half"[..]),
+    };
+    assert_eq!(raw.refused(&half), Status::NotFound);
+    // A retry of what was done before the kill is answered as done.
+    let first = Request::Alloc {
+        dataset,
+        operation: 1,
+        value_len_bytes: 0,
+        key: Bytes::from(&b"0"[..]),
+    };
+    assert!(matches!(
+        raw.ask(&first),
+        Ok(Answer::Alloc {
+            done: 1,
+            sequence: 1,
+            ..
+        })
+    ));
+}
+
+#[test]
+fn sigterm_and_sigint_end_it_cleanly() {
+    for signal in [Signal::TERM, Signal::INT] {
+        let setup = Setup::new();
+        let mut process = Process::start(&setup, &[]);
+        let mut raw = process.session(&setup.admin);
+        raw.create("cats");
+        let dataset = raw.open("cats").dataset;
+        // Queued, and answered though the server is told to end.
+        let mut numbers = Vec::new();
+        for operation in 1..=20 {
+            let key = Bytes::from(&b"k"[..]);
+            numbers.push(raw.send(&Request::Delete {
+                dataset,
+                operation,
+                key,
+            }));
+        }
+        raw.answer(numbers[0]).unwrap().unwrap();
+        process.signal(signal);
+        for number in &numbers[1..] {
+            match raw.answer(*number) {
+                Some(Ok(Answer::Delete { .. })) => {}
+                Some(Err(refused)) => assert_eq!(refused.status, Status::ShuttingDown),
+                other => panic!("{other:?}"),
+            }
+        }
+        raw.wait_end();
+        assert_eq!(process.end().code(), Some(0), "{}", log(&setup));
+        assert!(!setup.folder.path().join("ready").exists());
+        assert!(!Path::new(&process.address).exists(), "the socket is left behind");
+        assert!(Raw::connect(&process.fabric, &process.address).is_err());
+    }
+}
+
+#[test]
+fn keys_are_reloaded_and_a_broken_file_changes_nothing() {
+    let setup = Setup::new();
+    let process = Process::start(&setup, &[]);
+    let path = setup.key_file();
+    let mut kept = process.session(&setup.admin);
+    let mut revoked = process.session(&setup.reader);
+    std::fs::write(&path, "[[key]]\nname = 1\n").unwrap();
+    process.signal(Signal::HUP);
+    eventually("the broken file is reported", || {
+        log(&setup).contains("the keys stay as they were").then_some(())
+    });
+    assert!(log(&setup).contains("line 2"), "{}", log(&setup));
+    process.session(&setup.reader);
+    let new = keys::generate("new", Role::Read, vec!["*".to_owned()]).unwrap();
+    let text = keys::entry_text(&setup.admin) + &keys::entry_text(&new);
+    std::fs::write(&path, text).unwrap();
+    process.signal(Signal::HUP);
+    eventually("the new key is known", || {
+        let mut raw = Raw::connect(&process.fabric, &process.address).unwrap();
+        raw.begin(&new, 1).ok()
+    });
+    revoked.wait_end();
+    kept.renew(0);
+    let mut raw = Raw::connect(&process.fabric, &process.address).unwrap();
+    assert_eq!(
+        raw.begin(&setup.reader, 1).unwrap_err().status,
+        Status::AuthFailed
+    );
+    assert!(!log(&setup).contains(&"ab".repeat(32)));
+}
+
+#[test]
+fn an_address_that_is_taken_is_said() {
+    let setup = Setup::new();
+    let mut process = Process::start(&setup, &[]);
+    let other = setup.folder.path().join("other");
+    let listen = format!("local:{}", process.address);
+    let keys = setup.key_file();
+    let arguments = [
+        "serve",
+        "--data",
+        other.to_str().unwrap(),
+        "--listen",
+        &listen,
+        "--keys",
+        keys.to_str().unwrap(),
+    ];
+    let line = fails(&server(&arguments).output().unwrap());
+    assert!(line.contains(&process.address), "{line}");
+    // The first one goes on.
+    process.session(&setup.reader).renew(0);
+    process.signal(Signal::TERM);
+    assert!(process.end().success());
+}
+
+#[test]
+fn a_directory_that_is_in_use_is_said() {
+    let setup = Setup::new();
+    let process = Process::start(&setup, &[]);
+    let listen = format!("local:{}", setup.folder.path().join("second").display());
+    let keys = setup.key_file();
+    let arguments = [
+        "serve",
+        "--data",
+        setup.store.data.to_str().unwrap(),
+        "--listen",
+        &listen,
+        "--keys",
+        keys.to_str().unwrap(),
+    ];
+    let line = fails(&server(&arguments).output().unwrap());
+    assert!(
+        line.contains("in use") && line.contains(setup.store.data.to_str().unwrap()),
+        "{line}"
+    );
+    process.session(&setup.reader).renew(0);
+}
+
+#[test]
+fn what_cannot_be_served_is_said_in_one_line() {
+    let setup = Setup::new();
+    let folder = setup.folder.path();
+    let keys = setup.key_file();
+    let listen = format!("local:{}", Local::address(folder));
+    let run = |data: &Path, listen: &str, keys: &Path, more: &[&str]| {
+        let base = [
+            "serve",
+            "--data",
+            data.to_str().unwrap(),
+            "--listen",
+            listen,
+            "--keys",
+            keys.to_str().unwrap(),
+        ];
+        fails(&server(&[&base[..], more].concat()).output().unwrap())
+    };
+    let data = folder.join("data");
+    let line = run(&data, &listen, &folder.join("nokeys"), &[]);
+    assert!(line.contains("nokeys") && line.contains("cannot read"), "{line}");
+    std::fs::write(
+        folder.join("bad"),
+        "[[key]]\nname = \"k\"\nsecret = \"12\"\nrole = \"read\"\ndatasets = []\n",
+    )
+    .unwrap();
+    let line = run(&data, &listen, &folder.join("bad"), &[]);
+    assert!(
+        line.contains("entry 1") && line.contains("64 hexadecimal"),
+        "{line}"
+    );
+    let line = run(&folder.join("bad"), &listen, &keys, &[]);
+    assert!(line.contains("bad"), "{line}");
+    let line = run(&data, "rdma://192.0.2.1:7471", &keys, &[]);
+    assert!(line.len() > 20, "{line}");
+    let line = run(&data, "local:/nonexistent/socket", &keys, &[]);
+    assert!(line.contains("/nonexistent/socket"), "{line}");
+    let line = run(&data, &listen, &keys, &["--staging-bytes", "1K"]);
+    assert!(line.contains("--staging-bytes 1K"), "{line}");
+}
+
+#[test]
+fn keygen_makes_entries_that_are_read_back() {
+    use std::os::unix::fs::PermissionsExt;
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("keys.toml");
+    let keygen = |arguments: &[&str]| server(&[&["keygen"], arguments].concat()).output().unwrap();
+    let printed = keygen(&[
+        "--name",
+        "a",
+        "--role",
+        "read",
+        "--dataset",
+        "x",
+        "--dataset",
+        "y",
+    ]);
+    let keys = keys::Keys::parse(&String::from_utf8(printed.stdout).unwrap()).unwrap();
+    assert_eq!(keys.get(b"a").unwrap().datasets, ["x", "y"]);
+    let out = file.to_str().unwrap();
+    for (name, role) in [("a", "admin"), ("b", "write")] {
+        let output = keygen(&["--name", name, "--role", role, "--out", out]);
+        assert!(output.status.success() && output.stdout.is_empty());
+    }
+    assert_eq!(
+        std::fs::metadata(&file).unwrap().permissions().mode() & 0o777,
+        0o600
+    );
+    let keys = keys::Keys::load(&file).unwrap();
+    assert_eq!(keys.get(b"a").unwrap().role, Role::Admin);
+    assert_eq!(keys.get(b"b").unwrap().datasets, ["*"]);
+    assert_ne!(keys.get(b"a").unwrap().secret, keys.get(b"b").unwrap().secret);
+    let line = fails(&keygen(&["--name", "b", "--role", "read", "--out", out]));
+    assert!(line.contains("\"b\" is there twice"), "{line}");
+    assert!(!keygen(&["--name", "c", "--role", "root"]).status.success());
+    assert!(keys::Keys::load(&file).unwrap().get(b"c").is_none());
+}
+
+/// CPU ticks and voluntary switches of all threads of a process: what it used, and how often it woke.
+fn used(pid: u32) -> (u64, u64) {
+    let mut ticks = 0;
+    let mut wakes = 0;
+    for task in std::fs::read_dir(format!("/proc/{pid}/task")).unwrap() {
+        let task = task.unwrap().path();
+        let stat = std::fs::read_to_string(task.join("stat")).unwrap();
+        let fields: Vec<&str> = stat.rsplit_once(')').unwrap().1.split_whitespace().collect();
+        ticks += fields[11].parse::<u64>().unwrap() + fields[12].parse::<u64>().unwrap();
+        let status = std::fs::read_to_string(task.join("status")).unwrap();
+        let line = status
+            .lines()
+            .find(|line| line.starts_with("voluntary_ctxt_switches"))
+            .unwrap();
+        wakes += line.split_whitespace().last().unwrap().parse::<u64>().unwrap();
+    }
+    (ticks, wakes)
+}
+
+#[test]
+fn an_idle_server_sleeps() {
+    let setup = Setup::new();
+    let process = Process::start(&setup, &[]);
+    let pid = process.child.id();
+    let mut raw = process.session(&setup.admin);
+    raw.create("cats");
+    let dataset = raw.open("cats").dataset;
+    raw.put(dataset, b"k", b"value").unwrap();
+    let token = raw.tokens(dataset, 1)[0];
+    let _data = raw.data(token).unwrap();
+    std::thread::sleep(Duration::from_millis(500));
+    let before = used(pid);
+    std::thread::sleep(Duration::from_secs(2));
+    let after = used(pid);
+    let (ticks, wakes) = (after.0 - before.0, after.1 - before.1);
+    assert!(ticks <= 1, "{ticks} ticks of CPU in two idle seconds");
+    assert!(wakes <= 4, "woke {wakes} times in two idle seconds");
+}

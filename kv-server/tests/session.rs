@@ -1,0 +1,531 @@
+//! A session from HELLO to BYE, over shared memory.
+
+mod common;
+
+use common::{Raw, Setup, connect_request, hello};
+use kv_fabric::local::Local;
+use kv_fabric::{FabricError, ReadStatus, RemoteRef};
+use kv_proto::auth::Role;
+use kv_proto::control::{Answer, Bytes, Request, Status, change_flag};
+use kv_proto::layout::{Locator, connect_kind};
+use kv_server::control::keys;
+use zerocopy::IntoBytes;
+
+fn value(len: usize, seed: u8) -> Vec<u8> {
+    (0..len)
+        .map(|i| (i as u8).wrapping_mul(31) ^ seed ^ (i >> 8) as u8)
+        .collect()
+}
+
+#[test]
+fn values_are_put_and_read_back_by_read_alone() {
+    let server = Setup::new().start::<Local>();
+    let (mut raw, opened) = server.with_dataset("cats");
+    let mut written = Vec::new();
+    for (index, len) in [0, 1, 4096, 70_000, 900_000].into_iter().enumerate() {
+        let key = format!("key {index}");
+        let value = value(len, index as u8);
+        let (sequence, locator) = raw.put(opened.dataset, key.as_bytes(), &value).unwrap();
+        assert_eq!(sequence, index as u64 + 1);
+        written.push((key, value, locator));
+    }
+    let tokens = raw.tokens(opened.dataset, 2);
+    assert_ne!(tokens[0], tokens[1]);
+    let mut data = raw.data(tokens[0]).unwrap();
+    let frames = raw.figure([0; 16], "server_frames_count");
+    for (key, value, locator) in &written {
+        assert_eq!(
+            raw.get(&mut data, opened.dataset, locator).unwrap(),
+            *value,
+            "{key}"
+        );
+    }
+    // Only TABLE was asked, once a value: READs reach no frame counter.
+    let after = raw.figure([0; 16], "server_frames_count");
+    assert_eq!(after - frames, written.len() as u64 + 1);
+    for (key, _, locator) in &written {
+        let key = Bytes::from(key.as_bytes());
+        let answer = raw
+            .ask(&Request::Lookup {
+                dataset: opened.dataset,
+                key,
+            })
+            .unwrap();
+        assert_eq!(answer, Answer::Lookup { locator: *locator });
+    }
+}
+
+#[test]
+fn a_value_longer_than_a_window_goes_in_pieces() {
+    let mut setup = Setup::new();
+    setup.options.window_max_bytes = 64 << 10;
+    let server = setup.start::<Local>();
+    let (mut raw, opened) = server.with_dataset("cats");
+    let value = value(300_000, 3);
+    let (_, locator) = raw.put(opened.dataset, b"long", &value).unwrap();
+    let token = raw.tokens(opened.dataset, 1)[0];
+    let mut data = raw.data(token).unwrap();
+    assert_eq!(raw.get(&mut data, opened.dataset, &locator).unwrap(), value);
+}
+
+#[test]
+fn lists_lookups_and_deletes_agree() {
+    let server = Setup::new().start::<Local>();
+    let (mut raw, opened) = server.with_dataset("cats");
+    let dataset = opened.dataset;
+    for index in 0..500 {
+        raw.put(dataset, format!("{index:0200}").as_bytes(), b"x")
+            .unwrap();
+    }
+    let mut listed = Vec::new();
+    let mut cursor = 0;
+    loop {
+        match raw
+            .ask(&Request::List {
+                dataset,
+                cursor,
+                limit: 100,
+            })
+            .unwrap()
+        {
+            Answer::List {
+                entries,
+                cursor: next,
+                done,
+            } => {
+                assert!(entries.len() <= 100);
+                listed.extend(entries.into_iter().map(|entry| entry.key.0));
+                cursor = next;
+                if done == 1 {
+                    break;
+                }
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+    listed.sort();
+    listed.dedup();
+    assert_eq!(listed.len(), 500);
+    assert!(raw.delete(dataset, &listed[0]).unwrap());
+    assert!(!raw.delete(dataset, &listed[0]).unwrap());
+    let key = Bytes(listed[0].clone());
+    assert_eq!(raw.refused(&Request::Lookup { dataset, key }), Status::NotFound);
+}
+
+#[test]
+fn an_operation_is_done_once() {
+    let server = Setup::new().start::<Local>();
+    let (mut raw, opened) = server.with_dataset("cats");
+    let first = raw.put_as(opened.dataset, 1, b"k", b"one").unwrap();
+    let again = Request::Alloc {
+        dataset: opened.dataset,
+        operation: 1,
+        value_len_bytes: 3,
+        key: Bytes::from(&b"k"[..]),
+    };
+    let done = Answer::Alloc {
+        done: 1,
+        window_offset: 0,
+        window_len_bytes: 0,
+        sequence: first.0,
+        locator: first.1,
+    };
+    assert_eq!(raw.ask(&again).unwrap(), done);
+    // In a session of its own too, under the same key and id; under another key it is another operation.
+    let mut other = server.session(&server.setup.admin);
+    other.open("cats");
+    assert_eq!(other.ask(&again).unwrap(), done);
+    let mut writer = server.session(&server.setup.writer);
+    writer.open("cats");
+    assert!(writer.alloc(opened.dataset, 1, b"k", 3).is_ok());
+}
+
+#[test]
+fn an_operation_begun_anew_gives_its_window_back() {
+    let mut setup = Setup::new();
+    setup.options.staging_bytes = 64 << 10;
+    let server = setup.start::<Local>();
+    let (mut raw, opened) = server.with_dataset("cats");
+    for _ in 0..10 {
+        raw.alloc(opened.dataset, 1, b"k", 64 << 10).unwrap();
+    }
+    let busy = raw.alloc(opened.dataset, 2, b"k", 64 << 10).unwrap_err();
+    assert_eq!(busy.status, Status::Busy);
+    raw.ask(&Request::Abort { operation: 1 }).unwrap();
+    raw.alloc(opened.dataset, 2, b"k", 64 << 10).unwrap();
+}
+
+#[test]
+fn a_wrong_crc_a_wrong_length_and_an_unknown_operation_store_nothing() {
+    let server = Setup::new().start::<Local>();
+    let (mut raw, opened) = server.with_dataset("cats");
+    let dataset = opened.dataset;
+    let commit = |operation, len_bytes, value_crc| Request::Commit {
+        operation,
+        len_bytes,
+        value_crc,
+    };
+    let (offset, _) = raw.alloc(dataset, 1, b"k", 4).unwrap();
+    raw.write(offset, b"good");
+    assert_eq!(raw.refused(&commit(1, 4, 1)), Status::Crc);
+    assert_eq!(raw.refused(&commit(1, 4, 1)), Status::Stale);
+    raw.alloc(dataset, 2, b"k", 4).unwrap();
+    assert_eq!(raw.refused(&commit(2, 3, 0)), Status::Order);
+    raw.alloc(dataset, 3, b"k", 4).unwrap();
+    assert_eq!(
+        raw.refused(&Request::Append {
+            operation: 3,
+            len_bytes: 5
+        }),
+        Status::Order
+    );
+    assert_eq!(
+        raw.refused(&Request::Append {
+            operation: 3,
+            len_bytes: 1
+        }),
+        Status::Stale
+    );
+    let key = Bytes::from(&b"k"[..]);
+    assert_eq!(raw.refused(&Request::Lookup { dataset, key }), Status::NotFound);
+    assert_eq!(raw.figure([0; 16], "puts_in_progress_count"), 0);
+    raw.put_as(dataset, 1, b"k", b"good").unwrap();
+}
+
+#[test]
+fn datasets_are_made_listed_renamed_and_dropped() {
+    let mut setup = Setup::new();
+    setup.reader.datasets = vec!["b".to_owned(), "d".to_owned()];
+    let server = setup.start::<Local>();
+    let mut admin = server.session(&server.setup.admin);
+    for name in ["c", "a", "b"] {
+        admin.create(name);
+    }
+    let name = |name: &str| Bytes::from(name.as_bytes());
+    assert_eq!(
+        admin.refused(&Request::Create { name: name("a") }),
+        Status::Exists
+    );
+    assert_eq!(
+        admin.refused(&Request::Drop { name: name("x") }),
+        Status::NoDataset
+    );
+    assert_eq!(
+        admin.refused(&Request::Rename {
+            from: name("a"),
+            to: name("b")
+        }),
+        Status::Exists
+    );
+    let names = |raw: &mut Raw<Local>, after: &str| match raw.ask(&Request::Datasets { after: name(after) }) {
+        Ok(Answer::Datasets { items, done: 1 }) => items
+            .into_iter()
+            .map(|item| String::from_utf8(item.name.0).unwrap())
+            .collect::<Vec<_>>(),
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(names(&mut admin, ""), ["a", "b", "c"]);
+    assert_eq!(names(&mut admin, "a"), ["b", "c"]);
+    let mut reader = server.session(&server.setup.reader);
+    assert_eq!(names(&mut reader, ""), ["b"]);
+    // Whether it exists or not, what the key does not list is forbidden.
+    for forbidden in ["a", "nothing"] {
+        assert_eq!(
+            reader.refused(&Request::Open {
+                name: name(forbidden)
+            }),
+            Status::Forbidden
+        );
+    }
+    assert_eq!(
+        reader.refused(&Request::Open { name: name("d") }),
+        Status::NoDataset
+    );
+    let b = reader.open("b").dataset;
+    admin
+        .ask(&Request::Rename {
+            from: name("b"),
+            to: name("z"),
+        })
+        .unwrap();
+    // Who has it open keeps it.
+    assert_eq!(reader.rows(b), []);
+    assert_eq!(names(&mut admin, ""), ["a", "c", "z"]);
+}
+
+#[test]
+fn many_datasets_are_listed_in_pages() {
+    let server = Setup::new().start::<Local>();
+    let mut admin = server.session(&server.setup.admin);
+    let long = "x".repeat(60);
+    for index in 0..60 {
+        admin.create(&format!("{index:02}-{long}"));
+    }
+    let (mut after, mut pages, mut seen) = (Bytes::default(), 0, 0);
+    loop {
+        match admin.ask(&Request::Datasets { after: after.clone() }).unwrap() {
+            Answer::Datasets { items, done } => {
+                pages += 1;
+                seen += items.len();
+                if done == 1 {
+                    break;
+                }
+                after = items.last().unwrap().name.clone();
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+    assert_eq!(seen, 60);
+    assert!(pages > 1);
+}
+
+#[test]
+fn a_dropped_dataset_is_announced_and_its_memory_freed_when_acknowledged() {
+    let server = Setup::new().start::<Local>();
+    let (mut raw, opened) = server.with_dataset("cats");
+    raw.put(opened.dataset, b"k", &value(100_000, 1)).unwrap();
+    let (retired, _) = raw.renew(opened.retired);
+    let used = raw.figure([0; 16], "memory_used_bytes");
+    let mut admin = server.session(&server.setup.admin);
+    admin
+        .ask(&Request::Drop {
+            name: Bytes::from(&b"cats"[..]),
+        })
+        .unwrap();
+    assert_eq!(raw.figure([0; 16], "memory_used_bytes"), used);
+    let dataset = opened.dataset;
+    assert_eq!(
+        raw.refused(&Request::Table { dataset, first: 0 }),
+        Status::NoDataset
+    );
+    let (dropped, changes) = raw.renew(retired);
+    assert!(
+        changes
+            .iter()
+            .any(|change| change.dataset == dataset && change.flags & change_flag::DROPPED != 0)
+    );
+    assert!(dropped > retired);
+    assert_eq!(raw.figure([0; 16], "memory_used_bytes"), used);
+    raw.renew(dropped);
+    common::eventually("memory of a dropped dataset is freed", || {
+        (raw.figure([0; 16], "memory_used_bytes") < used).then_some(())
+    });
+}
+
+#[test]
+fn limits_of_a_session_are_named() {
+    let mut setup = Setup::new();
+    setup.options.datasets_per_session_max = 2;
+    setup.options.data_connections_per_session_max = 3;
+    let server = setup.start::<Local>();
+    let mut raw = server.session(&server.setup.admin);
+    for name in ["a", "b", "c"] {
+        raw.create(name);
+    }
+    let a = raw.open("a").dataset;
+    let b = raw.open("b").dataset;
+    raw.open("a");
+    let c = Request::Open {
+        name: Bytes::from(&b"c"[..]),
+    };
+    assert_eq!(raw.refused(&c), Status::Limit);
+    raw.ask(&Request::Close { dataset: b }).unwrap();
+    raw.ask(&c).unwrap();
+    let tokens = raw.tokens(a, 2);
+    assert_eq!(
+        raw.refused(&Request::Tokens { dataset: a, count: 2 }),
+        Status::Limit
+    );
+    let _data = raw.data(tokens[0]).unwrap();
+    raw.tokens(a, 1);
+    assert_eq!(
+        raw.refused(&Request::Tokens { dataset: a, count: 1 }),
+        Status::Limit
+    );
+    assert_eq!(raw.figure([0; 16], "data_connections_count"), 1);
+}
+
+#[test]
+fn reserved_frames_are_unsupported_and_roles_are_kept() {
+    let server = Setup::new().start::<Local>();
+    let (_admin, opened) = server.with_dataset("cats");
+    let dataset = opened.dataset;
+    let mut reader = server.session(&server.setup.reader);
+    assert_eq!(reader.staging_len_bytes, 0);
+    assert_eq!(reader.staging.rkey, 0);
+    reader.open("cats");
+    let stage = Request::Stage {
+        dataset,
+        locator: Locator::default(),
+        first_block: 0,
+        block_count: 1,
+    };
+    assert_eq!(reader.refused(&stage), Status::Unsupported);
+    assert_eq!(
+        reader.refused(&Request::Release { grant: 1 }),
+        Status::Unsupported
+    );
+    assert_eq!(
+        reader.refused(&Request::Snapshots {
+            dataset,
+            after: Bytes::default()
+        }),
+        Status::Unsupported
+    );
+    assert_eq!(
+        reader.refused(&Request::Load { dataset, segment: 77 }),
+        Status::Stale
+    );
+    assert_eq!(
+        reader.alloc(dataset, 1, b"k", 1).unwrap_err().status,
+        Status::Forbidden
+    );
+    assert_eq!(
+        reader.delete(dataset, b"k").unwrap_err().status,
+        Status::Forbidden
+    );
+    let name = Bytes::from(&b"dogs"[..]);
+    assert_eq!(reader.refused(&Request::Create { name }), Status::Forbidden);
+    let mut writer = server.session(&server.setup.writer);
+    assert!(writer.staging_len_bytes > 0);
+    let name = Bytes::from(&b"cats"[..]);
+    assert_eq!(writer.refused(&Request::Drop { name }), Status::Forbidden);
+}
+
+#[test]
+fn bye_frees_the_session() {
+    let server = Setup::new().start::<Local>();
+    let (mut raw, opened) = server.with_dataset("cats");
+    let token = raw.tokens(opened.dataset, 1)[0];
+    let _data = raw.data(token).unwrap();
+    let mut other = server.session(&server.setup.reader);
+    assert_eq!(other.figure([0; 16], "sessions_count"), 2);
+    assert_eq!(raw.ask(&Request::Bye {}), Ok(Answer::Bye {}));
+    assert_eq!(other.figure([0; 16], "sessions_count"), 1);
+    assert_eq!(other.figure([0; 16], "data_connections_count"), 0);
+    raw.wait_end();
+}
+
+#[test]
+fn figures_count_frames_and_renewals() {
+    let server = Setup::new().start::<Local>();
+    let mut raw = server.session(&server.setup.reader);
+    let frames = raw.figure([0; 16], "server_frames_count");
+    let renewals = raw.figure([0; 16], "server_renewals_count");
+    for _ in 0..3 {
+        raw.renew(0);
+    }
+    assert_eq!(raw.figure([0; 16], "server_renewals_count"), renewals + 3);
+    // Two more for the figures themselves, asked before and after.
+    assert_eq!(raw.figure([0; 16], "server_frames_count"), frames + 3 + 3);
+    let (mut admin, opened) = server.with_dataset("cats");
+    admin.put(opened.dataset, b"k", b"12345").unwrap();
+    assert_eq!(admin.figure(opened.dataset, "keys_count"), 1);
+    assert_eq!(admin.figure(opened.dataset, "value_bytes"), 5);
+}
+
+#[test]
+fn memory_for_arriving_values_is_waited_for() {
+    let mut setup = Setup::new();
+    setup.store.gather_budget_bytes = 2 << 20;
+    setup.options.staging_bytes = 16 << 20;
+    let server = setup.start::<Local>();
+    let (mut raw, opened) = server.with_dataset("cats");
+    // Far more bytes than there is memory for, in parts that leave it as the log takes them.
+    for round in 0..3_u64 {
+        let body = value(10 << 20, round as u8);
+        let key = format!("{round}");
+        let operation = raw.operation();
+        common::eventually("a value is stored", || {
+            match raw.put_as(opened.dataset, operation, key.as_bytes(), &body) {
+                Ok(_) => Some(()),
+                Err(refused) => {
+                    assert_eq!(refused.status, Status::Busy, "{}", refused.text);
+                    None
+                }
+            }
+        });
+    }
+    assert_eq!(raw.figure(opened.dataset, "keys_count"), 3);
+    assert_eq!(raw.figure([0; 16], "writes_waiting_count"), 0);
+    eprintln!("waited {}", raw.figure([0; 16], "writes_waited_count"));
+}
+
+#[test]
+fn requests_that_are_no_connection_requests_are_refused_with_a_text() {
+    let server = Setup::new().start::<Local>();
+    let refused = |private: &[u8]| match Raw::connect_with(&server.fabric, &server.address, private) {
+        Err(FabricError::Rejected { reason, .. }) => reason,
+        Err(other) => panic!("{other}"),
+        Ok(_) => panic!("accepted"),
+    };
+    let good = connect_request(connect_kind::CONTROL, 0, [0; 16]);
+    assert!(refused(b"").contains("verbs-kv"));
+    assert!(refused(&good.as_bytes()[..31]).contains("verbs-kv"));
+    let mut other = good;
+    other.magic ^= 1;
+    assert!(refused(other.as_bytes()).contains("protocol"));
+    let mut kind = good;
+    kind.kind = 9;
+    assert!(refused(kind.as_bytes()).contains("kind"));
+    let mut claims = good;
+    claims.session = 1;
+    refused(claims.as_bytes());
+    let unknown = connect_request(connect_kind::DATA, 1, [9; 16]);
+    assert!(refused(unknown.as_bytes()).contains("token"));
+    assert!(server.figure("connections_refused_count") >= 6);
+    // What the transport pads is not looked at.
+    let padded = [good.as_bytes(), &[0; 8]].concat();
+    Raw::connect_with(&server.fabric, &server.address, &padded).unwrap();
+}
+
+#[test]
+fn a_dataset_that_is_closed_ends_its_connections() {
+    let server = Setup::new().start::<Local>();
+    let (mut raw, opened) = server.with_dataset("cats");
+    let dataset = opened.dataset;
+    let (_, locator) = raw.put(dataset, b"k", b"value").unwrap();
+    let tokens = raw.tokens(dataset, 2);
+    let mut data = raw.data(tokens[0]).unwrap();
+    assert_eq!(raw.get(&mut data, dataset, &locator).unwrap(), b"value");
+    raw.ask(&Request::Close { dataset }).unwrap();
+    assert_eq!(
+        raw.refused(&Request::Table { dataset, first: 0 }),
+        Status::NoDataset
+    );
+    assert!(matches!(raw.data(tokens[1]), Err(FabricError::Rejected { .. })));
+    assert_eq!(raw.figure([0; 16], "data_connections_count"), 0);
+    let ended = common::eventually("the connection's end is noticed", || {
+        raw.read(
+            &mut data,
+            RemoteRef {
+                address: 0,
+                rkey: 1 << 30,
+            },
+            1,
+        )
+        .err()
+    });
+    assert_ne!(ended, ReadStatus::Success);
+}
+
+#[test]
+fn a_role_that_is_told_is_the_keys() {
+    let mut setup = Setup::new();
+    setup.writer = keys::generate("writer", Role::Write, vec![]).unwrap();
+    let server = setup.start::<Local>();
+    let mut raw = server.stranger();
+    let answer = raw.ask(&hello("writer", 1, 4, [0; 32])).unwrap();
+    assert!(
+        matches!(
+            answer,
+            Answer::Hello {
+                role: 2,
+                version: 1,
+                receives: 32,
+                ..
+            }
+        ),
+        "{answer:?}"
+    );
+}
