@@ -395,7 +395,7 @@ const _: () = assert!(size_of::<Slot>() == 24);
 #[derive(Debug, Clone, Copy, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
 pub struct Bucket {
-    /// [`crate::bucket::bucket_checksum`].
+    /// [`crate::bucket::IndexScope::bucket_checksum`].
     pub checksum: u64,
     /// The group's stamp; [`STAMP_MOVED`] is set once it was split.
     pub stamp: u32,
@@ -410,7 +410,7 @@ const _: () = assert!(size_of::<Bucket>() == 256);
 #[derive(Debug, Clone, Copy, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
 pub struct DirectoryEntry {
-    /// [`crate::bucket::directory_checksum`].
+    /// [`crate::bucket::IndexScope::directory_checksum`].
     pub checksum: u64,
     /// Address of the group's block.
     pub address: u64,
