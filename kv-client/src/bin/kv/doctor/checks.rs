@@ -320,11 +320,15 @@ pub(crate) fn mappings(device: &str, facts: &MappingFacts, findings: &mut Vec<Fi
                 format!("registers, but makes {dirty_kib} of 1024 KiB dirty: every registration would rewrite the file"),
                 "nothing to do: segments are held in memory instead (Linux 6.12 and later register cleanly)",
             ),
-            Err(why) => warn(
-                check,
-                format!("does not register: {why}"),
-                "nothing to do: segments are held in memory instead",
-            ),
+            Err(why) => {
+                // What follows a semicolon is advice for who wrote the mapping.
+                let why = why.split(';').next().unwrap_or(why);
+                warn(
+                    check,
+                    format!("does not register: {why}"),
+                    "nothing to do: segments are held in memory instead (Linux before 6.12 refuses this form)",
+                )
+            }
         });
     }
 }
