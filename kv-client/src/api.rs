@@ -1,205 +1,410 @@
 //! What programs call: a session and its datasets, over whichever fabric the target names.
+//!
+//! The fabric is chosen once a call, here; everything below is compiled for each.
 
 use std::io::Read;
 use std::ops::{Deref, DerefMut};
-use std::ptr::NonNull;
 
+use kv_fabric::local::Local;
+use kv_fabric::verbs::Verbs;
+
+use crate::dataset::{DatasetOn, SessionOn};
+use crate::list::ListOn;
+use crate::memory::BufferOn;
 use crate::{
-    ClientError, ClientOptions, Counters, DatasetId, DatasetInfo, Entry, GlobalLocator, PutOutcome,
-    ReadError, Target,
+    ClientError, ClientOptions, Counters, DatasetId, DatasetInfo, Entry, GlobalLocator, PutOutcome, ReadError,
+    Target,
 };
 
-fn soon<T>() -> Result<T, ClientError> {
-    Err(ClientError::Closed)
+#[derive(Clone)]
+enum Session {
+    Verbs(SessionOn<Verbs>),
+    Local(SessionOn<Local>),
 }
 
-/// A session with a server. Clones share it.
 #[derive(Clone)]
-pub struct Server {}
+pub(crate) enum Inner {
+    Verbs(DatasetOn<Verbs>),
+    Local(DatasetOn<Local>),
+}
+
+pub(crate) enum Memory {
+    Verbs(BufferOn<Verbs>),
+    Local(BufferOn<Local>),
+}
+
+/// Calls the same on whichever fabric it is.
+macro_rules! on {
+    ($kind:ident, $inner:expr, $it:ident => $call:expr) => {
+        match $inner {
+            $kind::Verbs($it) => $call,
+            $kind::Local($it) => $call,
+        }
+    };
+}
+
+/// A session with a server. Clones share it; it ends when the last clone and the last [`Client`] of it are dropped.
+#[derive(Clone)]
+pub struct Server {
+    session: Session,
+}
 
 impl Server {
-    /// Begins a session.
+    /// Begins a session with the server that `target` names.
     ///
     /// # Errors
-    /// [`ClientError`]: what failed, and what to do.
-    pub fn connect(_target: &Target, _options: ClientOptions) -> Result<Self, ClientError> {
-        soon()
+    /// [`ClientError::Fabric`] if it cannot be reached, [`ClientError::Refused`] if it does not take the key,
+    /// [`ClientError::Timeout`] if it does not answer within `options.connect_timeout`.
+    pub fn connect(target: &Target, options: ClientOptions) -> Result<Self, ClientError> {
+        let address = target.address()?;
+        let session = match target {
+            Target::Rdma { .. } => {
+                Session::Verbs(SessionOn::connect(Verbs::for_peer(&address)?, &address, options)?)
+            }
+            Target::Local { .. } => Session::Local(SessionOn::connect(Local::new()?, &address, options)?),
+        };
+        Ok(Self { session })
     }
-    /// Creates a dataset.
+
+    /// Creates a dataset; it is durable when this returns. Needs the role `admin`.
     ///
     /// # Errors
-    /// [`ClientError`].
-    pub fn create(&self, _name: &str) -> Result<DatasetId, ClientError> {
-        soon()
+    /// [`ClientError::Refused`] with why; [`ClientError::Unknown`] if the connection was lost meanwhile.
+    pub fn create(&self, name: &str) -> Result<DatasetId, ClientError> {
+        on!(Session, &self.session, session => session.create(name))
     }
-    /// Drops a dataset and all in it.
+
+    /// Drops a dataset and all in it. Needs the role `admin`.
     ///
     /// # Errors
-    /// [`ClientError`].
-    pub fn drop_dataset(&self, _name: &str) -> Result<(), ClientError> {
-        soon()
+    /// As [`Server::create`].
+    pub fn drop_dataset(&self, name: &str) -> Result<(), ClientError> {
+        on!(Session, &self.session, session => session.drop_dataset(name))
     }
-    /// Renames a dataset.
+
+    /// Renames a dataset. Needs the role `admin`.
     ///
     /// # Errors
-    /// [`ClientError`].
-    pub fn rename(&self, _from: &str, _to: &str) -> Result<(), ClientError> {
-        soon()
+    /// As [`Server::create`].
+    pub fn rename(&self, from: &str, to: &str) -> Result<(), ClientError> {
+        on!(Session, &self.session, session => session.rename(from, to))
     }
+
     /// The datasets that the key may open, by name.
     ///
     /// # Errors
     /// [`ClientError`].
     pub fn datasets(&self) -> Result<Vec<DatasetInfo>, ClientError> {
-        soon()
+        on!(Session, &self.session, session => session.datasets())
     }
-    /// Figures of the server.
+
+    /// Figures of the server: name (the unit is its last word) and value.
     ///
     /// # Errors
     /// [`ClientError`].
     pub fn stat(&self) -> Result<Vec<(String, u64)>, ClientError> {
-        soon()
+        on!(Session, &self.session, session => session.stat())
     }
+
     /// Opens a dataset.
     ///
     /// # Errors
-    /// [`ClientError`].
-    pub fn open(&self, _dataset: &str) -> Result<Client, ClientError> {
-        soon()
+    /// [`ClientError::Refused`] if there is none of this name or the key may not open it.
+    pub fn open(&self, dataset: &str) -> Result<Client, ClientError> {
+        let inner = match &self.session {
+            Session::Verbs(session) => Inner::Verbs(session.open(dataset)?),
+            Session::Local(session) => Inner::Local(session.open(dataset)?),
+        };
+        Ok(Client { inner })
     }
-    /// Ends the session.
+
+    /// Lets go of the session, which ends with its last client.
     ///
     /// # Errors
-    /// [`ClientError`].
+    /// None today.
     pub fn close(self) -> Result<(), ClientError> {
-        soon()
+        drop(self);
+        Ok(())
     }
-    /// The fabric and what it chose, for people.
+
+    /// The fabric and what it chose, for people: device, port, GID and why, MTU.
+    #[must_use]
     pub fn describe(&self) -> String {
-        String::new()
+        on!(Session, &self.session, session => session.describe())
     }
 }
-
-/// Memory that values may be read into.
-pub trait Destination {}
 
 /// One dataset of a session.
+///
+/// Its methods can be called from several threads at once; threads that read much do better each with a clone, which
+/// has data connections of its own. Calls return when they are done, or when they have not got on for
+/// [`ClientOptions::deadline`].
 #[derive(Clone)]
-pub struct Client {}
-
-/// Memory of the library that values are read into without a copy.
-pub struct RegisteredBuffer {}
-
-impl Destination for RegisteredBuffer {}
-
-impl Deref for RegisteredBuffer {
-    type Target = [u8];
-    fn deref(&self) -> &[u8] {
-        &[]
-    }
-}
-impl DerefMut for RegisteredBuffer {
-    fn deref_mut(&mut self) -> &mut [u8] {
-        &mut []
-    }
+pub struct Client {
+    pub(crate) inner: Inner,
 }
 
-/// Memory of the caller that values are read into without a copy.
-pub struct RegisteredMemory {}
-impl Destination for RegisteredMemory {}
-
-#[allow(missing_docs)]
 impl Client {
-    pub fn connect(_uri: &str, _options: ClientOptions) -> Result<Self, ClientError> {
-        soon()
+    /// Begins a session and opens the dataset that `uri` names.
+    ///
+    /// # Errors
+    /// As [`Server::connect`] and [`Server::open`]; [`ClientError::Target`] if `uri` names no dataset.
+    pub fn connect(uri: &str, options: ClientOptions) -> Result<Self, ClientError> {
+        let target: Target = uri.parse()?;
+        let dataset = target.dataset().ok_or_else(|| ClientError::Target {
+            value: uri.to_owned(),
+            why: "it names no dataset",
+        })?;
+        Server::connect(&target, options)?.open(dataset)
     }
-    pub fn get(&self, _key: &[u8]) -> Result<Vec<u8>, ReadError> {
-        Err(ReadError::Closed)
+
+    /// The value of `key`.
+    ///
+    /// # Errors
+    /// [`ReadError::NotFound`] if there is none; else why it could not be read.
+    pub fn get(&self, key: &[u8]) -> Result<Vec<u8>, ReadError> {
+        on!(Inner, &self.inner, dataset => dataset.get(key))
     }
-    pub fn get_range(&self, _key: &[u8], _offset: u64, _len: u64) -> Result<Vec<u8>, ReadError> {
-        Err(ReadError::Closed)
+
+    /// Bytes `offset..offset + len` of a value, as far as it has them. Only the blocks that hold them are read.
+    ///
+    /// # Errors
+    /// As [`Client::get`].
+    pub fn get_range(&self, key: &[u8], offset: u64, len: u64) -> Result<Vec<u8>, ReadError> {
+        on!(Inner, &self.inner, dataset => dataset.get_range(key, offset, len))
     }
+
+    /// The values of many keys, in their order.
     pub fn get_many<K: AsRef<[u8]>>(&self, keys: &[K]) -> Vec<Result<Vec<u8>, ReadError>> {
-        vec![Err(ReadError::Closed); keys.len()]
+        on!(Inner, &self.inner, dataset => dataset.get_many(keys))
     }
-    pub fn locate(&self, _key: &[u8]) -> Result<GlobalLocator, ReadError> {
-        Err(ReadError::Closed)
+
+    /// Where the value of `key` lies now. The locator stays good until the key is stored again or deleted and the
+    /// server has tidied up, restarts included.
+    ///
+    /// # Errors
+    /// As [`Client::get`].
+    pub fn locate(&self, key: &[u8]) -> Result<GlobalLocator, ReadError> {
+        on!(Inner, &self.inner, dataset => dataset.locate(key))
     }
+
+    /// Where the values of many keys lie, in their order.
     pub fn locate_many<K: AsRef<[u8]>>(&self, keys: &[K]) -> Vec<Result<GlobalLocator, ReadError>> {
-        vec![Err(ReadError::Closed); keys.len()]
+        on!(Inner, &self.inner, dataset => dataset.locate_many(keys))
     }
-    pub fn get_at(&self, _at: &GlobalLocator, _key: Option<&[u8]>) -> Result<Vec<u8>, ReadError> {
-        Err(ReadError::Closed)
+
+    /// The value at a locator: one READ. Where `key` is given, what lies there must be that key's.
+    ///
+    /// # Errors
+    /// [`ReadError::Stale`] if the locator names nothing any more; else as [`Client::get`].
+    pub fn get_at(&self, at: &GlobalLocator, key: Option<&[u8]>) -> Result<Vec<u8>, ReadError> {
+        on!(Inner, &self.inner, dataset => dataset.get_at(at, key))
     }
+
+    /// The values at many locators, in their order; `keys`, where given, belong to them one by one.
     pub fn get_many_at<K: AsRef<[u8]>>(
         &self,
         at: &[GlobalLocator],
-        _keys: Option<&[K]>,
+        keys: Option<&[K]>,
     ) -> Vec<Result<Vec<u8>, ReadError>> {
-        vec![Err(ReadError::Closed); at.len()]
+        on!(Inner, &self.inner, dataset => dataset.get_many_at(at, keys))
     }
-    pub fn allocate(&self, _len: usize) -> Result<RegisteredBuffer, ClientError> {
-        soon()
+
+    /// Registered memory of `len` bytes, zeroed, for [`Client::get_into`].
+    ///
+    /// # Errors
+    /// [`ClientError::Fabric`] if it cannot be had: the text says which limit was met.
+    pub fn allocate(&self, len: usize) -> Result<RegisteredBuffer, ClientError> {
+        let memory = match &self.inner {
+            Inner::Verbs(dataset) => Memory::Verbs(dataset.allocate(len)?),
+            Inner::Local(dataset) => Memory::Local(dataset.allocate(len)?),
+        };
+        Ok(RegisteredBuffer { memory })
     }
-    /// # Safety
-    /// - `ptr..ptr + len` stays mapped and unaccessed by others while the value lives.
-    #[allow(unsafe_code)]
-    pub unsafe fn register(&self, _ptr: NonNull<u8>, _len: usize) -> Result<RegisteredMemory, ClientError> {
-        soon()
-    }
+
+    /// Reads the value of `key` straight into `buffer` at `offset`; its length. What the buffer holds after an error
+    /// is not told.
+    ///
+    /// # Errors
+    /// [`ReadError::TooLarge`] if it does not fit; else as [`Client::get`].
     pub fn get_into(
         &self,
-        _key: &[u8],
-        _buffer: &mut impl Destination,
-        _offset: usize,
+        key: &[u8],
+        buffer: &mut impl Destination,
+        offset: usize,
     ) -> Result<usize, ReadError> {
-        Err(ReadError::Closed)
+        match (&self.inner, buffer.memory()) {
+            (Inner::Verbs(dataset), Memory::Verbs(buffer)) => dataset.get_into(key, buffer, offset),
+            (Inner::Local(dataset), Memory::Local(buffer)) => dataset.get_into(key, buffer, offset),
+            _ => Err(ReadError::NoResources),
+        }
     }
+
+    /// Reads the value at a locator straight into `buffer` at `offset`, with one READ; its length.
+    ///
+    /// # Errors
+    /// [`ReadError::TooLarge`] if it does not fit; else as [`Client::get_at`].
     pub fn get_at_into(
         &self,
-        _at: &GlobalLocator,
-        _key: Option<&[u8]>,
-        _buffer: &mut impl Destination,
-        _offset: usize,
+        at: &GlobalLocator,
+        key: Option<&[u8]>,
+        buffer: &mut impl Destination,
+        offset: usize,
     ) -> Result<usize, ReadError> {
-        Err(ReadError::Closed)
+        match (&self.inner, buffer.memory()) {
+            (Inner::Verbs(dataset), Memory::Verbs(buffer)) => dataset.get_at_into(at, key, buffer, offset),
+            (Inner::Local(dataset), Memory::Local(buffer)) => dataset.get_at_into(at, key, buffer, offset),
+            _ => Err(ReadError::NoResources),
+        }
     }
-    pub fn put(&self, _key: &[u8], _value: &[u8]) -> Result<PutOutcome, ClientError> {
-        soon()
+
+    /// Stores a value; it is durable and visible when this returns.
+    ///
+    /// # Errors
+    /// [`ClientError::Refused`] with why; [`ClientError::Unknown`] if whether it was stored is not known.
+    pub fn put(&self, key: &[u8], value: &[u8]) -> Result<PutOutcome, ClientError> {
+        on!(Inner, &self.inner, dataset => dataset.put(key, value))
     }
-    pub fn put_from(
-        &self,
-        _key: &[u8],
-        _len: u64,
-        _source: &mut dyn Read,
-    ) -> Result<PutOutcome, ClientError> {
-        soon()
+
+    /// Stores a value of `len` bytes that `source` gives, without holding all of it.
+    ///
+    /// # Errors
+    /// As [`Client::put`]; [`ClientError::Source`] and [`ClientError::SourceLength`] if the source fails or gives
+    /// another number of bytes; [`ClientError::StreamLost`] if the connection was lost and the source, which cannot be
+    /// asked twice, had been read. Nothing is stored then.
+    pub fn put_from(&self, key: &[u8], len: u64, source: &mut dyn Read) -> Result<PutOutcome, ClientError> {
+        on!(Inner, &self.inner, dataset => dataset.put_from(key, len, source))
     }
+
+    /// Stores many values, several at once; outcomes in their order. Of two with one key either may come last.
     pub fn put_many<K: AsRef<[u8]>, V: AsRef<[u8]>>(
         &self,
         items: &[(K, V)],
     ) -> Vec<Result<PutOutcome, ClientError>> {
-        items.iter().map(|_| soon()).collect()
+        on!(Inner, &self.inner, dataset => dataset.put_many(items))
     }
-    pub fn delete(&self, _key: &[u8]) -> Result<bool, ClientError> {
-        soon()
+
+    /// Deletes a key; whether it was there. Durable when this returns.
+    ///
+    /// # Errors
+    /// As [`Client::put`].
+    pub fn delete(&self, key: &[u8]) -> Result<bool, ClientError> {
+        on!(Inner, &self.inner, dataset => dataset.delete(key))
     }
-    pub fn list(&self) -> impl Iterator<Item = Result<Entry, ClientError>> + use<> {
-        std::iter::empty()
+
+    /// The keys of the dataset, in no order that means anything; the iterator ends after an error.
+    #[must_use]
+    pub fn list(&self) -> List {
+        let pages = match &self.inner {
+            Inner::Verbs(dataset) => Pages::Verbs(dataset.list()),
+            Inner::Local(dataset) => Pages::Local(dataset.list()),
+        };
+        List { pages }
     }
+
+    /// Figures of the dataset: name (the unit is its last word) and value.
+    ///
+    /// # Errors
+    /// [`ClientError`].
     pub fn stat(&self) -> Result<Vec<(String, u64)>, ClientError> {
-        soon()
+        on!(Inner, &self.inner, dataset => dataset.stat())
     }
+
+    /// What this client and its clones have done so far.
+    #[must_use]
     pub fn counters(&self) -> Counters {
-        Counters::default()
+        on!(Inner, &self.inner, dataset => dataset.counters())
     }
+
+    /// Id of the dataset.
+    #[must_use]
     pub fn dataset_id(&self) -> DatasetId {
-        [0; 16]
+        on!(Inner, &self.inner, dataset => dataset.id())
     }
+
+    /// The session that it is of.
+    #[must_use]
     pub fn server(&self) -> Server {
-        Server {}
+        let session = match &self.inner {
+            Inner::Verbs(dataset) => Session::Verbs(dataset.session()),
+            Inner::Local(dataset) => Session::Local(dataset.session()),
+        };
+        Server { session }
     }
+
+    /// As [`Server::describe`].
+    #[must_use]
     pub fn describe(&self) -> String {
-        String::new()
+        self.server().describe()
+    }
+}
+
+/// The keys of a dataset: see [`Client::list`].
+pub struct List {
+    pages: Pages,
+}
+
+enum Pages {
+    Verbs(ListOn<Verbs>),
+    Local(ListOn<Local>),
+}
+
+impl Iterator for List {
+    type Item = Result<Entry, ClientError>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        on!(Pages, &mut self.pages, pages => pages.next())
+    }
+}
+
+mod sealed {
+    pub trait Sealed {
+        #[doc(hidden)]
+        #[allow(private_interfaces, reason = "sealed: nobody else can name or implement it")]
+        fn memory(&mut self) -> &mut super::Memory;
+    }
+}
+
+/// Memory that values can be read into: [`RegisteredBuffer`] and [`RegisteredMemory`].
+pub trait Destination: sealed::Sealed {}
+
+/// Memory of the library that values are read into without a copy. It belongs to the fabric of the client that
+/// allocated it.
+pub struct RegisteredBuffer {
+    memory: Memory,
+}
+
+/// Memory of the caller that values are read into without a copy: see [`Client::register`].
+pub struct RegisteredMemory {
+    pub(crate) memory: Memory,
+}
+
+impl sealed::Sealed for RegisteredBuffer {
+    #[allow(private_interfaces, reason = "sealed")]
+    fn memory(&mut self) -> &mut Memory {
+        &mut self.memory
+    }
+}
+impl Destination for RegisteredBuffer {}
+
+impl sealed::Sealed for RegisteredMemory {
+    #[allow(private_interfaces, reason = "sealed")]
+    fn memory(&mut self) -> &mut Memory {
+        &mut self.memory
+    }
+}
+impl Destination for RegisteredMemory {}
+
+impl Deref for RegisteredBuffer {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        on!(Memory, &self.memory, memory => memory.bytes())
+    }
+}
+
+impl DerefMut for RegisteredBuffer {
+    fn deref_mut(&mut self) -> &mut [u8] {
+        on!(Memory, &mut self.memory, memory => memory.bytes_mut())
     }
 }

@@ -39,7 +39,7 @@ impl ClientOptions {
             data_connections: 1,
             depth: 64,
             verify: true,
-            read_buffer_bytes: 8 << 20,
+            read_buffer_bytes: 4 << 20,
             spin: Duration::from_micros(300),
         }
     }

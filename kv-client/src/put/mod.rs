@@ -1,0 +1,466 @@
+//! Storing values: ALLOC, WRITE and APPEND window by window, COMMIT; many at once.
+//!
+//! Each value is an operation with a number of its own. When the session is lost, or the server drops the operation,
+//! it begins again under the same number: the server answers what is already done instead of doing it again.
+
+pub(crate) mod pool;
+mod source;
+
+use std::io::Read;
+use std::sync::Arc;
+use std::time::Duration;
+
+use kv_fabric::{Fabric, RemoteRef};
+use kv_proto::control::{Answer, Bytes, Refused, Request, Status};
+
+use crate::backoff::Backoff;
+use crate::clock::Deadline;
+use crate::control::{Command, Up, Write, refused};
+use crate::dataset::{Core, DatasetOn, shown};
+use crate::mailbox::{Mailbox, Reply};
+use crate::read::arrive::global;
+use crate::read::check_key;
+use crate::tables::View;
+use crate::{ClientError, PutOutcome};
+use pool::SLOT_BYTES;
+use source::Source;
+
+/// Waits while the server is busy.
+const BUSY_WAITS: (Duration, Duration) = (Duration::from_millis(1), Duration::from_millis(100));
+/// Values up to this length are read before they are sent, so that they can be sent again, bytes.
+const BUFFERED_MAX_BYTES: u64 = 1 << 20;
+/// How often the server may say that its storage failed, or that bytes did not arrive whole.
+const FAILURES_MAX: u32 = 3;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Stage {
+    /// To be begun, or begun again.
+    Waiting,
+    Allocating,
+    Appending,
+    Committing,
+    Done,
+}
+
+/// One value on its way.
+struct Op<'v> {
+    key: &'v [u8],
+    source: Source<'v>,
+    operation: u64,
+    stage: Stage,
+    window: (u64, usize),
+    /// Bytes taken from the source, the window under way included.
+    sent: u64,
+    failures: u32,
+    last: String,
+    result: Option<Result<PutOutcome, ClientError>>,
+}
+
+impl<'v> Op<'v> {
+    fn new(key: &'v [u8], source: Source<'v>, operation: u64) -> Self {
+        let bad_key = check_key(key).is_err();
+        Self {
+            key,
+            source,
+            operation,
+            stage: if bad_key { Stage::Done } else { Stage::Waiting },
+            window: (0, 0),
+            sent: 0,
+            failures: 0,
+            last: "no answer".to_owned(),
+            result: bad_key.then_some(Err(ClientError::BadKey { len_bytes: key.len() })),
+        }
+    }
+
+    fn what(&self) -> String {
+        format!("put {}", shown(self.key))
+    }
+
+    fn finish(&mut self, result: Result<PutOutcome, ClientError>) {
+        self.stage = Stage::Done;
+        self.result = Some(result);
+    }
+
+    /// Begins again from ALLOC, if the bytes can be had again.
+    fn begin_again(&mut self, why: String) {
+        if self.source.rewind() || self.sent == 0 {
+            self.stage = Stage::Waiting;
+            self.sent = 0;
+            self.last = why;
+        } else if self.stage == Stage::Committing {
+            // The bytes are gone, but the server may have stored them: its memory of the operation tells.
+            self.stage = Stage::Waiting;
+            self.last = why;
+        } else {
+            self.finish(Err(ClientError::StreamLost));
+        }
+    }
+}
+
+/// Puts of one call, in one session at a time.
+struct Putting<'c, 'v, F: Fabric> {
+    core: &'c Core<F>,
+    ops: Vec<Op<'v>>,
+    deadline: Deadline,
+    mailbox: Arc<Mailbox>,
+    active: usize,
+    busy: bool,
+}
+
+impl<'c, 'v, F: Fabric> Putting<'c, 'v, F> {
+    fn new(core: &'c Core<F>, ops: Vec<Op<'v>>) -> Self {
+        Self {
+            core,
+            ops,
+            deadline: Deadline::after(core.shared().options.deadline),
+            mailbox: Arc::default(),
+            active: 0,
+            busy: false,
+        }
+    }
+
+    fn run(mut self) -> Vec<Result<PutOutcome, ClientError>> {
+        let mut backoff = Backoff::new(BUSY_WAITS.0, BUSY_WAITS.1);
+        while self.ops.iter().any(|op| op.stage != Stage::Done) {
+            if self.deadline.is_over() {
+                self.give_up();
+                break;
+            }
+            let up = match self.core.shared().ensure(self.deadline, false) {
+                Ok(up) => up,
+                Err(error) => {
+                    self.fail_all(error);
+                    break;
+                }
+            };
+            match self.core.open(&up, self.deadline) {
+                Ok(view) => {
+                    self.session(&up, &view, &mut backoff);
+                }
+                Err(why) => {
+                    if let Some(error) = self.core.unopened("put".to_owned(), why) {
+                        self.fail_all(error);
+                        break;
+                    }
+                    backoff.sleep(self.deadline);
+                }
+            }
+        }
+        let closed = || Err(ClientError::Closed);
+        self.ops
+            .into_iter()
+            .map(|op| op.result.unwrap_or_else(closed))
+            .collect()
+    }
+
+    /// Works in session `up` until everything is done, the session is lost, or the deadline has passed.
+    fn session(&mut self, up: &Up, view: &View, backoff: &mut Backoff) {
+        self.mailbox = Arc::default();
+        self.active = 0;
+        let mut waiting: std::collections::VecDeque<usize> =
+            (0..self.ops.len()).filter(|&index| self.ops[index].stage == Stage::Waiting).collect();
+        loop {
+            while self.active < up.info.credits && !self.busy {
+                let Some(index) = waiting.pop_front() else { break };
+                self.allocate(index, up, view);
+            }
+            if self.active == 0 {
+                if waiting.is_empty() {
+                    return;
+                }
+                // The server is busy with others: wait, and ask again.
+                self.busy = false;
+                if !backoff.sleep(self.deadline) {
+                    return;
+                }
+                continue;
+            }
+            let Some((tag, reply)) = self.mailbox.wait(self.deadline) else {
+                return;
+            };
+            self.active -= 1;
+            let index = tag as usize;
+            match reply {
+                Reply::Lost => {
+                    self.lose();
+                    return;
+                }
+                Reply::Answer(answer) => {
+                    self.deadline = Deadline::after(self.core.shared().options.deadline);
+                    self.busy = false;
+                    self.answered(index, answer, up, view);
+                }
+                Reply::Refused(refusal) => self.refused(index, refusal),
+                Reply::Renewed => {}
+            }
+            if self.ops[index].stage == Stage::Waiting {
+                waiting.push_back(index);
+            }
+        }
+    }
+
+    fn submit(&mut self, index: usize, up: &Up, request: Request, write: Option<Write<F>>) {
+        self.active += 1;
+        self.core.shared().submit(Command::Request {
+            generation: up.generation,
+            request,
+            reply: Some((Arc::clone(&self.mailbox), index as u64)),
+            write,
+            dataset: None,
+        });
+    }
+
+    fn allocate(&mut self, index: usize, up: &Up, view: &View) {
+        let op = &mut self.ops[index];
+        op.stage = Stage::Allocating;
+        let request = Request::Alloc {
+            dataset: view.dataset,
+            operation: op.operation,
+            value_len_bytes: op.source.len(),
+            key: Bytes::from(op.key),
+        };
+        self.submit(index, up, request, None);
+    }
+
+    fn answered(&mut self, index: usize, answer: Answer, up: &Up, view: &View) {
+        let op = &mut self.ops[index];
+        let stored = |sequence, locator| {
+            Ok(PutOutcome {
+                sequence,
+                locator: global(view.dataset, locator),
+            })
+        };
+        match (op.stage, answer) {
+            (
+                Stage::Allocating,
+                Answer::Alloc {
+                    done: 1,
+                    sequence,
+                    locator,
+                    ..
+                },
+            ) => op.finish(stored(sequence, locator)),
+            (
+                Stage::Allocating,
+                Answer::Alloc {
+                    window_offset,
+                    window_len_bytes,
+                    ..
+                },
+            ) => {
+                let end = u64::from(window_offset) + u64::from(window_len_bytes);
+                let no_room = window_len_bytes == 0 && op.source.len() > 0;
+                if end > u64::from(up.info.staging_len_bytes) || no_room {
+                    op.finish(Err(ClientError::Protocol {
+                        peer: self.core.shared().address.clone(),
+                        why: "it granted a window outside the staging memory".to_owned(),
+                    }));
+                } else if op.sent > 0 {
+                    // A stream whose COMMIT was lost, and that was not stored: its bytes are gone.
+                    op.finish(Err(ClientError::StreamLost));
+                    self.abort(index, up);
+                } else {
+                    op.window = (u64::from(window_offset), window_len_bytes as usize);
+                    self.send_window(index, up);
+                }
+            }
+            (Stage::Appending, Answer::Append {}) => self.send_window(index, up),
+            (Stage::Committing, Answer::Commit { sequence, locator }) => op.finish(stored(sequence, locator)),
+            (_, other) => {
+                let error = self.core.strange(&other);
+                op.finish(error);
+            }
+        }
+    }
+
+    /// Sends the next window, with APPEND, or with COMMIT where it is the last.
+    fn send_window(&mut self, index: usize, up: &Up) {
+        let op = &mut self.ops[index];
+        let left = op.source.len() - op.sent;
+        let (window_offset, window_len) = op.window;
+        let len = usize::try_from(left).unwrap_or(usize::MAX).min(window_len).min(SLOT_BYTES);
+        let write = if len == 0 {
+            None
+        } else {
+            let shared = self.core.shared();
+            match self.core.session().pool().take(&shared.fabric, self.deadline) {
+                Ok(Some(mut slot)) => {
+                    if let Err(error) = op.source.fill(&mut slot, len) {
+                        op.finish(Err(error));
+                        return self.abort(index, up);
+                    }
+                    let to = RemoteRef {
+                        address: up.info.staging_address.wrapping_add(window_offset),
+                        rkey: up.info.staging_rkey,
+                    };
+                    Some(Write {
+                        source: Arc::new(slot),
+                        offset: 0,
+                        len,
+                        to,
+                    })
+                }
+                Ok(None) => {
+                    op.last = "no buffer became free".to_owned();
+                    let timeout = self.timeout(index);
+                    self.ops[index].finish(Err(timeout));
+                    return self.abort(index, up);
+                }
+                Err(error) => {
+                    op.finish(Err(error.into()));
+                    return self.abort(index, up);
+                }
+            }
+        };
+        op.sent += len as u64;
+        let last = op.sent == op.source.len();
+        if last && let Err(error) = op.source.check_end() {
+            op.finish(Err(error));
+            return self.abort(index, up);
+        }
+        let (operation, len_bytes) = (op.operation, len as u32);
+        let request = if last {
+            op.stage = Stage::Committing;
+            let value_crc = op.source.crc();
+            Request::Commit {
+                operation,
+                len_bytes,
+                value_crc,
+            }
+        } else {
+            op.stage = Stage::Appending;
+            Request::Append { operation, len_bytes }
+        };
+        self.submit(index, up, request, write);
+    }
+
+    fn abort(&mut self, index: usize, up: &Up) {
+        let operation = self.ops[index].operation;
+        self.core.shared().submit(Command::Request {
+            generation: up.generation,
+            request: Request::Abort { operation },
+            reply: None,
+            write: None,
+            dataset: None,
+        });
+    }
+
+    fn refused(&mut self, index: usize, refusal: Refused) {
+        let op = &mut self.ops[index];
+        let what = op.what();
+        match refusal.status {
+            Status::Busy => {
+                self.busy = true;
+                op.begin_again(refusal.text);
+            }
+            // Dropped meanwhile, or another session's.
+            Status::Stale => op.begin_again(refusal.text),
+            Status::Unknown => op.finish(Err(ClientError::Unknown { what })),
+            Status::Io | Status::Crc if op.failures + 1 < FAILURES_MAX => {
+                op.failures += 1;
+                op.begin_again(refusal.text);
+            }
+            _ => op.finish(Err(refused(what, refusal))),
+        }
+    }
+
+    /// The session is over: everything under way begins again.
+    fn lose(&mut self) {
+        let begun = |op: &&mut Op<'_>| !matches!(op.stage, Stage::Done | Stage::Waiting);
+        for op in self.ops.iter_mut().filter(begun) {
+            op.begin_again("the session ended before the answer".to_owned());
+        }
+    }
+
+    fn timeout(&self, index: usize) -> ClientError {
+        let op = &self.ops[index];
+        ClientError::Timeout {
+            what: op.what(),
+            after: self.core.shared().options.deadline,
+            last: op.last.clone(),
+        }
+    }
+
+    /// The deadline has passed.
+    fn give_up(&mut self) {
+        for index in 0..self.ops.len() {
+            let error = match self.ops[index].stage {
+                Stage::Done => continue,
+                // The server may have stored it.
+                Stage::Committing => ClientError::Unknown {
+                    what: self.ops[index].what(),
+                },
+                _ => self.timeout(index),
+            };
+            self.ops[index].finish(Err(error));
+        }
+    }
+
+    fn fail_all(&mut self, error: ClientError) {
+        let mut error = Some(error);
+        for index in 0..self.ops.len() {
+            if self.ops[index].stage == Stage::Done {
+                continue;
+            }
+            let own = error.take().unwrap_or_else(|| self.timeout(index));
+            self.ops[index].finish(Err(own));
+        }
+    }
+}
+
+impl<F: Fabric> DatasetOn<F> {
+    fn put_ops(&self, ops: Vec<Op<'_>>) -> Vec<Result<PutOutcome, ClientError>> {
+        Putting::new(&self.core, ops).run()
+    }
+
+    fn put_one<'v>(&self, key: &'v [u8], source: Source<'v>) -> Result<PutOutcome, ClientError> {
+        let operation = self.core.shared().next_operation();
+        let mut results = self.put_ops(vec![Op::new(key, source, operation)]);
+        results.pop().unwrap_or(Err(ClientError::Closed))
+    }
+
+    /// As [`crate::Client::put`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn put(&self, key: &[u8], value: &[u8]) -> Result<PutOutcome, ClientError> {
+        self.put_one(key, Source::bytes(value))
+    }
+
+    /// As [`crate::Client::put_many`].
+    pub fn put_many<K: AsRef<[u8]>, V: AsRef<[u8]>>(
+        &self,
+        items: &[(K, V)],
+    ) -> Vec<Result<PutOutcome, ClientError>> {
+        let mut ops = Vec::with_capacity(items.len());
+        for (key, value) in items {
+            let operation = self.core.shared().next_operation();
+            ops.push(Op::new(key.as_ref(), Source::bytes(value.as_ref()), operation));
+        }
+        self.put_ops(ops)
+    }
+
+    /// As [`crate::Client::put_from`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn put_from(&self, key: &[u8], len: u64, source: &mut dyn Read) -> Result<PutOutcome, ClientError> {
+        if len > BUFFERED_MAX_BYTES {
+            return self.put_one(key, Source::stream(len, source));
+        }
+        let mut value = Vec::new();
+        let limit = len + 1;
+        source
+            .take(limit)
+            .read_to_end(&mut value)
+            .map_err(ClientError::Source)?;
+        if value.len() as u64 != len {
+            return Err(ClientError::SourceLength {
+                announced_bytes: len,
+                given_bytes: value.len() as u64,
+                longer: value.len() as u64 > len,
+            });
+        }
+        self.put(key, &value)
+    }
+}

@@ -1,0 +1,95 @@
+//! Registered memory that values are WRITTEN from: a fixed number of slots, allocated at the first put.
+
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+
+use kv_fabric::{Fabric, FabricError, Region};
+
+use crate::clock::Deadline;
+
+/// Length of one slot, bytes: the most that one WRITE carries.
+pub(crate) const SLOT_BYTES: usize = 128 << 10;
+/// Slots of one session.
+pub(crate) const SLOTS: usize = 32;
+
+/// The slots of a session.
+pub(crate) struct Pool<F: Fabric> {
+    inner: Mutex<Inner<F>>,
+    returned: Condvar,
+}
+
+struct Inner<F: Fabric> {
+    region: Option<F::Region>,
+    free: Vec<usize>,
+}
+
+/// One slot, back in its pool when dropped.
+pub(crate) struct Slot<F: Fabric> {
+    pool: Arc<Pool<F>>,
+    region: F::Region,
+    index: usize,
+}
+
+impl<F: Fabric> Pool<F> {
+    pub(crate) fn new() -> Self {
+        let inner = Inner {
+            region: None,
+            free: (0..SLOTS).collect(),
+        };
+        Self {
+            inner: Mutex::new(inner),
+            returned: Condvar::new(),
+        }
+    }
+
+    /// A free slot; `None` if there is none until the deadline.
+    pub(crate) fn take(
+        self: &Arc<Self>,
+        fabric: &F,
+        deadline: Deadline,
+    ) -> Result<Option<Slot<F>>, FabricError> {
+        let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
+        loop {
+            if inner.region.is_none() {
+                inner.region = Some(fabric.allocate(SLOT_BYTES * SLOTS)?);
+            }
+            if let (Some(index), Some(region)) = (inner.free.pop(), inner.region.clone()) {
+                let pool = Arc::clone(self);
+                return Ok(Some(Slot { pool, region, index }));
+            }
+            let left = deadline.left();
+            if left.is_zero() {
+                return Ok(None);
+            }
+            let (woken, _) = self
+                .returned
+                .wait_timeout(inner, left)
+                .unwrap_or_else(PoisonError::into_inner);
+            inner = woken;
+        }
+    }
+}
+
+impl<F: Fabric> Slot<F> {
+    pub(crate) fn region(&self) -> &F::Region {
+        &self.region
+    }
+
+    /// Where the slot begins in its region, bytes.
+    pub(crate) fn start(&self) -> usize {
+        self.index * SLOT_BYTES
+    }
+
+    /// Fills it from `at` on. Only while no WRITE from it is queued: a slot that is shared with a command is not filled.
+    pub(crate) fn fill(&mut self, at: usize, bytes: &[u8]) {
+        debug_assert!(at + bytes.len() <= SLOT_BYTES);
+        self.region.memory().write(self.start() + at, bytes);
+    }
+}
+
+impl<F: Fabric> Drop for Slot<F> {
+    fn drop(&mut self) {
+        let mut inner = self.pool.inner.lock().unwrap_or_else(PoisonError::into_inner);
+        inner.free.push(self.index);
+        self.pool.returned.notify_one();
+    }
+}
