@@ -73,7 +73,9 @@ pub enum StorageError {
         source: DecodeError,
     },
     /// The memory budget does not allow it.
-    #[error("memory budget reached: {needed_bytes} bytes more are needed and {used_bytes} of {allowed_bytes} are in use (raise --memory-budget)")]
+    #[error(
+        "memory budget reached: {needed_bytes} bytes more are needed and {used_bytes} of {allowed_bytes} are in use (raise --memory-budget)"
+    )]
     Memory {
         /// Bytes asked for.
         needed_bytes: u64,
@@ -98,8 +100,14 @@ pub enum StorageError {
     #[error("{0:?} may not name a dataset: 1 to 64 of a-z 0-9 . _ -")]
     BadName(String),
     /// A key of a length that keys do not have.
-    #[error("a key has 1 to {} bytes, this one {0}", kv_proto::layout::KEY_MAX_BYTES)]
-    BadKey(usize),
+    #[error(
+        "a key of {len_bytes} bytes: keys have 1 to {}",
+        kv_proto::layout::KEY_MAX_BYTES
+    )]
+    BadKey {
+        /// Its length.
+        len_bytes: usize,
+    },
     /// A value longer than can be stored.
     #[error("a value of {len_bytes} bytes is longer than the {max_bytes} that this dataset takes")]
     TooLarge {
@@ -165,6 +173,14 @@ impl StorageError {
         }
     }
 
+    /// The same where it is not known what of the write stays: never a full file system, which means that nothing did.
+    pub(crate) fn into_unknown(self) -> Self {
+        match self {
+            Self::NoSpace { call, path, source } => Self::Io { call, path, source },
+            error => error,
+        }
+    }
+
     /// The status that a client is answered.
     #[must_use]
     pub const fn status(&self) -> Status {
@@ -182,7 +198,7 @@ impl StorageError {
             Self::NoDataset(_) => Status::NoDataset,
             Self::Exists(_) => Status::Exists,
             Self::BadName(_) => Status::BadName,
-            Self::BadKey(_) => Status::BadKey,
+            Self::BadKey { .. } => Status::BadKey,
             Self::TooLarge { .. } => Status::TooLarge,
             Self::Crc { .. } => Status::Crc,
             Self::Length { .. } => Status::Order,

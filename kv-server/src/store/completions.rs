@@ -11,7 +11,7 @@ use crate::error::StorageError;
 use crate::store::lock;
 
 /// A write that is durable and visible.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Committed {
     /// Sequence that it got.
     pub sequence: u64,

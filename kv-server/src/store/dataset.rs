@@ -1,101 +1,497 @@
-//! One dataset.
+//! One dataset: its segments, index, operations and log, and what the control thread asks of them.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::thread::JoinHandle;
 
 use kv_fabric::Domain;
-use kv_proto::control::{DatasetChange, DirectoryRef, ListEntry, SegmentRow};
-use kv_proto::layout::Locator;
+use kv_proto::control::{Bytes, DatasetChange, DirectoryRef, ListEntry, RemoteAddress, SegmentRow};
+use kv_proto::hash::KeyHash;
+use kv_proto::layout::{KEY_MAX_BYTES, Locator, PARTS_MAX};
 
-use super::{Committed, Put};
+use super::changes::collect;
+use super::description::Description;
+use super::index::{Index, Place, Split};
+use super::journal::{Change, Journal};
+use super::log::{Op, Queue};
+use super::operations::{Begin, Operations};
+use super::put::{Put, PutState, gather_bytes};
+use super::segment::{ROW_BYTES, ROW_EXTENT_BYTES, Segment};
+use super::{Committed, Completion, Shared, lock};
 use crate::error::StorageError;
 
 /// What came of beginning a put.
-#[allow(missing_docs)]
+#[derive(Debug)]
 pub enum BeginPut {
+    /// It was applied before, and this is its outcome.
     Done(Committed),
+    /// It was committed and is not durable yet: ask again.
     InProgress,
+    /// Older than what is remembered.
     Unknown,
+    /// It is begun.
     New(Put),
 }
 
 /// What came of a delete.
-#[allow(missing_docs)]
+#[derive(Debug)]
 pub enum BeginDelete {
+    /// It was applied before, and this is its outcome.
     Done(Committed),
+    /// It is queued already and not durable yet: ask again.
     InProgress,
+    /// Older than what is remembered.
     Unknown,
+    /// It is queued; its answer comes as a completion.
     Queued,
+}
+
+/// What a dataset has done and holds, for `stat`.
+#[derive(Debug, Default)]
+pub(crate) struct Figures {
+    pub(crate) value_bytes: AtomicU64,
+    pub(crate) puts: AtomicU64,
+    pub(crate) deletes: AtomicU64,
+    pub(crate) failed: AtomicU64,
+    pub(crate) damaged_records: AtomicU64,
+    pub(crate) lost_segments: AtomicU64,
+    pub(crate) groups_synced: AtomicU64,
+    pub(crate) record_bytes: AtomicU64,
 }
 
 /// One dataset.
 pub struct Dataset<D: Domain> {
-    domain: D,
+    pub(crate) id: [u8; 16],
+    pub(crate) hash_key: [u8; 16],
+    pub(crate) segment_bytes: u64,
+    part_bytes: u64,
+    pub(crate) directory: PathBuf,
+    description: Mutex<Description>,
+    pub(crate) index: RwLock<Index<D>>,
+    pub(crate) segments: RwLock<BTreeMap<u32, Arc<Segment<D>>>>,
+    pub(crate) journal: Mutex<Journal<D>>,
+    pub(crate) operations: Arc<Operations>,
+    pub(crate) queue: Arc<Queue>,
+    pub(crate) figures: Figures,
+    pub(crate) shared: Arc<Shared>,
+    pub(crate) thread: Mutex<Option<JoinHandle<()>>>,
+    dropped: AtomicBool,
+    /// Number of its drop; 0 while it lives.
+    pub(crate) dropped_at: AtomicU64,
+    /// Last: what is registered with it goes before it.
+    domain: Arc<D>,
 }
 
-#[allow(missing_docs, clippy::missing_errors_doc)]
+/// What recovery found of a dataset, or the nothing that a new one begins with.
+pub(crate) struct Contents<D: Domain> {
+    pub(crate) index: Index<D>,
+    pub(crate) segments: BTreeMap<u32, Arc<Segment<D>>>,
+    pub(crate) operations: Operations,
+    pub(crate) figures: Figures,
+}
+
 impl<D: Domain> Dataset<D> {
+    pub(crate) fn new(
+        shared: Arc<Shared>,
+        description: Description,
+        directory: PathBuf,
+        domain: Arc<D>,
+        contents: Contents<D>,
+    ) -> Self {
+        Self {
+            id: description.id,
+            hash_key: description.hash_key,
+            segment_bytes: description.segment_bytes,
+            part_bytes: description.part_bytes,
+            directory,
+            description: Mutex::new(description),
+            index: RwLock::new(contents.index),
+            segments: RwLock::new(contents.segments),
+            journal: Mutex::new(Journal::new()),
+            operations: Arc::new(contents.operations),
+            queue: Arc::default(),
+            figures: contents.figures,
+            shared,
+            thread: Mutex::new(None),
+            dropped: AtomicBool::new(false),
+            dropped_at: AtomicU64::new(0),
+            domain,
+        }
+    }
+
+    /// Its id.
     pub fn id(&self) -> [u8; 16] {
-        todo!()
+        self.id
     }
+
+    /// Its name now.
     pub fn name(&self) -> String {
-        todo!()
+        lock(&self.description).name.clone()
     }
+
+    /// Key of its key hash.
     pub fn hash_key(&self) -> [u8; 16] {
-        todo!()
+        self.hash_key
     }
+
+    /// Longest part of a large value, bytes.
     pub fn part_bytes(&self) -> u64 {
-        todo!()
+        self.part_bytes
     }
+
+    /// Domain that its data connections are accepted into.
     pub fn domain(&self) -> &D {
         &self.domain
     }
+
+    pub(crate) fn place(&self) -> Place<'_, D> {
+        Place {
+            domain: &self.domain,
+            budget: &self.shared.budget,
+        }
+    }
+
+    /// Whether it was dropped; what is open of it is to be closed.
     pub fn is_dropped(&self) -> bool {
-        todo!()
+        self.dropped.load(Ordering::Acquire)
     }
+
+    pub(crate) fn set_dropped(&self, dropped: bool) {
+        self.dropped.store(dropped, Ordering::Release);
+    }
+
+    /// Renames it durably.
+    pub(crate) fn rename(&self, to: &str) -> Result<(), StorageError> {
+        let mut description = lock(&self.description);
+        let renamed = Description {
+            name: to.to_owned(),
+            ..description.clone()
+        };
+        renamed.write(&self.shared.files, &self.directory)?;
+        *description = renamed;
+        Ok(())
+    }
+
+    pub(crate) fn read_index(&self) -> RwLockReadGuard<'_, Index<D>> {
+        self.index.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn write_index(&self) -> RwLockWriteGuard<'_, Index<D>> {
+        self.index.write().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn read_segments(&self) -> RwLockReadGuard<'_, BTreeMap<u32, Arc<Segment<D>>>> {
+        self.segments.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn segment(&self, number: u32) -> Option<Arc<Segment<D>>> {
+        self.read_segments().get(&number).cloned()
+    }
+
+    /// Notes a change that is done; its number.
+    pub(crate) fn note(&self, change: Change) -> u64 {
+        lock(&self.journal).push(&self.shared.retired, change, Vec::new())
+    }
+
+    /// Notes splits of the index that are done, and what they retired. The index's lock is held by the caller.
+    pub(crate) fn note_splits(&self, splits: Vec<Split<D>>) {
+        let mut journal = lock(&self.journal);
+        for split in splits {
+            let change = match split.range {
+                Some((first, count)) => Change::Range(first, count),
+                None => Change::Directory,
+            };
+            journal.push(&self.shared.retired, change, split.retired);
+        }
+    }
+
+    /// Has memory that was retired up to `number` reused.
+    pub(crate) fn release(&self, number: u64) {
+        let released = lock(&self.journal).release(number);
+        if !released.is_empty() {
+            let mut index = self.write_index();
+            released.into_iter().for_each(|retired| index.give_back(retired));
+        }
+    }
+
+    /// Whether the record that `locator` names is of `key`.
+    pub(crate) fn key_is(&self, locator: &Locator, key: &[u8]) -> bool {
+        usize::from(locator.key_len_bytes) == key.len()
+            && self
+                .segment(locator.segment)
+                .is_some_and(|segment| segment.key_is(locator, key))
+    }
+
+    pub(crate) fn hash(&self, key: &[u8]) -> KeyHash {
+        KeyHash::of(&self.hash_key, key)
+    }
+
+    /// Length of the whole value whose VALUE or HEAD `locator` names.
+    pub(crate) fn value_len(&self, locator: &Locator) -> u64 {
+        self.segment(locator.segment)
+            .map_or(u64::from(locator.value_len_bytes), |segment| {
+                segment.value_len(locator)
+            })
+    }
+
+    /// Where its directory lies.
     pub fn directory(&self) -> DirectoryRef {
-        todo!()
+        directory_ref(&self.read_index())
     }
-    pub fn rows(&self, _first: u32, _frame_room_bytes: usize) -> (Vec<SegmentRow>, u32) {
-        todo!()
+
+    /// Rows of the segment table from segment `first` on, as many as fit; and the first that did not, or 0.
+    pub fn rows(&self, first: u32, frame_room_bytes: usize) -> (Vec<SegmentRow>, u32) {
+        let mut room = frame_room_bytes;
+        let mut rows = Vec::new();
+        for segment in self.read_segments().range(first..).map(|(_, segment)| segment) {
+            let row = segment.row();
+            let need = ROW_BYTES + ROW_EXTENT_BYTES * row.extents.len();
+            if need > room {
+                return (rows, row.segment);
+            }
+            room -= need;
+            rows.push(row);
+        }
+        (rows, 0)
     }
-    pub fn row(&self, _segment: u32) -> Option<SegmentRow> {
-        todo!()
+
+    /// The row of a segment.
+    pub fn row(&self, segment: u32) -> Option<SegmentRow> {
+        self.segment(segment).map(|segment| segment.row())
     }
-    pub fn changes(&self, _since: u64, _room_bytes: usize) -> Option<DatasetChange> {
-        todo!()
+
+    /// What changed after number `since`, within about `room_bytes` of a frame; `None` if nothing.
+    ///
+    /// Read [`super::Store::retired`] first: all up to that number is in the answer.
+    pub fn changes(&self, since: u64, room_bytes: usize) -> Option<DatasetChange> {
+        let index = self.read_index();
+        let since = lock(&self.journal).since(since);
+        let change = collect(since, room_bytes, |segment| self.row(segment))?;
+        let dropped = if self.is_dropped() {
+            kv_proto::control::change_flag::DROPPED
+        } else {
+            0
+        };
+        Some(DatasetChange {
+            dataset: self.id,
+            flags: change.flags | dropped,
+            directory: directory_ref(&index),
+            ranges: change.ranges,
+            rows: change.rows,
+        })
     }
-    pub fn lookup(&self, _key: &[u8]) -> Option<Locator> {
-        todo!()
+
+    /// Where the record of `key` lies.
+    pub fn lookup(&self, key: &[u8]) -> Option<Locator> {
+        let hash = self.hash(key);
+        self.read_index().find(hash, |locator| self.key_is(locator, key))
     }
-    pub fn list(&self, _cursor: u64, _limit: usize, _room_bytes: usize) -> (Vec<ListEntry>, u64, bool) {
-        todo!()
+
+    /// Keys from slot hash `cursor` on, in the order of their slot hashes: at most `limit`, within `room_bytes` of a
+    /// frame; the cursor of the next page, and whether this was the last.
+    ///
+    /// All keys of one slot hash come in one page. Where those of the first do not fit: nothing, and not the last.
+    pub fn list(&self, cursor: u64, limit: usize, room_bytes: usize) -> (Vec<ListEntry>, u64, bool) {
+        let mut entries: Vec<(u64, ListEntry)> = Vec::new();
+        let mut room = room_bytes;
+        let mut from = cursor;
+        loop {
+            let (slots, next) = self.read_index().slots_from(from);
+            for slot in slots {
+                let Some(segment) = self.segment(slot.locator.segment) else {
+                    continue;
+                };
+                let Some(key) = segment.key_at(&slot.locator) else {
+                    continue;
+                };
+                let need = 2 + key.len() + 8 + size_of::<Locator>();
+                if entries.len() == limit || need > room {
+                    return cut_page(entries, slot.hash);
+                }
+                room -= need;
+                let entry = ListEntry {
+                    key: Bytes(key),
+                    value_len_bytes: segment.value_len(&slot.locator),
+                    locator: slot.locator,
+                };
+                entries.push((slot.hash, entry));
+            }
+            match next {
+                Some(next) => from = next,
+                None => return (entries.into_iter().map(|(_, entry)| entry).collect(), 0, true),
+            }
+        }
     }
+
+    /// Keys in it.
     pub fn keys(&self) -> u64 {
-        todo!()
+        self.read_index().keys()
     }
+
+    /// Bytes of all values in it.
     pub fn value_bytes(&self) -> u64 {
-        todo!()
+        self.figures.value_bytes.load(Ordering::Relaxed)
     }
+
+    /// Its figures; `unit` is each name's last word.
     pub fn stat(&self) -> Vec<(String, u64)> {
-        todo!()
+        let images_bytes = self
+            .read_segments()
+            .values()
+            .map(|segment| segment.charged_bytes())
+            .sum();
+        let segments = self.read_segments().len() as u64;
+        let read = |figure: &AtomicU64| figure.load(Ordering::Relaxed);
+        let (keys, index_bytes) = {
+            let index = self.read_index();
+            (index.keys(), index.charged_bytes())
+        };
+        let figures = &self.figures;
+        [
+            ("keys_count", keys),
+            ("value_bytes", self.value_bytes()),
+            ("segments_count", segments),
+            ("lost_segments_count", read(&figures.lost_segments)),
+            ("damaged_records_count", read(&figures.damaged_records)),
+            ("images_bytes", images_bytes),
+            ("index_bytes", index_bytes),
+            ("record_written_bytes", read(&figures.record_bytes)),
+            ("puts_count", read(&figures.puts)),
+            ("deletes_count", read(&figures.deletes)),
+            ("failed_operations_count", read(&figures.failed)),
+            ("operations_remembered_count", self.operations.total() as u64),
+            ("groups_synced_count", read(&figures.groups_synced)),
+            ("queued_operations_count", self.queue.len() as u64),
+            ("retired_waiting_count", lock(&self.journal).waiting() as u64),
+        ]
+        .into_iter()
+        .map(|(name, value)| (name.to_owned(), value))
+        .collect()
     }
+
+    fn check_writable(&self, key: &[u8]) -> Result<(), StorageError> {
+        if self.is_dropped() {
+            return Err(StorageError::NoDataset(self.name()));
+        }
+        if key.is_empty() || key.len() > KEY_MAX_BYTES {
+            return Err(StorageError::BadKey { len_bytes: key.len() });
+        }
+        self.queue.check()
+    }
+
+    /// Begins a put of `value_len` bytes under `key`, as operation `operation` of `client_id`.
+    ///
+    /// # Errors
+    /// Why it was not begun: [`StorageError::BadKey`], [`StorageError::TooLarge`], [`StorageError::NoDataset`],
+    /// [`StorageError::Busy`] where too much is arriving or queued.
     pub fn begin_put(
         &self,
-        _client_id: u64,
-        _operation: u64,
-        _key: &[u8],
-        _value_len: u64,
+        client_id: u64,
+        operation: u64,
+        key: &[u8],
+        value_len: u64,
     ) -> Result<BeginPut, StorageError> {
-        todo!()
+        self.check_writable(key)?;
+        let max_bytes = self.part_bytes * u64::from(PARTS_MAX);
+        if value_len > max_bytes {
+            return Err(StorageError::TooLarge {
+                len_bytes: value_len,
+                max_bytes,
+            });
+        }
+        let attempt = match self.operations.begin(client_id, operation) {
+            Begin::Done(outcome) => return Ok(BeginPut::Done(outcome)),
+            Begin::InProgress => return Ok(BeginPut::InProgress),
+            Begin::Unknown => return Ok(BeginPut::Unknown),
+            Begin::New(attempt) => attempt,
+        };
+        let Ok(charge) = self.shared.gather.take(gather_bytes(value_len, self.part_bytes)) else {
+            self.operations.abort(client_id, operation, attempt);
+            return Err(StorageError::Busy("the memory for arriving values is in use"));
+        };
+        let state = PutState::new(
+            key,
+            self.hash(key),
+            (client_id, operation),
+            value_len,
+            self.part_bytes,
+            charge,
+        );
+        Ok(BeginPut::New(Put::new(
+            state,
+            attempt,
+            Arc::clone(&self.queue),
+            Arc::clone(&self.operations),
+        )))
     }
-    pub fn commit(&self, _put: Put, _value_crc: u32, _token: u64) {
-        todo!()
+
+    /// Commits a put whose bytes have all come. The answer is a completion with `token`, also where it is refused.
+    pub fn commit(&self, put: Put, value_crc: u32, token: u64) {
+        if let Err(error) = put.commit(value_crc, token) {
+            self.figures.failed.fetch_add(1, Ordering::Relaxed);
+            let result = Err(error);
+            self.shared
+                .completions
+                .push(&mut vec![Completion { token, result }]);
+        }
     }
+
+    /// Deletes `key`, as operation `operation` of `client_id`.
+    ///
+    /// # Errors
+    /// Why it was not queued, as [`Dataset::begin_put`].
     pub fn delete(
         &self,
-        _client_id: u64,
-        _operation: u64,
-        _key: &[u8],
-        _token: u64,
+        client_id: u64,
+        operation: u64,
+        key: &[u8],
+        token: u64,
     ) -> Result<BeginDelete, StorageError> {
-        todo!()
+        self.check_writable(key)?;
+        let attempt = match self.operations.begin(client_id, operation) {
+            Begin::Done(outcome) => return Ok(BeginDelete::Done(outcome)),
+            Begin::InProgress => return Ok(BeginDelete::InProgress),
+            Begin::Unknown => return Ok(BeginDelete::Unknown),
+            Begin::New(attempt) => attempt,
+        };
+        self.operations.commit(client_id, operation, attempt);
+        let op = Op::Delete {
+            client: client_id,
+            operation,
+            key: key.to_vec(),
+            token,
+        };
+        self.queue.push(op).map_err(|(_, error)| {
+            self.operations.finish(client_id, operation, None);
+            error
+        })?;
+        Ok(BeginDelete::Queued)
     }
+
+    /// Gives up all its memory: it was dropped, and nobody reads it any more.
+    pub(crate) fn free(&self) {
+        self.read_segments().values().for_each(|segment| segment.free());
+        self.release(u64::MAX);
+    }
+}
+
+fn directory_ref<D: Domain>(index: &Index<D>) -> DirectoryRef {
+    let directory = index.directory();
+    let remote = directory.remote();
+    DirectoryRef {
+        at: RemoteAddress {
+            address: remote.address,
+            rkey: remote.rkey,
+        },
+        version: directory.version,
+        depth: directory.depth,
+    }
+}
+
+/// A page that ends before the keys of slot hash `hash`.
+fn cut_page(mut entries: Vec<(u64, ListEntry)>, hash: u64) -> (Vec<ListEntry>, u64, bool) {
+    entries.retain(|(at, _)| *at < hash);
+    (entries.into_iter().map(|(_, entry)| entry).collect(), hash, false)
 }

@@ -1,23 +1,84 @@
-//! Segments, log, index and recovery: everything that is on NVMe or is READ.
+//! Everything that is on NVMe or is READ: datasets with their segments, log and index, and bringing them back.
+//!
+//! - [`Store`]: the data directory and its datasets; what exists by which name.
+//! - [`Dataset`]: what the control thread asks of one, and how values get in: [`Put`], [`Dataset::delete`].
+//! - [`Completions`]: what became durable, on its way to be answered.
+//!
+//! One thread for each dataset, its log, writes files, images and index. Nothing here waits for a client.
 
-use std::path::PathBuf;
+use std::collections::{BTreeMap, HashMap};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use kv_fabric::{Domain, FabricError};
+use kv_proto::bucket::IndexScope;
+use kv_proto::layout::{PART_MAX_BYTES, SEGMENT_MAX_BYTES, SEGMENT_MIN_BYTES, dataset_name_is_valid};
 
 use crate::error::StorageError;
 
+mod budget;
+mod changes;
 mod completions;
 mod dataset;
+mod description;
+mod files;
+mod home;
+mod index;
+mod journal;
+mod limits;
+mod log;
+mod operations;
 mod put;
+mod recover;
+mod segment;
+#[cfg(test)]
+mod tests;
 
+use budget::Budget;
 pub use completions::{Committed, Completion, Completions};
 pub use dataset::{BeginDelete, BeginPut, Dataset};
+use dataset::{Contents, Figures};
+use description::{Description, directory_name, parse_directory_name};
+use files::Files;
+use home::Home;
+use index::{Index, Place};
+use journal::Change;
+use log::Close;
+use operations::Operations;
 pub use put::Put;
+use recover::{Opened, recover};
 
 /// Takes a lock, also one whose holder panicked: every critical section leaves its data whole.
 pub(crate) fn lock<T: ?Sized>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Random bytes from the kernel.
+pub(crate) fn random<const N: usize>() -> Result<[u8; N], StorageError> {
+    let mut bytes = [0; N];
+    getrandom::fill(&mut bytes).map_err(|error| {
+        StorageError::io(
+            "getrandom",
+            Path::new("the kernel"),
+            std::io::Error::other(error.to_string()),
+        )
+    })?;
+    Ok(bytes)
+}
+
+/// File of a segment in its dataset's directory.
+pub(crate) fn segment_path(directory: &Path, number: u32) -> PathBuf {
+    directory.join(format!("{number:08x}.segment"))
+}
+
+/// The number that a segment's file name says.
+pub(crate) fn parse_segment_name(name: &str) -> Option<u32> {
+    let digits = name.strip_suffix(".segment")?;
+    if digits.len() != 8 || !digits.bytes().all(|c| matches!(c, b'0'..=b'9' | b'a'..=b'f')) {
+        return None;
+    }
+    u32::from_str_radix(digits, 16).ok()
 }
 
 /// How a store is held.
@@ -35,90 +96,411 @@ pub struct StoreOptions {
     pub gather_budget_bytes: u64,
 }
 
+impl StoreOptions {
+    fn check(&self) -> Result<(), StorageError> {
+        let refuse = |option, value, remedy: String| {
+            Err(StorageError::Option {
+                option,
+                value,
+                remedy,
+            })
+        };
+        if !(SEGMENT_MIN_BYTES..=SEGMENT_MAX_BYTES).contains(&self.segment_bytes) {
+            let remedy = format!("a segment has {SEGMENT_MIN_BYTES} to {SEGMENT_MAX_BYTES} bytes");
+            return refuse("segment length", self.segment_bytes, remedy);
+        }
+        if !(1..=PART_MAX_BYTES).contains(&self.part_bytes) {
+            let remedy = format!("a part has 1 to {PART_MAX_BYTES} bytes");
+            return refuse("part length", self.part_bytes, remedy);
+        }
+        Ok(())
+    }
+
+    /// Refuses a budget in which no large value of a dataset with these parts could ever arrive.
+    fn check_gather(&self, part_bytes: u64) -> Result<(), StorageError> {
+        let least = put::gather_bytes(u64::MAX, part_bytes);
+        if self.gather_budget_bytes >= least {
+            return Ok(());
+        }
+        Err(StorageError::Option {
+            option: "memory for arriving values",
+            value: self.gather_budget_bytes,
+            remedy: format!("give at least {least} bytes"),
+        })
+    }
+}
+
+/// What all datasets share.
+pub(crate) struct Shared {
+    pub(crate) files: Files,
+    pub(crate) home: Home,
+    pub(crate) budget: Arc<Budget>,
+    pub(crate) gather: Arc<Budget>,
+    /// Number of the latest change of any dataset.
+    pub(crate) retired: AtomicU64,
+    pub(crate) completions: Completions,
+}
+
+struct Datasets<D: Domain> {
+    by_id: HashMap<[u8; 16], Arc<Dataset<D>>>,
+    /// Those that were not dropped.
+    names: BTreeMap<String, [u8; 16]>,
+}
+
+type MakeDomain<D> = Box<dyn Fn() -> Result<D, FabricError> + Send + Sync>;
+
 /// Everything that a server stores.
 pub struct Store<D: Domain> {
-    completions: Completions,
-    marker: std::marker::PhantomData<D>,
+    shared: Arc<Shared>,
+    options: StoreOptions,
+    make_domain: MakeDomain<D>,
+    datasets: Mutex<Datasets<D>>,
+    /// Held by whoever changes what exists.
+    changing: Mutex<()>,
+}
+
+impl<D: Domain> std::fmt::Debug for Store<D> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(
+            f,
+            "Store({}, epoch {})",
+            self.options.data.display(),
+            self.epoch()
+        )
+    }
 }
 
 impl<D: Domain> Store<D> {
-    /// Opens a data directory.
+    /// Opens a data directory, or makes one: takes it for this process, raises the epoch, and brings every dataset
+    /// back. What was active in a segment is sealed at the end of its longest valid prefix.
     ///
     /// # Errors
-    /// [`StorageError`].
+    /// - [`StorageError::InUse`], [`StorageError::NotADataDirectory`], [`StorageError::FormatVersion`],
+    ///   [`StorageError::Unwritable`], [`StorageError::Damaged`]: why the directory is not opened; nothing in it was
+    ///   changed.
+    /// - [`StorageError::Memory`] if the images do not fit the budget.
+    /// - [`StorageError::Option`] for an option that cannot be.
     pub fn open(
-        _options: StoreOptions,
-        _make_domain: impl Fn() -> Result<D, FabricError> + Send + Sync + 'static,
+        options: StoreOptions,
+        make_domain: impl Fn() -> Result<D, FabricError> + Send + Sync + 'static,
     ) -> Result<Self, StorageError> {
-        todo!()
+        Self::open_with(options, Files::default(), make_domain)
     }
 
-    /// Epoch.
+    /// [`Store::open`] with chosen files: tests have calls on them fail.
+    pub(crate) fn open_with(
+        options: StoreOptions,
+        files: Files,
+        make_domain: impl Fn() -> Result<D, FabricError> + Send + Sync + 'static,
+    ) -> Result<Self, StorageError> {
+        options.check()?;
+        options.check_gather(options.part_bytes.min(options.segment_bytes / 4))?;
+        let home = Home::open(&files, &options.data)?;
+        let shared = Arc::new(Shared {
+            files,
+            home,
+            budget: Budget::new(options.memory_budget_bytes),
+            gather: Budget::new(options.gather_budget_bytes),
+            retired: AtomicU64::new(0),
+            completions: Completions::new()?,
+        });
+        let store = Self {
+            shared,
+            options,
+            make_domain: Box::new(make_domain),
+            datasets: Mutex::new(Datasets {
+                by_id: HashMap::new(),
+                names: BTreeMap::new(),
+            }),
+            changing: Mutex::new(()),
+        };
+        store.recover_all()?;
+        Ok(store)
+    }
+
+    fn recover_all(&self) -> Result<(), StorageError> {
+        let shared = &self.shared;
+        let root = shared.home.datasets();
+        let mut found = Vec::new();
+        for name in shared.files.names(&root)? {
+            let path = root.join(&name);
+            if name.ends_with(".new") || name.ends_with(".dropped") {
+                shared.files.remove_directory(&path)?;
+                continue;
+            }
+            let Some(id) = parse_directory_name(&name) else {
+                tracing::warn!(path = %path.display(), "is no dataset; it is left alone");
+                continue;
+            };
+            match Description::read(&shared.files, &path, id) {
+                Ok(description) => found.push((Opened::new(shared, &path, id)?, description, path)),
+                Err(error) => {
+                    tracing::error!(%error, "a dataset is lost: its description cannot be read; its files are kept");
+                    // Its numbers are used all the same.
+                    drop(Opened::new(shared, &path, id)?);
+                }
+            }
+        }
+        let needed_bytes = found.iter().map(|(opened, ..)| opened.image_bytes()).sum();
+        if needed_bytes > shared.budget.allowed_bytes() {
+            return Err(StorageError::Memory {
+                needed_bytes,
+                used_bytes: 0,
+                allowed_bytes: shared.budget.allowed_bytes(),
+            });
+        }
+        for (opened, description, path) in found {
+            self.options.check_gather(description.part_bytes)?;
+            let domain = (self.make_domain)()?;
+            let (contents, sequence_next) = recover(shared, &description, &path, opened, &domain)?;
+            self.add(description, path, domain, contents, sequence_next)?;
+        }
+        Ok(())
+    }
+
+    fn add(
+        &self,
+        description: Description,
+        directory: PathBuf,
+        domain: D,
+        contents: Contents<D>,
+        sequence_next: u64,
+    ) -> Result<(), StorageError> {
+        let (id, name) = (description.id, description.name.clone());
+        let dataset = Arc::new(Dataset::new(
+            Arc::clone(&self.shared),
+            description,
+            directory,
+            Arc::new(domain),
+            contents,
+        ));
+        let mut datasets = lock(&self.datasets);
+        if let Some(other) = datasets.names.get(&name) {
+            tracing::error!(%name, this = directory_name(&id), other = directory_name(other), "two datasets have one name; this one is not served");
+            return Ok(());
+        }
+        log::start(&dataset, sequence_next)?;
+        datasets.names.insert(name, id);
+        datasets.by_id.insert(id, dataset);
+        Ok(())
+    }
+
+    /// Epoch: one more at every start.
     pub fn epoch(&self) -> u64 {
-        todo!()
+        self.shared.home.epoch()
     }
 
-    /// Creates a dataset.
+    /// Creates a dataset; it is durable when this returns.
     ///
     /// # Errors
-    /// [`StorageError`].
-    pub fn create(&self, _name: &str) -> Result<[u8; 16], StorageError> {
-        todo!()
+    /// [`StorageError::BadName`], [`StorageError::Exists`], or why it could not be made.
+    pub fn create(&self, name: &str) -> Result<[u8; 16], StorageError> {
+        check_name(name)?;
+        let _changing = lock(&self.changing);
+        if lock(&self.datasets).names.contains_key(name) {
+            return Err(StorageError::Exists(name.to_owned()));
+        }
+        let segment_bytes = self.options.segment_bytes / 64 * 64;
+        let description = Description {
+            id: random()?,
+            hash_key: random()?,
+            name: name.to_owned(),
+            segment_bytes,
+            part_bytes: self.options.part_bytes.min(segment_bytes / 4),
+        };
+        let id = description.id;
+        let domain = (self.make_domain)()?;
+        let place = Place {
+            domain: &domain,
+            budget: &self.shared.budget,
+        };
+        let scope = IndexScope {
+            dataset: id,
+            epoch: self.epoch(),
+        };
+        let contents = Contents {
+            index: Index::new(scope, 0, &place)?,
+            segments: BTreeMap::new(),
+            operations: Operations::default(),
+            figures: Figures::default(),
+        };
+        let directory = self.make_directory(&description)?;
+        self.add(description, directory, domain, contents, 1)?;
+        Ok(id)
     }
 
-    /// Drops a dataset.
-    ///
-    /// # Errors
-    /// [`StorageError`].
-    pub fn drop_dataset(&self, _name: &str) -> Result<[u8; 16], StorageError> {
-        todo!()
+    /// Makes a dataset's directory with its description: whole, or not at all.
+    fn make_directory(&self, description: &Description) -> Result<PathBuf, StorageError> {
+        let files = &self.shared.files;
+        let root = self.shared.home.datasets();
+        let directory = root.join(directory_name(&description.id));
+        let new = root.join(format!("{}.new", directory_name(&description.id)));
+        let made = files
+            .create_directory(&new)
+            .and_then(|()| description.write(files, &new))
+            .and_then(|()| files.rename(&new, &directory))
+            .and_then(|()| files.sync_directory(&root));
+        match made {
+            Ok(()) => Ok(directory),
+            Err(error) => {
+                // What stays is removed at the next start, or is an empty dataset that nobody was told of.
+                let _ = std::fs::remove_dir_all(&new);
+                let _ = std::fs::remove_dir_all(&directory);
+                Err(error)
+            }
+        }
     }
 
-    /// Renames a dataset.
+    /// Drops a dataset durably. Writes that wait fail with [`StorageError::NoDataset`]; its memory is freed by
+    /// [`Store::release`] of the number that [`Store::retired`] gives after this.
     ///
     /// # Errors
-    /// [`StorageError`].
-    pub fn rename(&self, _from: &str, _to: &str) -> Result<(), StorageError> {
-        todo!()
+    /// [`StorageError::NoDataset`], or why it could not be dropped: it is there as before then.
+    pub fn drop_dataset(&self, name: &str) -> Result<[u8; 16], StorageError> {
+        let _changing = lock(&self.changing);
+        let dataset = self
+            .by_name(name)
+            .ok_or_else(|| StorageError::NoDataset(name.to_owned()))?;
+        let files = &self.shared.files;
+        let root = self.shared.home.datasets();
+        let gone = root.join(format!("{}.dropped", directory_name(&dataset.id)));
+        dataset.set_dropped(true);
+        if let Err(error) = files.rename(&dataset.directory, &gone) {
+            dataset.set_dropped(false);
+            return Err(error);
+        }
+        let synced = files.sync_directory(&root);
+        lock(&self.datasets).names.remove(name);
+        dataset.queue.close(Close::Dropped);
+        join(&dataset);
+        let number = dataset.note(Change::Dropped);
+        dataset.dropped_at.store(number, Ordering::Release);
+        if let Err(error) = files.remove_directory(&gone) {
+            tracing::warn!(%error, "files of a dropped dataset stay until the next start");
+        }
+        synced?;
+        Ok(dataset.id)
+    }
+
+    /// Renames a dataset durably.
+    ///
+    /// # Errors
+    /// [`StorageError::BadName`], [`StorageError::NoDataset`], [`StorageError::Exists`], or why it could not be.
+    pub fn rename(&self, from: &str, to: &str) -> Result<(), StorageError> {
+        check_name(to)?;
+        let _changing = lock(&self.changing);
+        let dataset = self
+            .by_name(from)
+            .ok_or_else(|| StorageError::NoDataset(from.to_owned()))?;
+        if lock(&self.datasets).names.contains_key(to) {
+            return Err(StorageError::Exists(to.to_owned()));
+        }
+        dataset.rename(to)?;
+        let mut datasets = lock(&self.datasets);
+        datasets.names.remove(from);
+        datasets.names.insert(to.to_owned(), dataset.id);
+        Ok(())
     }
 
     /// The dataset of this name.
-    pub fn by_name(&self, _name: &str) -> Option<Arc<Dataset<D>>> {
-        todo!()
+    pub fn by_name(&self, name: &str) -> Option<Arc<Dataset<D>>> {
+        let datasets = lock(&self.datasets);
+        datasets
+            .names
+            .get(name)
+            .and_then(|id| datasets.by_id.get(id))
+            .cloned()
     }
 
     /// The dataset of this id; also one that was dropped and is not released yet.
-    pub fn by_id(&self, _id: &[u8; 16]) -> Option<Arc<Dataset<D>>> {
-        todo!()
+    pub fn by_id(&self, id: &[u8; 16]) -> Option<Arc<Dataset<D>>> {
+        lock(&self.datasets).by_id.get(id).cloned()
     }
 
     /// All datasets, by name.
     pub fn list(&self) -> Vec<Arc<Dataset<D>>> {
-        todo!()
+        let datasets = lock(&self.datasets);
+        datasets
+            .names
+            .values()
+            .filter_map(|id| datasets.by_id.get(id))
+            .cloned()
+            .collect()
     }
 
-    /// Number of the latest retirement.
+    /// Number of the latest change of any dataset. Read it before what goes into the same answer.
     pub fn retired(&self) -> u64 {
-        todo!()
+        self.shared.retired.load(Ordering::Acquire)
     }
 
-    /// Frees what was retired.
-    pub fn release(&self, _dataset: &[u8; 16], _up_to: u64) {
-        todo!()
+    /// Frees what a dataset retired up to number `up_to`: every session that had it open acknowledged that number,
+    /// closed it, or was fenced.
+    pub fn release(&self, dataset: &[u8; 16], up_to: u64) {
+        let Some(found) = self.by_id(dataset) else {
+            return;
+        };
+        found.release(up_to);
+        let dropped_at = found.dropped_at.load(Ordering::Acquire);
+        if dropped_at != 0 && dropped_at <= up_to {
+            found.free();
+            lock(&self.datasets).by_id.remove(dataset);
+        }
     }
 
     /// Finished writes.
     pub fn completions(&self) -> &Completions {
-        &self.completions
+        &self.shared.completions
     }
 
-    /// Figures.
+    /// Figures of the server; `unit` is each name's last word.
     pub fn stat(&self) -> Vec<(String, u64)> {
-        todo!()
+        let shared = &self.shared;
+        let datasets = lock(&self.datasets).names.len() as u64;
+        [
+            ("epoch_number", self.epoch()),
+            ("datasets_count", datasets),
+            ("memory_used_bytes", shared.budget.used_bytes()),
+            ("memory_budget_bytes", shared.budget.allowed_bytes()),
+            ("gather_used_bytes", shared.gather.used_bytes()),
+            ("gather_budget_bytes", shared.gather.allowed_bytes()),
+            ("retired_number", self.retired()),
+            ("file_written_bytes", shared.files.written_bytes()),
+            ("fdatasyncs_count", shared.files.syncs()),
+        ]
+        .into_iter()
+        .map(|(name, value)| (name.to_owned(), value))
+        .collect()
     }
 
-    /// Finishes queued writes.
+    /// Finishes what is queued, seals what is active, and ends the log threads. Nothing is taken any more.
     pub fn shutdown(&self) {
-        todo!()
+        let datasets: Vec<_> = lock(&self.datasets).by_id.values().cloned().collect();
+        for dataset in &datasets {
+            dataset.queue.close(Close::Finish);
+        }
+        datasets.iter().for_each(|dataset| join(dataset));
     }
+}
+
+impl<D: Domain> Drop for Store<D> {
+    fn drop(&mut self) {
+        self.shutdown();
+    }
+}
+
+/// Waits for a dataset's log thread to end; it was told to.
+fn join<D: Domain>(dataset: &Dataset<D>) {
+    let thread = lock(&dataset.thread).take();
+    if let Some(thread) = thread
+        && thread.join().is_err()
+    {
+        tracing::error!(dataset = %dataset.name(), "the log thread had panicked");
+    }
+}
+
+fn check_name(name: &str) -> Result<(), StorageError> {
+    if dataset_name_is_valid(name.as_bytes()) {
+        return Ok(());
+    }
+    Err(StorageError::BadName(name.to_owned()))
 }

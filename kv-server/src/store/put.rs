@@ -1,26 +1,257 @@
 //! A value that is arriving.
+//!
+//! What it may hold in memory is reserved when it begins, two parts at most: so no value waits for memory that another
+//! unfinished value holds.
 
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+
+use kv_proto::crc::Crc32c;
+use kv_proto::hash::KeyHash;
+use kv_proto::layout::PartRef;
+
+use super::budget::Charge;
+use super::limits::APPEND_ROOM_MIN_BYTES;
+use super::lock;
+use super::log::{Op, Queue};
+use super::operations::Operations;
 use crate::error::StorageError;
 
-/// A value that is arriving.
-pub struct Put {}
+/// What the control thread and the log share of one put.
+pub(crate) struct PutState {
+    pub(crate) key: Vec<u8>,
+    pub(crate) hash: KeyHash,
+    pub(crate) client: u64,
+    pub(crate) operation: u64,
+    pub(crate) value_len: u64,
+    pub(crate) part_bytes: u64,
+    /// Bytes of parts that wait for the log.
+    pub(crate) queued_bytes: AtomicU64,
+    pub(crate) progress: Mutex<Progress>,
+    /// Given back when the log and the control thread are both done with it.
+    charge: Charge,
+}
+
+/// What the log has done for a put so far.
+#[derive(Default)]
+pub(crate) struct Progress {
+    /// CRC of the parts so far, in order.
+    pub(crate) crc: Crc32c,
+    pub(crate) parts: Vec<PartRef>,
+    pub(crate) failed: Option<StorageError>,
+}
+
+impl PutState {
+    pub(crate) fn new(
+        key: &[u8],
+        hash: KeyHash,
+        identity: (u64, u64),
+        value_len: u64,
+        part_bytes: u64,
+        charge: Charge,
+    ) -> Arc<Self> {
+        Arc::new(Self {
+            key: key.to_vec(),
+            hash,
+            client: identity.0,
+            operation: identity.1,
+            value_len,
+            part_bytes,
+            queued_bytes: AtomicU64::new(0),
+            progress: Mutex::default(),
+            charge,
+        })
+    }
+
+    /// Has everything that follows of this put fail.
+    pub(crate) fn fail(&self, error: &StorageError) {
+        lock(&self.progress).failed.get_or_insert_with(|| error.clone());
+    }
+
+    fn is_large(&self) -> bool {
+        self.value_len > self.part_bytes
+    }
+}
+
+/// Memory that a value of this length may hold while it arrives.
+pub(crate) fn gather_bytes(value_len: u64, part_bytes: u64) -> u64 {
+    value_len.min(part_bytes + part_bytes.max(APPEND_ROOM_MIN_BYTES))
+}
+
+/// A value that is arriving; dropping it gives it up.
+pub struct Put {
+    state: Arc<PutState>,
+    attempt: u64,
+    /// The part that is being filled.
+    buffer: Vec<u8>,
+    received: u64,
+    queue: Arc<Queue>,
+    operations: Arc<Operations>,
+    /// Whether the attempt was handed to the log, or is over.
+    closed: bool,
+}
+
+impl std::fmt::Debug for Put {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(
+            f,
+            "Put(client {:#x}, operation {}, {} of {} bytes)",
+            self.state.client, self.state.operation, self.received, self.state.value_len
+        )
+    }
+}
 
 impl Put {
+    pub(crate) fn new(
+        state: Arc<PutState>,
+        attempt: u64,
+        queue: Arc<Queue>,
+        operations: Arc<Operations>,
+    ) -> Self {
+        Self {
+            state,
+            attempt,
+            buffer: Vec::new(),
+            received: 0,
+            queue,
+            operations,
+            closed: false,
+        }
+    }
+
     /// Bytes still to come.
+    #[must_use]
     pub fn remaining(&self) -> u64 {
-        todo!()
+        self.state.value_len - self.received
     }
 
     /// Most bytes that one [`Put::append`] may take: give windows no longer than this.
+    #[must_use]
     pub fn append_max(&self) -> usize {
-        todo!()
+        let beside_a_part = self.state.charge.bytes().saturating_sub(self.state.part_bytes);
+        let most = if self.state.is_large() {
+            beside_a_part
+        } else {
+            self.state.value_len
+        };
+        most as usize
     }
 
-    /// Takes bytes.
+    /// Takes the next `len` bytes, which `fill` copies into the server's own memory.
     ///
     /// # Errors
-    /// [`StorageError`].
-    pub fn append(&mut self, _len: usize, _fill: impl FnOnce(&mut [u8])) -> Result<(), StorageError> {
-        todo!()
+    /// - [`StorageError::Busy`] while the log has not written earlier parts: `fill` was not called, nothing changed;
+    ///   the completions' descriptor becomes readable when it is worth to try again.
+    /// - [`StorageError::Length`] for more bytes than remain, or than [`Put::append_max`].
+    /// - [`StorageError::Superseded`] if the operation was begun anew.
+    /// - Any other: why an earlier part could not be stored. The put is over.
+    pub fn append(&mut self, len: usize, fill: impl FnOnce(&mut [u8])) -> Result<(), StorageError> {
+        let state = &self.state;
+        if len as u64 > self.remaining() || len > self.append_max() {
+            return Err(StorageError::Length {
+                announced_bytes: self.remaining().min(self.append_max() as u64),
+                got_bytes: len as u64,
+            });
+        }
+        if !self
+            .operations
+            .is_current(state.client, state.operation, self.attempt)
+        {
+            return Err(StorageError::Superseded);
+        }
+        if let Some(error) = lock(&state.progress).failed.clone() {
+            return Err(error);
+        }
+        let held = state.queued_bytes.load(Ordering::Acquire) + self.buffer.len() as u64;
+        if held + len as u64 > state.charge.bytes() {
+            return Err(StorageError::Busy(
+                "earlier parts of this value are being written",
+            ));
+        }
+        let start = self.buffer.len();
+        self.buffer.reserve_exact(len);
+        self.buffer.resize(start + len, 0);
+        fill(&mut self.buffer[start..]);
+        self.received += len as u64;
+        if self.state.is_large() {
+            self.queue_parts(false)?;
+        }
+        Ok(())
+    }
+
+    /// Queues every whole part of the buffer; the last, shorter one too where all has come.
+    fn queue_parts(&mut self, all: bool) -> Result<(), StorageError> {
+        let part_bytes = self.state.part_bytes as usize;
+        while self.buffer.len() >= part_bytes || (all && !self.buffer.is_empty()) {
+            let rest = self.buffer.split_off(part_bytes.min(self.buffer.len()));
+            let bytes = std::mem::replace(&mut self.buffer, rest);
+            let len = bytes.len() as u64;
+            self.state.queued_bytes.fetch_add(len, Ordering::AcqRel);
+            let op = Op::Part {
+                put: Arc::clone(&self.state),
+                bytes,
+            };
+            if let Err((_, error)) = self.queue.push(op) {
+                // Its bytes are gone with it: nothing of this put can be stored any more.
+                self.state.queued_bytes.fetch_sub(len, Ordering::AcqRel);
+                self.state.fail(&error);
+                return Err(error);
+            }
+        }
+        Ok(())
+    }
+
+    /// Hands the put to the log: its answer comes as a completion with `token`.
+    ///
+    /// # Errors
+    /// Why not; nothing of it stays then.
+    pub(crate) fn commit(mut self, value_crc: u32, token: u64) -> Result<(), StorageError> {
+        if self.remaining() != 0 {
+            return Err(StorageError::Length {
+                announced_bytes: self.state.value_len,
+                got_bytes: self.received,
+            });
+        }
+        if self.state.is_large() {
+            self.queue_parts(true)?;
+        }
+        if !self
+            .operations
+            .commit(self.state.client, self.state.operation, self.attempt)
+        {
+            return Err(StorageError::Superseded);
+        }
+        self.closed = true;
+        let put = Arc::clone(&self.state);
+        let op = if self.state.is_large() {
+            Op::Head {
+                put,
+                value_crc,
+                token,
+            }
+        } else {
+            Op::Value {
+                put,
+                bytes: std::mem::take(&mut self.buffer),
+                value_crc,
+                token,
+            }
+        };
+        self.queue.push(op).map_err(|(_, error)| {
+            self.operations
+                .finish(self.state.client, self.state.operation, None);
+            error
+        })
+    }
+}
+
+impl Drop for Put {
+    fn drop(&mut self) {
+        if !self.closed {
+            self.operations
+                .abort(self.state.client, self.state.operation, self.attempt);
+            // Parts that are queued still need not be written.
+            self.state.fail(&StorageError::Superseded);
+        }
     }
 }

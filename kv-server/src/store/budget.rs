@@ -1,0 +1,70 @@
+//! Memory is taken from a budget before it is mapped, and given back when it is dropped.
+
+use std::sync::{Arc, Mutex};
+
+use crate::error::StorageError;
+use crate::store::lock;
+
+/// A number of bytes of which parts are handed out.
+#[derive(Debug)]
+pub(crate) struct Budget {
+    allowed_bytes: u64,
+    used_bytes: Mutex<u64>,
+}
+
+/// Bytes taken from a budget; dropping it gives them back.
+#[derive(Debug)]
+pub(crate) struct Charge {
+    budget: Arc<Budget>,
+    bytes: u64,
+}
+
+impl Budget {
+    pub(crate) fn new(allowed_bytes: u64) -> Arc<Self> {
+        Arc::new(Self {
+            allowed_bytes,
+            used_bytes: Mutex::new(0),
+        })
+    }
+
+    pub(crate) fn allowed_bytes(&self) -> u64 {
+        self.allowed_bytes
+    }
+
+    pub(crate) fn used_bytes(&self) -> u64 {
+        *lock(&self.used_bytes)
+    }
+
+    /// Takes `bytes`.
+    ///
+    /// # Errors
+    /// [`StorageError::Memory`] with the figures if less is left.
+    pub(crate) fn take(self: &Arc<Self>, bytes: u64) -> Result<Charge, StorageError> {
+        let mut used = lock(&self.used_bytes);
+        let after = used.saturating_add(bytes);
+        if after > self.allowed_bytes {
+            return Err(StorageError::Memory {
+                needed_bytes: bytes,
+                used_bytes: *used,
+                allowed_bytes: self.allowed_bytes,
+            });
+        }
+        *used = after;
+        Ok(Charge {
+            budget: Arc::clone(self),
+            bytes,
+        })
+    }
+}
+
+impl Charge {
+    pub(crate) fn bytes(&self) -> u64 {
+        self.bytes
+    }
+}
+
+impl Drop for Charge {
+    fn drop(&mut self) {
+        *lock(&self.budget.used_bytes) -= self.bytes;
+    }
+}

@@ -1,0 +1,246 @@
+//! Every call on a file that the store makes, in one place: so that errors name call and path, and so that a test can
+//! make any of them fail.
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, IoSlice};
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use crate::error::StorageError;
+use crate::store::limits::WRITE_VECTORS_MAX;
+
+/// A call on a file, as faults and counters tell them apart.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Call {
+    Create,
+    Write,
+    Sync,
+    SyncDirectory,
+    Truncate,
+    Rename,
+    Read,
+    Remove,
+}
+
+impl Call {
+    const fn text(self) -> &'static str {
+        match self {
+            Self::Create => "create",
+            Self::Write => "write",
+            Self::Sync => "sync",
+            Self::SyncDirectory => "sync directory",
+            Self::Truncate => "truncate",
+            Self::Rename => "rename",
+            Self::Read => "read",
+            Self::Remove => "remove",
+        }
+    }
+}
+
+/// What a test has a call do: fail after so many bytes were written.
+#[cfg(test)]
+pub(crate) type Fault = (usize, io::Error);
+/// Decides which calls fail.
+#[cfg(test)]
+pub(crate) type FaultHook = Box<dyn Fn(Call, &Path) -> Option<Fault> + Send + Sync>;
+
+/// The file system, and what it was asked for so far.
+#[derive(Default)]
+pub(crate) struct Files {
+    #[cfg(test)]
+    pub(crate) faults: Option<FaultHook>,
+    written_bytes: AtomicU64,
+    syncs: AtomicU64,
+}
+
+/// An open file and its name.
+#[derive(Debug)]
+pub(crate) struct OpenFile {
+    file: File,
+    path: PathBuf,
+}
+
+impl Files {
+    pub(crate) fn written_bytes(&self) -> u64 {
+        self.written_bytes.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn syncs(&self) -> u64 {
+        self.syncs.load(Ordering::Relaxed)
+    }
+
+    #[cfg(test)]
+    fn fault(&self, call: Call, path: &Path) -> Option<Fault> {
+        self.faults.as_ref().and_then(|faults| faults(call, path))
+    }
+
+    fn run<T>(
+        &self,
+        call: Call,
+        path: &Path,
+        what: impl FnOnce() -> io::Result<T>,
+    ) -> Result<T, StorageError> {
+        #[cfg(test)]
+        if let Some((_, error)) = self.fault(call, path) {
+            return Err(StorageError::io(call.text(), path, error));
+        }
+        what().map_err(|error| StorageError::io(call.text(), path, error))
+    }
+
+    /// Makes a file, or empties the one that is there.
+    pub(crate) fn create(&self, path: &Path) -> Result<OpenFile, StorageError> {
+        let mut options = OpenOptions::new();
+        options
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(true)
+            .mode(0o600);
+        let file = self.run(Call::Create, path, || options.open(path))?;
+        Ok(OpenFile {
+            file,
+            path: path.to_owned(),
+        })
+    }
+
+    /// Opens a file that is there, for writing too where that is allowed.
+    pub(crate) fn open(&self, path: &Path) -> Result<OpenFile, StorageError> {
+        let file = self.run(Call::Read, path, || {
+            OpenOptions::new()
+                .read(true)
+                .write(true)
+                .open(path)
+                .or_else(|_| File::open(path))
+        })?;
+        Ok(OpenFile {
+            file,
+            path: path.to_owned(),
+        })
+    }
+
+    pub(crate) fn len(&self, file: &OpenFile) -> Result<u64, StorageError> {
+        self.run(Call::Read, &file.path, || Ok(file.file.metadata()?.len()))
+    }
+
+    /// Reads exactly `out.len()` bytes.
+    pub(crate) fn read_at(&self, file: &OpenFile, out: &mut [u8], offset: u64) -> Result<(), StorageError> {
+        self.run(Call::Read, &file.path, || file.file.read_exact_at(out, offset))
+    }
+
+    /// Writes all of `slices`, one behind the other.
+    pub(crate) fn write_at(
+        &self,
+        file: &OpenFile,
+        slices: &mut [IoSlice<'_>],
+        offset: u64,
+    ) -> Result<(), StorageError> {
+        let whole: usize = slices.iter().map(|slice| slice.len()).sum();
+        #[cfg(test)]
+        if let Some((written, error)) = self.fault(Call::Write, &file.path) {
+            let bytes: Vec<u8> = slices.iter().flat_map(|slice| slice.iter().copied()).collect();
+            let part = &bytes[..written.min(bytes.len())];
+            file.file
+                .write_all_at(part, offset)
+                .expect("the test's own disk holds it");
+            return Err(StorageError::io(Call::Write.text(), &file.path, error));
+        }
+        self.run(Call::Write, &file.path, || write_all(&file.file, slices, offset))?;
+        self.written_bytes.fetch_add(whole as u64, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// Makes what was written durable.
+    pub(crate) fn sync(&self, file: &OpenFile) -> Result<(), StorageError> {
+        self.syncs.fetch_add(1, Ordering::Relaxed);
+        // Whatever the reason, what of it is durable is not known.
+        self.run(Call::Sync, &file.path, || file.file.sync_data())
+            .map_err(StorageError::into_unknown)
+    }
+
+    pub(crate) fn truncate(&self, file: &OpenFile, len: u64) -> Result<(), StorageError> {
+        self.run(Call::Truncate, &file.path, || file.file.set_len(len))
+    }
+
+    pub(crate) fn sync_directory(&self, path: &Path) -> Result<(), StorageError> {
+        self.run(Call::SyncDirectory, path, || File::open(path)?.sync_all())
+    }
+
+    pub(crate) fn rename(&self, from: &Path, to: &Path) -> Result<(), StorageError> {
+        self.run(Call::Rename, from, || std::fs::rename(from, to))
+    }
+
+    pub(crate) fn create_directory(&self, path: &Path) -> Result<(), StorageError> {
+        self.run(Call::Create, path, || std::fs::create_dir(path))
+    }
+
+    pub(crate) fn remove(&self, path: &Path) -> Result<(), StorageError> {
+        self.run(Call::Remove, path, || std::fs::remove_file(path))
+    }
+
+    pub(crate) fn remove_directory(&self, path: &Path) -> Result<(), StorageError> {
+        self.run(Call::Remove, path, || std::fs::remove_dir_all(path))
+    }
+
+    /// Names in a directory, in order.
+    pub(crate) fn names(&self, path: &Path) -> Result<Vec<String>, StorageError> {
+        self.run(Call::Read, path, || {
+            let mut names = Vec::new();
+            for entry in std::fs::read_dir(path)? {
+                names.push(entry?.file_name().to_string_lossy().into_owned());
+            }
+            names.sort();
+            Ok(names)
+        })
+    }
+
+    /// Makes a whole file of a name durable: `<path>.new`, fsync, rename, fsync of the directory.
+    pub(crate) fn replace(&self, path: &Path, bytes: &[u8]) -> Result<OpenFile, StorageError> {
+        let new = path.with_added_extension_new();
+        let made = self.create(&new).and_then(|file| {
+            self.write_at(&file, &mut [IoSlice::new(bytes)], 0)?;
+            self.sync(&file)?;
+            self.rename(&new, path)?;
+            Ok(file)
+        });
+        let mut file = made.inspect_err(|_| {
+            // What stays is removed at the next start.
+            let _ = std::fs::remove_file(&new);
+        })?;
+        if let Some(directory) = path.parent() {
+            self.sync_directory(directory)?;
+        }
+        path.clone_into(&mut file.path);
+        Ok(file)
+    }
+}
+
+/// `<path>.new`: what is removed at start where it is met.
+trait NewName {
+    fn with_added_extension_new(&self) -> PathBuf;
+}
+
+impl NewName for Path {
+    fn with_added_extension_new(&self) -> PathBuf {
+        let mut name = self.as_os_str().to_owned();
+        name.push(".new");
+        name.into()
+    }
+}
+
+fn write_all(file: &File, mut slices: &mut [IoSlice<'_>], mut offset: u64) -> io::Result<()> {
+    IoSlice::advance_slices(&mut slices, 0);
+    while !slices.is_empty() {
+        let some = slices.len().min(WRITE_VECTORS_MAX);
+        match rustix::io::pwritev(file, &slices[..some], offset) {
+            Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+            Ok(written) => {
+                offset += written as u64;
+                IoSlice::advance_slices(&mut slices, written);
+            }
+            Err(rustix::io::Errno::INTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,250 @@
+//! The data directory itself: who has it, its superblock, and the numbers that are durable in it.
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, Read, Seek, Write};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+
+use kv_proto::DecodeError;
+use kv_proto::crc::crc32c;
+use kv_proto::layout::{MEDIA_FORMAT, SUPERBLOCK_MAGIC, Superblock};
+use rustix::fs::FlockOperation;
+use zerocopy::{FromZeros, IntoBytes};
+
+use super::files::Files;
+use super::limits::SEGMENT_NUMBERS_BATCH;
+use super::lock;
+use crate::error::StorageError;
+
+/// Names that a directory may hold before it is a data directory.
+const IGNORED_NAMES: [&str; 4] = ["lock", "lost+found", "superblock.new", "datasets"];
+
+/// A data directory that this process has.
+pub(crate) struct Home {
+    root: PathBuf,
+    /// Held for its flock.
+    _lock: File,
+    epoch: u64,
+    numbers: Mutex<Numbers>,
+}
+
+struct Numbers {
+    superblock: Superblock,
+    /// Next number to give; below `superblock.segment_next`.
+    next: u32,
+}
+
+impl Home {
+    /// Takes the directory, checks or makes its superblock, and raises the epoch durably.
+    pub(crate) fn open(files: &Files, root: &Path) -> Result<Self, StorageError> {
+        let unwritable = |source: io::Error| StorageError::Unwritable {
+            path: root.to_owned(),
+            source: Arc::new(source),
+        };
+        std::fs::create_dir_all(root).map_err(unwritable)?;
+        let foreign = foreign_name(files, root)?;
+        if let Some(found) = foreign {
+            return Err(StorageError::NotADataDirectory {
+                path: root.to_owned(),
+                found,
+            });
+        }
+        let held = take_lock(root, unwritable)?;
+        let path = root.join("superblock");
+        let mut superblock = if path.exists() {
+            read_superblock(files, &path)?
+        } else {
+            fresh_superblock()?
+        };
+        superblock.epoch += 1;
+        seal_superblock(&mut superblock);
+        files
+            .replace(&path, superblock.as_bytes())
+            .map_err(|error| match error {
+                StorageError::Io { source, .. } if source.kind() == io::ErrorKind::PermissionDenied => {
+                    StorageError::Unwritable {
+                        path: root.to_owned(),
+                        source,
+                    }
+                }
+                error => error,
+            })?;
+        let datasets = root.join("datasets");
+        if !datasets.exists() {
+            files.create_directory(&datasets)?;
+            files.sync_directory(root)?;
+        }
+        Ok(Self {
+            root: root.to_owned(),
+            _lock: held,
+            epoch: superblock.epoch,
+            numbers: Mutex::new(Numbers {
+                superblock,
+                next: superblock.segment_next,
+            }),
+        })
+    }
+
+    pub(crate) fn epoch(&self) -> u64 {
+        self.epoch
+    }
+
+    pub(crate) fn datasets(&self) -> PathBuf {
+        self.root.join("datasets")
+    }
+
+    /// A segment number that was never given before.
+    pub(crate) fn segment_number(&self, files: &Files) -> Result<u32, StorageError> {
+        let mut numbers = lock(&self.numbers);
+        if numbers.next == numbers.superblock.segment_next {
+            let end = numbers
+                .next
+                .checked_add(SEGMENT_NUMBERS_BATCH)
+                .ok_or(StorageError::Limit {
+                    what: "segment numbers of this data directory are used up",
+                    limit: u64::from(u32::MAX),
+                })?;
+            let mut superblock = numbers.superblock;
+            superblock.segment_next = end;
+            seal_superblock(&mut superblock);
+            files.replace(&self.root.join("superblock"), superblock.as_bytes())?;
+            numbers.superblock = superblock;
+        }
+        numbers.next += 1;
+        Ok(numbers.next - 1)
+    }
+
+    /// Has every number up to `segment` count as given: a file of that number was met.
+    pub(crate) fn skip_segment_numbers(&self, segment: u32) {
+        let mut numbers = lock(&self.numbers);
+        if segment >= numbers.next {
+            // Reserved anew before the next one is given.
+            let next = segment.saturating_add(1);
+            numbers.next = next;
+            numbers.superblock.segment_next = next;
+        }
+    }
+}
+
+/// A name that has no place in a directory without superblock.
+fn foreign_name(files: &Files, root: &Path) -> Result<Option<String>, StorageError> {
+    let names = files.names(root)?;
+    if names.iter().any(|name| name == "superblock") {
+        return Ok(None);
+    }
+    let datasets_used = names.iter().any(|name| name == "datasets")
+        && !files.names(&root.join("datasets")).unwrap_or_default().is_empty();
+    Ok(names
+        .into_iter()
+        .find(|name| !IGNORED_NAMES.contains(&name.as_str()) || (name == "datasets" && datasets_used)))
+}
+
+fn take_lock(root: &Path, unwritable: impl Fn(io::Error) -> StorageError) -> Result<File, StorageError> {
+    let path = root.join("lock");
+    let mut file = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .open(&path)
+        .map_err(&unwritable)?;
+    match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => {}
+        Err(rustix::io::Errno::WOULDBLOCK) => {
+            let mut text = String::new();
+            let pid = file
+                .read_to_string(&mut text)
+                .ok()
+                .and_then(|_| text.trim().parse().ok());
+            return Err(StorageError::InUse {
+                path: root.to_owned(),
+                pid,
+            });
+        }
+        Err(error) => return Err(StorageError::io("flock", &path, error.into())),
+    }
+    // For people only: the flock is what counts.
+    file.set_len(0).map_err(&unwritable)?;
+    file.rewind().map_err(&unwritable)?;
+    file.write_all(format!("{}\n", std::process::id()).as_bytes())
+        .map_err(unwritable)?;
+    Ok(file)
+}
+
+fn fresh_superblock() -> Result<Superblock, StorageError> {
+    Ok(Superblock {
+        magic: SUPERBLOCK_MAGIC,
+        format: MEDIA_FORMAT,
+        flags: 0,
+        server: super::random()?,
+        epoch: 0,
+        segment_next: 1,
+        reserved: [0; 24],
+        crc: 0,
+    })
+}
+
+fn seal_superblock(superblock: &mut Superblock) {
+    superblock.crc = crc32c(&superblock.as_bytes()[..size_of::<Superblock>() - 4]);
+}
+
+fn read_superblock(files: &Files, path: &Path) -> Result<Superblock, StorageError> {
+    const WHAT: &str = "superblock";
+    let file = files.open(path)?;
+    let have = files.len(&file)?;
+    let damaged = |source| StorageError::Damaged {
+        path: path.to_owned(),
+        source,
+    };
+    let mut superblock = Superblock::new_zeroed();
+    let there = have.min(size_of::<Superblock>() as u64) as usize;
+    files.read_at(&file, &mut superblock.as_mut_bytes()[..there], 0)?;
+    // Before anything else of it is believed: another format may have another length and another CRC.
+    if superblock.magic == SUPERBLOCK_MAGIC && superblock.format != MEDIA_FORMAT {
+        return Err(StorageError::FormatVersion {
+            path: path.to_owned(),
+            found: superblock.format,
+        });
+    }
+    if have != size_of::<Superblock>() as u64 {
+        return Err(damaged(DecodeError::Short {
+            what: WHAT,
+            need: size_of::<Superblock>(),
+            have: have as usize,
+        }));
+    }
+    check_crc(WHAT, superblock.as_bytes(), superblock.crc).map_err(damaged)?;
+    let range = |field, value| {
+        damaged(DecodeError::Range {
+            what: WHAT,
+            field,
+            value,
+        })
+    };
+    if superblock.magic != SUPERBLOCK_MAGIC {
+        return Err(range("magic", u64::from(superblock.magic)));
+    }
+    if superblock.flags != 0 {
+        return Err(range("flags", u64::from(superblock.flags)));
+    }
+    if superblock.reserved != [0; 24] {
+        return Err(range("reserved", 1));
+    }
+    if superblock.segment_next == 0 {
+        return Err(range("segment_next", 0));
+    }
+    Ok(superblock)
+}
+
+/// Checks a struct whose last 4 bytes are the CRC of those before.
+pub(crate) fn check_crc(what: &'static str, bytes: &[u8], found: u32) -> Result<(), DecodeError> {
+    let computed = crc32c(&bytes[..bytes.len() - 4]);
+    if computed == found {
+        return Ok(());
+    }
+    Err(DecodeError::Checksum {
+        what,
+        found: u64::from(found),
+        computed: u64::from(computed),
+    })
+}

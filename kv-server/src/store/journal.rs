@@ -1,0 +1,88 @@
+//! What changed in a dataset, by number, and what was retired and waits for its readers.
+//!
+//! A number is taken after its change is done and under the journal's lock. So who reads the latest number first and
+//! the journal then misses nothing up to that number.
+
+use std::collections::VecDeque;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use kv_fabric::Domain;
+
+use super::index::Retired;
+use super::limits::JOURNAL_CHANGES_MAX;
+
+/// Something that a client must learn of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Change {
+    /// The row of a segment.
+    Row(u32),
+    /// Entries of the directory: first and count.
+    Range(u32, u32),
+    /// Another directory.
+    Directory,
+    /// The dataset was dropped.
+    Dropped,
+}
+
+/// Changes of one dataset.
+pub(crate) struct Journal<D: Domain> {
+    changes: VecDeque<(u64, Change)>,
+    /// Highest number whose change is not in `changes` any more.
+    forgotten: u64,
+    retired: VecDeque<(u64, Retired<D>)>,
+}
+
+/// What [`Journal::since`] says.
+pub(crate) enum Since {
+    Nothing,
+    /// Too far back: everything may have changed.
+    Everything,
+    Changes(Vec<Change>),
+}
+
+impl<D: Domain> Journal<D> {
+    pub(crate) const fn new() -> Self {
+        Self {
+            changes: VecDeque::new(),
+            forgotten: 0,
+            retired: VecDeque::new(),
+        }
+    }
+
+    /// Notes a change that is done, and what it retired; its number.
+    pub(crate) fn push(&mut self, counter: &AtomicU64, change: Change, retired: Vec<Retired<D>>) -> u64 {
+        // Pairs with the acquire of who answers OPEN and RENEW: that number seen, this change is seen.
+        let number = counter.fetch_add(1, Ordering::AcqRel) + 1;
+        if self.changes.len() == JOURNAL_CHANGES_MAX
+            && let Some((number, _)) = self.changes.pop_front()
+        {
+            self.forgotten = number;
+        }
+        self.changes.push_back((number, change));
+        self.retired
+            .extend(retired.into_iter().map(|retired| (number, retired)));
+        number
+    }
+
+    pub(crate) fn since(&self, number: u64) -> Since {
+        if number < self.forgotten {
+            return Since::Everything;
+        }
+        let from = self.changes.partition_point(|(at, _)| *at <= number);
+        if from == self.changes.len() {
+            return Since::Nothing;
+        }
+        Since::Changes(self.changes.range(from..).map(|(_, change)| *change).collect())
+    }
+
+    /// What was retired up to `number`: nobody reads it any more.
+    pub(crate) fn release(&mut self, number: u64) -> Vec<Retired<D>> {
+        let end = self.retired.partition_point(|(at, _)| *at <= number);
+        self.retired.drain(..end).map(|(_, retired)| retired).collect()
+    }
+
+    /// Things that were retired and not released yet.
+    pub(crate) fn waiting(&self) -> usize {
+        self.retired.len()
+    }
+}

@@ -1,0 +1,29 @@
+//! Every limit of the store that is not part of the protocol (**I6**).
+
+/// Most operations that wait for the log of one dataset, parts of large values included.
+pub(crate) const LOG_QUEUE_OPS_MAX: usize = 8192;
+/// Most operations that one sync covers.
+pub(crate) const GROUP_OPS_MAX: usize = 1024;
+/// Most bytes that one sync covers, unless one record is longer.
+pub(crate) const GROUP_BYTES_MAX: u64 = 64 << 20;
+/// Most buffers that one `pwritev` takes.
+pub(crate) const WRITE_VECTORS_MAX: usize = 1024;
+/// Segment numbers reserved in the superblock at a time.
+pub(crate) const SEGMENT_NUMBERS_BATCH: u32 = 64;
+/// Most changes of one dataset that are remembered one by one; who is further behind drops all and asks again.
+pub(crate) const JOURNAL_CHANGES_MAX: usize = 4096;
+/// Most operations of all clients of one dataset that are remembered; past it the client that was idle longest is
+/// forgotten.
+pub(crate) const OPERATIONS_TOTAL_MAX: usize = 1 << 20;
+/// Blocks of the first arena of an index; each further one is twice as long.
+pub(crate) const ARENA_BLOCKS_MIN: usize = 16;
+/// Blocks of the longest arena of an index.
+pub(crate) const ARENA_BLOCKS_MAX: usize = 1024;
+/// Depth of a new index's directory: one page of entries.
+pub(crate) const DIRECTORY_DEPTH_MIN: u8 = 7;
+/// Least room for an append beside one whole part, bytes.
+pub(crate) const APPEND_ROOM_MIN_BYTES: u64 = 1 << 20;
+/// Length of the pieces in which files are read, bytes.
+pub(crate) const READ_PIECE_BYTES: usize = 4 << 20;
+/// Pages of images and index memory are charged whole.
+pub(crate) const PAGE_BYTES: u64 = 4096;

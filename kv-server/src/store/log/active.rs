@@ -1,0 +1,252 @@
+//! The segment that is written: opened at the first record, closed when it is full or failed.
+
+use std::io::IoSlice;
+use std::sync::Arc;
+
+use kv_fabric::Domain;
+use kv_proto::layout::{EXTENT_BYTES, segment_state};
+use zerocopy::IntoBytes;
+
+use super::super::files::{Files, OpenFile};
+use super::super::journal::Change;
+use super::super::segment::{self, HEADER_BYTES, Segment};
+use super::super::segment_path;
+use super::Log;
+use super::group::Group;
+use crate::error::StorageError;
+
+const ZEROES: [u8; 64] = [0; 64];
+
+/// The segment that is written.
+pub(crate) struct Active<D: Domain> {
+    pub(crate) segment: Arc<Segment<D>>,
+    file: OpenFile,
+    limit: u64,
+    /// End of what was placed.
+    pub(crate) tail: u64,
+    /// End of what is durable and published.
+    pub(crate) durable: u64,
+    /// Lowest and highest sequence placed.
+    pub(crate) sequences: Option<(u64, u64)>,
+}
+
+/// A group that could not be made durable.
+pub(crate) struct Failed {
+    pub(crate) error: StorageError,
+    /// Whether the segment must take no more writes.
+    pub(crate) closed: bool,
+}
+
+impl<D: Domain> Active<D> {
+    /// Where a record of `len` bytes goes: at the tail, or at the next extent where it would cross into that. `None`
+    /// where it would pass the segment's limit.
+    pub(crate) fn fit(&self, len: u64) -> Option<u64> {
+        let inside = self.tail % EXTENT_BYTES;
+        let offset = if len <= EXTENT_BYTES && inside + len > EXTENT_BYTES {
+            self.tail - inside + EXTENT_BYTES
+        } else {
+            self.tail
+        };
+        (offset + len <= self.limit).then_some(offset)
+    }
+
+    /// Whether it holds no record, durable or placed.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.tail == HEADER_BYTES
+    }
+
+    /// Length of the extent that the next record past the last one's end may need, bytes.
+    pub(crate) fn next_extent_bytes(&self) -> u64 {
+        let end = self.segment.extent_count() * EXTENT_BYTES;
+        if end < self.limit {
+            (self.limit - end).min(EXTENT_BYTES)
+        } else {
+            self.limit.min(EXTENT_BYTES)
+        }
+    }
+
+    /// Whether three quarters of the last extent are written.
+    pub(crate) fn wants_spare(&self) -> bool {
+        let start = (self.segment.extent_count() - 1) * EXTENT_BYTES;
+        let len = (self.limit - start).min(EXTENT_BYTES);
+        self.tail >= start + len / 4 * 3
+    }
+
+    /// Writes a group, syncs once, and copies it into the image.
+    pub(crate) fn make_durable(&mut self, files: &Files, group: &Group) -> Result<(), Failed> {
+        let start = self.durable;
+        if let Err(error) = self.write(files, group) {
+            self.tail = start;
+            // Room comes back; anything else may mean that the device does not keep what it takes.
+            let closed = !matches!(error, StorageError::NoSpace { .. }) || self.cut(files, start).is_err();
+            let error = if closed { error.into_unknown() } else { error };
+            return Err(Failed { error, closed });
+        }
+        if let Err(error) = files.sync(&self.file) {
+            self.tail = start;
+            return Err(Failed { error, closed: true });
+        }
+        for entry in &group.entries {
+            self.segment.write(entry.offset, &entry.prefix);
+            self.segment
+                .write(entry.offset + entry.prefix.len() as u64, &entry.record.value);
+        }
+        self.durable = self.tail;
+        self.segment.publish(segment_state::ACTIVE, self.durable);
+        Ok(())
+    }
+
+    /// Cuts what a failed group left behind: found at a restart it would count as written.
+    fn cut(&self, files: &Files, end: u64) -> Result<(), StorageError> {
+        files.truncate(&self.file, end)?;
+        files.sync(&self.file)
+    }
+
+    /// Writes the group's records, each run of neighbours with as few calls as there can be.
+    fn write(&self, files: &Files, group: &Group) -> Result<(), StorageError> {
+        let mut slices: Vec<IoSlice<'_>> = Vec::new();
+        let (mut start, mut end) = (self.durable, self.durable);
+        for entry in &group.entries {
+            if entry.offset != end {
+                files.write_at(&self.file, &mut slices, start)?;
+                slices.clear();
+                start = entry.offset;
+            }
+            slices.push(IoSlice::new(&entry.prefix));
+            if !entry.record.value.is_empty() {
+                slices.push(IoSlice::new(&entry.record.value));
+            }
+            let padding = entry.len().next_multiple_of(64) - entry.len();
+            if padding > 0 {
+                slices.push(IoSlice::new(&ZEROES[..padding as usize]));
+            }
+            end = entry.offset + entry.len() + padding;
+        }
+        files.write_at(&self.file, &mut slices, start)
+    }
+}
+
+impl<D: Domain> Log<D> {
+    /// Makes the next segment: memory first, then its file with its header, durable under its name.
+    pub(super) fn open_segment(&mut self) -> Result<(), StorageError> {
+        let dataset = Arc::clone(&self.dataset);
+        let shared = &dataset.shared;
+        let limit = dataset.segment_bytes;
+        let extent = self.take_extent(limit.min(EXTENT_BYTES))?;
+        let made = self.make_file(limit);
+        let (number, identity, header, file) = match made {
+            Ok(made) => made,
+            Err(error) => {
+                self.spare.keep(limit.min(EXTENT_BYTES), extent);
+                return Err(error);
+            }
+        };
+        let segment = Arc::new(Segment::new(number, identity, segment_state::ACTIVE));
+        segment.push_extent(extent);
+        segment.write(0, header.as_bytes());
+        segment.publish(segment_state::ACTIVE, HEADER_BYTES);
+        dataset
+            .segments
+            .write()
+            .unwrap_or_else(std::sync::PoisonError::into_inner)
+            .insert(number, Arc::clone(&segment));
+        dataset.note(Change::Row(number));
+        tracing::debug!(dataset = %dataset.name(), segment = number, epoch = shared.home.epoch(), "segment opened");
+        self.active = Some(Active {
+            segment,
+            file,
+            limit,
+            tail: HEADER_BYTES,
+            durable: HEADER_BYTES,
+            sequences: None,
+        });
+        Ok(())
+    }
+
+    fn make_file(
+        &mut self,
+        limit: u64,
+    ) -> Result<(u32, u64, kv_proto::layout::SegmentHeader, OpenFile), StorageError> {
+        let dataset = &self.dataset;
+        let shared = &dataset.shared;
+        let number = match self.number_kept {
+            Some(number) => number,
+            None => shared.home.segment_number(&shared.files)?,
+        };
+        // Until the file stands under its name nothing of it was used.
+        self.number_kept = Some(number);
+        let identity = loop {
+            let identity = u64::from_le_bytes(super::super::random()?);
+            if identity != 0 {
+                break identity;
+            }
+        };
+        let header = segment::header(number, identity, dataset.id, shared.home.epoch(), limit);
+        let path = segment_path(&dataset.directory, number);
+        let file = shared.files.replace(&path, header.as_bytes()).inspect_err(|_| {
+            // Whether the name stands is not known after a failed sync of the directory: it is not used again.
+            if path.exists() {
+                self.number_kept = None;
+                let _ = shared.files.remove(&path);
+            }
+        })?;
+        self.number_kept = None;
+        Ok((number, identity, header, file))
+    }
+
+    /// Has memory for the next extent of the active segment.
+    pub(super) fn add_extent(&mut self) -> Result<(), StorageError> {
+        let Some(active) = &self.active else {
+            return Ok(());
+        };
+        let segment = Arc::clone(&active.segment);
+        let len = active.next_extent_bytes();
+        segment.push_extent(self.take_extent(len)?);
+        self.dataset.note(Change::Row(segment.number));
+        Ok(())
+    }
+
+    /// Ends the active segment with its trailer. What fails here is found out at the next start: it is only scanned.
+    pub(super) fn seal(&mut self) {
+        if let Some(active) = &self.active {
+            let files = &self.dataset.shared.files;
+            let trailer = segment::trailer(
+                active.segment.number,
+                active.segment.identity,
+                active.durable,
+                active.sequences,
+            );
+            let sealed = files
+                .write_at(
+                    &active.file,
+                    &mut [IoSlice::new(trailer.as_bytes())],
+                    active.durable,
+                )
+                .and_then(|()| files.sync(&active.file));
+            if let Err(error) = sealed {
+                tracing::warn!(%error, segment = active.segment.number, "the trailer could not be written; the segment is closed without");
+            }
+        }
+        self.close_active();
+    }
+
+    /// Has the active segment take no more writes, at what is durable of it.
+    pub(super) fn close_active(&mut self) {
+        if let Some(active) = self.active.take() {
+            active.segment.publish(segment_state::SEALED, active.durable);
+            self.dataset.note(Change::Row(active.segment.number));
+        }
+    }
+
+    /// Has memory for the next extent made ready in good time.
+    pub(super) fn prepare_spare(&mut self) {
+        if let Some(active) = self.active.as_ref().filter(|active| active.wants_spare()) {
+            let len = active.next_extent_bytes();
+            self.spare.prepare(&self.dataset, len);
+        }
+    }
+
+    fn take_extent(&mut self, len: u64) -> Result<super::super::index::Readable<D>, StorageError> {
+        self.spare.take(&self.dataset, len)
+    }
+}

@@ -1,0 +1,154 @@
+//! Records that become durable together.
+
+use std::sync::Arc;
+
+use kv_fabric::Domain;
+use kv_proto::hash::KeyHash;
+use kv_proto::layout::record_kind;
+use kv_proto::record::{RecordMeta, encode_prefix};
+
+use super::super::Committed;
+use super::super::put::PutState;
+use super::active::Active;
+
+/// What a record says, less what its place says.
+#[derive(Debug)]
+pub(crate) struct Record {
+    pub(crate) kind: u8,
+    pub(crate) part: u32,
+    pub(crate) client: u64,
+    pub(crate) operation: u64,
+    pub(crate) key: Vec<u8>,
+    pub(crate) hash: KeyHash,
+    pub(crate) value: Vec<u8>,
+    pub(crate) value_crc: u32,
+}
+
+impl Record {
+    /// Header, key and block CRCs of the record in this segment.
+    pub(crate) fn encode_prefix<D: Domain>(
+        &self,
+        active: &Active<D>,
+        sequence: u64,
+        block_crcs: &[u8],
+    ) -> Vec<u8> {
+        let meta = RecordMeta {
+            kind: self.kind,
+            part: self.part,
+            sequence,
+            segment_identity: active.segment.identity,
+            client_id: self.client,
+            operation: self.operation,
+            durable_units: (active.durable / 64) as u32,
+        };
+        let mut prefix = Vec::with_capacity(64 + self.key.len() + block_crcs.len());
+        encode_prefix(
+            &meta,
+            &self.key,
+            self.value.len() as u32,
+            self.value_crc,
+            block_crcs,
+            &mut prefix,
+        );
+        prefix
+    }
+}
+
+/// What happens once a record is durable.
+pub(crate) enum Then {
+    /// Nothing: it covers a gap.
+    Filler,
+    /// Its memory is free for further parts.
+    Part(Arc<PutState>),
+    /// The index names it.
+    Put { token: u64, value_len: u64 },
+    /// The index forgets the key.
+    Delete { token: u64, existed: bool },
+}
+
+/// A record with its place.
+pub(crate) struct Entry {
+    pub(crate) offset: u64,
+    pub(crate) prefix: Vec<u8>,
+    pub(crate) record: Record,
+    pub(crate) committed: Committed,
+    pub(crate) then: Then,
+}
+
+impl Entry {
+    /// Bytes that are written, without padding.
+    pub(crate) fn len(&self) -> u64 {
+        (self.prefix.len() + self.record.value.len()) as u64
+    }
+}
+
+/// Records that become durable with one sync.
+#[derive(Default)]
+pub(crate) struct Group {
+    pub(crate) entries: Vec<Entry>,
+    bytes: u64,
+}
+
+impl Group {
+    pub(crate) fn is_empty(&self) -> bool {
+        self.entries.is_empty()
+    }
+
+    pub(crate) fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    pub(crate) fn push(&mut self, entry: Entry) {
+        self.bytes += entry.len();
+        self.entries.push(entry);
+    }
+
+    /// Covers the gap from the tail to `offset`.
+    pub(crate) fn push_filler<D: Domain>(&mut self, active: &Active<D>, offset: u64) {
+        let gap = offset - active.tail;
+        let record = Record {
+            kind: record_kind::FILLER,
+            part: 0,
+            client: 0,
+            operation: 0,
+            key: Vec::new(),
+            hash: KeyHash { slot: 0, high: 0 },
+            value: Vec::new(),
+            value_crc: 0,
+        };
+        let meta = RecordMeta {
+            kind: record_kind::FILLER,
+            part: 0,
+            sequence: 0,
+            segment_identity: active.segment.identity,
+            client_id: 0,
+            operation: 0,
+            durable_units: (active.durable / 64) as u32,
+        };
+        let mut prefix = Vec::with_capacity(64);
+        encode_filler(&meta, gap, &mut prefix);
+        self.push(Entry {
+            offset: active.tail,
+            prefix,
+            record,
+            committed: Committed::default(),
+            then: Then::Filler,
+        });
+    }
+}
+
+/// Header of a FILLER over `gap` bytes: it has no block CRCs, however long the gap is.
+fn encode_filler(meta: &RecordMeta, gap: u64, out: &mut Vec<u8>) {
+    use kv_proto::crc::crc32c;
+    use kv_proto::layout::RecordHeader;
+    use zerocopy::{FromBytes, IntoBytes};
+
+    encode_prefix(meta, &[], 0, 0, &[], out);
+    let Ok(mut header) = RecordHeader::read_from_bytes(out) else {
+        return;
+    };
+    header.value_len_bytes = (gap - size_of::<RecordHeader>() as u64) as u32;
+    header.header_crc = crc32c(&header.as_bytes()[..size_of::<RecordHeader>() - 4]);
+    out.clear();
+    out.extend_from_slice(header.as_bytes());
+}

@@ -1,0 +1,148 @@
+//! What waits for the log of one dataset.
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+
+use super::super::limits::{GROUP_BYTES_MAX, GROUP_OPS_MAX, LOG_QUEUE_OPS_MAX};
+use super::super::lock;
+use super::super::put::PutState;
+use crate::error::StorageError;
+
+/// A piece of work for the log.
+pub(crate) enum Op {
+    /// A part of a large value; its number is its place among the parts.
+    Part { put: Arc<PutState>, bytes: Vec<u8> },
+    /// A value that fits one record.
+    Value {
+        put: Arc<PutState>,
+        bytes: Vec<u8>,
+        value_crc: u32,
+        token: u64,
+    },
+    /// The head of a large value whose parts are all queued.
+    Head {
+        put: Arc<PutState>,
+        value_crc: u32,
+        token: u64,
+    },
+    /// A key to delete.
+    Delete {
+        client: u64,
+        operation: u64,
+        key: Vec<u8>,
+        token: u64,
+    },
+}
+
+impl Op {
+    fn bytes(&self) -> u64 {
+        match self {
+            Self::Part { bytes, .. } | Self::Value { bytes, .. } => bytes.len() as u64,
+            Self::Head { .. } | Self::Delete { .. } => 0,
+        }
+    }
+}
+
+/// Why a queue takes nothing more.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Close {
+    /// The server shuts down: what is queued is finished.
+    Finish,
+    /// The dataset was dropped: what is queued fails.
+    Dropped,
+}
+
+#[derive(Default)]
+struct State {
+    ops: VecDeque<Op>,
+    closed: Option<Close>,
+}
+
+/// Operations that wait for the log.
+#[derive(Default)]
+pub(crate) struct Queue {
+    state: Mutex<State>,
+    ready: Condvar,
+}
+
+/// What [`Queue::take`] gives.
+pub(crate) enum Taken {
+    Ops(Vec<Op>),
+    /// Nothing more comes; what was left where the dataset was dropped.
+    Closed(Close, Vec<Op>),
+}
+
+impl Queue {
+    /// Adds an operation.
+    ///
+    /// # Errors
+    /// The operation, with [`StorageError::Busy`] at the limit, or with why the queue was closed.
+    pub(crate) fn push(&self, op: Op) -> Result<(), (Op, StorageError)> {
+        let mut state = lock(&self.state);
+        // Parts are bounded by the gather budget, and one that was taken from its client must not be lost here.
+        let limit = if matches!(op, Op::Part { .. }) {
+            usize::MAX
+        } else {
+            LOG_QUEUE_OPS_MAX
+        };
+        if let Err(error) = refusal(&state, limit) {
+            return Err((op, error));
+        }
+        state.ops.push_back(op);
+        drop(state);
+        self.ready.notify_one();
+        Ok(())
+    }
+
+    /// Whether [`Queue::push`] would take an operation now.
+    pub(crate) fn check(&self) -> Result<(), StorageError> {
+        refusal(&lock(&self.state), LOG_QUEUE_OPS_MAX)
+    }
+
+    /// Sleeps until there is something to do, and takes what one sync may cover.
+    pub(crate) fn take(&self) -> Taken {
+        let mut state = lock(&self.state);
+        loop {
+            match state.closed {
+                Some(Close::Dropped) => return Taken::Closed(Close::Dropped, state.ops.drain(..).collect()),
+                Some(Close::Finish) if state.ops.is_empty() => {
+                    return Taken::Closed(Close::Finish, Vec::new());
+                }
+                _ if !state.ops.is_empty() => break,
+                _ => state = self.ready.wait(state).unwrap_or_else(PoisonError::into_inner),
+            }
+        }
+        let mut bytes = 0;
+        let mut count = 0;
+        for op in state.ops.iter().take(GROUP_OPS_MAX) {
+            bytes += op.bytes();
+            if count > 0 && bytes > GROUP_BYTES_MAX {
+                break;
+            }
+            count += 1;
+        }
+        Taken::Ops(state.ops.drain(..count).collect())
+    }
+
+    pub(crate) fn close(&self, close: Close) {
+        let mut state = lock(&self.state);
+        if state.closed != Some(Close::Dropped) {
+            state.closed = Some(close);
+        }
+        drop(state);
+        self.ready.notify_all();
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        lock(&self.state).ops.len()
+    }
+}
+
+fn refusal(state: &State, limit: usize) -> Result<(), StorageError> {
+    match state.closed {
+        Some(Close::Finish) => Err(StorageError::ShuttingDown),
+        Some(Close::Dropped) => Err(StorageError::NoDataset("dropped".to_owned())),
+        None if state.ops.len() >= limit => Err(StorageError::Busy("the log's queue is full")),
+        None => Ok(()),
+    }
+}

@@ -1,0 +1,79 @@
+//! Memory for the next extent, made by a thread of its own: mapping and registering 64 MiB takes long, and the log
+//! must not wait for it.
+
+use std::sync::Arc;
+use std::thread::JoinHandle;
+
+use kv_fabric::Domain;
+
+use super::super::Dataset;
+use super::super::index::Readable;
+use crate::error::StorageError;
+
+type Made<D> = Result<Readable<D>, StorageError>;
+
+enum State<D: Domain> {
+    Making(JoinHandle<Made<D>>),
+    Ready(Readable<D>),
+}
+
+/// At most one extent that is not used yet.
+pub(crate) struct Spare<D: Domain> {
+    held: Option<(u64, State<D>)>,
+}
+
+impl<D: Domain> Default for Spare<D> {
+    fn default() -> Self {
+        Self { held: None }
+    }
+}
+
+impl<D: Domain> Spare<D> {
+    /// Begins to make an extent of `len` bytes, unless there is one.
+    pub(crate) fn prepare(&mut self, dataset: &Arc<Dataset<D>>, len: u64) {
+        if self.held.is_some() {
+            return;
+        }
+        let dataset = Arc::clone(dataset);
+        let thread = std::thread::Builder::new()
+            .name("kv-extent".to_owned())
+            .spawn(move || Readable::new(&dataset.place(), len as usize));
+        match thread {
+            Ok(thread) => self.held = Some((len, State::Making(thread))),
+            Err(error) => {
+                tracing::warn!(%error, "no thread to prepare the next extent; the log makes it itself")
+            }
+        }
+    }
+
+    /// Keeps an extent that was taken and not used.
+    pub(crate) fn keep(&mut self, len: u64, extent: Readable<D>) {
+        self.held = Some((len, State::Ready(extent)));
+    }
+
+    /// An extent of `len` bytes: the one prepared, or a new one.
+    pub(crate) fn take(&mut self, dataset: &Dataset<D>, len: u64) -> Made<D> {
+        match self.held.take() {
+            Some((held, State::Ready(extent))) if held == len => return Ok(extent),
+            Some((held, State::Making(thread))) if held == len => {
+                // What failed ahead of time may work now.
+                if let Ok(Ok(extent)) = thread.join() {
+                    return Ok(extent);
+                }
+            }
+            // Of another length: its memory goes back before more is taken.
+            Some((_, State::Making(thread))) => drop(thread.join()),
+            Some((_, State::Ready(extent))) => drop(extent),
+            None => {}
+        }
+        Readable::new(&dataset.place(), len as usize)
+    }
+}
+
+impl<D: Domain> Drop for Spare<D> {
+    fn drop(&mut self) {
+        if let Some((_, State::Making(thread))) = self.held.take() {
+            drop(thread.join());
+        }
+    }
+}

@@ -1,0 +1,222 @@
+//! Operations that are remembered, so that a retry is answered once and never overwrites a newer value.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Mutex;
+
+use kv_proto::layout::OPERATIONS_REMEMBERED;
+
+use super::limits::OPERATIONS_TOTAL_MAX;
+use super::{Committed, lock};
+
+/// How far an operation is.
+#[derive(Debug, Clone, Copy)]
+enum State {
+    /// Begun, by the attempt with this number.
+    Begun(u64),
+    /// In the log, not durable yet.
+    Committing,
+    Done(Committed),
+}
+
+/// What is known of an operation that somebody wants to begin.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Begin {
+    Done(Committed),
+    InProgress,
+    Unknown,
+    /// It is begun now, as this attempt.
+    New(u64),
+}
+
+#[derive(Default)]
+struct Client {
+    operations: BTreeMap<u64, State>,
+    /// Highest number that was forgotten; 0 while none was.
+    forgotten: u64,
+    /// When it was last heard of: its key in `by_use`.
+    used: u64,
+}
+
+#[derive(Default)]
+struct Inner {
+    clients: HashMap<u64, Client>,
+    by_use: BTreeMap<u64, u64>,
+    total: usize,
+    tick: u64,
+}
+
+/// Operations of all clients of one dataset.
+#[derive(Default)]
+pub(crate) struct Operations(Mutex<Inner>);
+
+impl Operations {
+    /// Begins an operation; one of this number that was begun and not committed is begun anew.
+    pub(crate) fn begin(&self, client: u64, operation: u64) -> Begin {
+        let inner = &mut *lock(&self.0);
+        inner.touch(client);
+        let attempt = inner.tick;
+        let Some(known) = inner.clients.get_mut(&client) else {
+            return Begin::Unknown;
+        };
+        match known.operations.get_mut(&operation) {
+            Some(State::Done(outcome)) => return Begin::Done(*outcome),
+            Some(State::Committing) => return Begin::InProgress,
+            Some(State::Begun(old)) => {
+                *old = attempt;
+                return Begin::New(attempt);
+            }
+            None if operation <= known.forgotten => return Begin::Unknown,
+            None => {}
+        }
+        inner.insert(client, operation, State::Begun(attempt));
+        Begin::New(attempt)
+    }
+
+    /// Notes that an attempt goes to the log; whether it is still the one that counts.
+    pub(crate) fn commit(&self, client: u64, operation: u64, attempt: u64) -> bool {
+        let inner = &mut *lock(&self.0);
+        let state = inner
+            .clients
+            .get_mut(&client)
+            .and_then(|known| known.operations.get_mut(&operation));
+        let Some(state) = state.filter(|state| matches!(state, State::Begun(at) if *at == attempt)) else {
+            return false;
+        };
+        *state = State::Committing;
+        true
+    }
+
+    /// Whether this attempt is the one that counts.
+    pub(crate) fn is_current(&self, client: u64, operation: u64, attempt: u64) -> bool {
+        let inner = lock(&self.0);
+        let state = inner
+            .clients
+            .get(&client)
+            .and_then(|known| known.operations.get(&operation));
+        matches!(state, Some(State::Begun(at)) if *at == attempt)
+    }
+
+    /// Gives an attempt up that was not committed.
+    pub(crate) fn abort(&self, client: u64, operation: u64, attempt: u64) {
+        let inner = &mut *lock(&self.0);
+        let Some(known) = inner.clients.get_mut(&client) else {
+            return;
+        };
+        if matches!(known.operations.get(&operation), Some(State::Begun(at)) if *at == attempt) {
+            known.operations.remove(&operation);
+            inner.total -= 1;
+            inner.drop_if_empty(client);
+        }
+    }
+
+    /// Notes how a committed operation ended; one that failed is as if it had never been.
+    pub(crate) fn finish(&self, client: u64, operation: u64, outcome: Option<Committed>) {
+        let inner = &mut *lock(&self.0);
+        let Some(known) = inner.clients.get_mut(&client) else {
+            return;
+        };
+        match outcome {
+            Some(outcome) => {
+                if let Some(state) = known.operations.get_mut(&operation) {
+                    *state = State::Done(outcome);
+                }
+                inner.trim(client);
+            }
+            None => {
+                if known.operations.remove(&operation).is_some() {
+                    inner.total -= 1;
+                }
+                inner.drop_if_empty(client);
+            }
+        }
+    }
+
+    /// Notes an operation that a record tells of, at restart. The record with the highest sequence counts.
+    pub(crate) fn recovered(&self, client: u64, operation: u64, outcome: Committed) {
+        let inner = &mut *lock(&self.0);
+        inner.touch(client);
+        match inner
+            .clients
+            .get_mut(&client)
+            .map(|known| (known.forgotten, known.operations.get_mut(&operation)))
+        {
+            Some((_, Some(State::Done(old)))) if old.sequence >= outcome.sequence => {}
+            Some((_, Some(state))) => *state = State::Done(outcome),
+            Some((forgotten, None)) if operation <= forgotten => {}
+            _ => {
+                inner.insert(client, operation, State::Done(outcome));
+                inner.trim(client);
+            }
+        }
+    }
+
+    /// Operations remembered now.
+    pub(crate) fn total(&self) -> usize {
+        lock(&self.0).total
+    }
+}
+
+impl Inner {
+    fn touch(&mut self, client: u64) {
+        self.tick += 1;
+        let known = self.clients.entry(client).or_default();
+        self.by_use.remove(&known.used);
+        known.used = self.tick;
+        self.by_use.insert(self.tick, client);
+    }
+
+    fn insert(&mut self, client: u64, operation: u64, state: State) {
+        if let Some(known) = self.clients.get_mut(&client)
+            && known.operations.insert(operation, state).is_none()
+        {
+            self.total += 1;
+        }
+        self.trim(client);
+    }
+
+    /// Forgets what is past the limits: the client's lowest numbers that are done, then the client idle longest.
+    fn trim(&mut self, client: u64) {
+        let Some(known) = self.clients.get_mut(&client) else {
+            return;
+        };
+        while known.operations.len() > OPERATIONS_REMEMBERED {
+            let lowest = known
+                .operations
+                .iter()
+                .find(|(_, state)| matches!(state, State::Done(_)))
+                .map(|(operation, _)| *operation);
+            let Some(lowest) = lowest else { break };
+            known.operations.remove(&lowest);
+            known.forgotten = known.forgotten.max(lowest);
+            self.total -= 1;
+        }
+        while self.total > OPERATIONS_TOTAL_MAX {
+            let idle = self
+                .by_use
+                .iter()
+                .map(|(used, client)| (*used, *client))
+                .find(|(_, idle)| {
+                    *idle != client
+                        && self.clients[idle]
+                            .operations
+                            .values()
+                            .all(|state| matches!(state, State::Done(_)))
+                });
+            let Some((used, idle)) = idle else { break };
+            self.by_use.remove(&used);
+            if let Some(gone) = self.clients.remove(&idle) {
+                self.total -= gone.operations.len();
+            }
+        }
+    }
+
+    fn drop_if_empty(&mut self, client: u64) {
+        if let Some(known) = self.clients.get(&client)
+            && known.operations.is_empty()
+            && known.forgotten == 0
+        {
+            self.by_use.remove(&known.used);
+            self.clients.remove(&client);
+        }
+    }
+}

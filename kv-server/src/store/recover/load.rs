@@ -1,0 +1,113 @@
+//! Bringing a segment's file back: its header, its image, its end.
+
+use std::io::IoSlice;
+use std::path::Path;
+use std::sync::Arc;
+
+use kv_fabric::Domain;
+use kv_proto::DecodeError;
+use kv_proto::layout::{EXTENT_BYTES, SegmentHeader, SegmentTrailer, segment_state};
+use zerocopy::{FromZeros, IntoBytes};
+
+use super::super::files::{Files, OpenFile};
+use super::super::index::{Place, Readable};
+use super::super::limits::READ_PIECE_BYTES;
+use super::super::segment::{self, HEADER_BYTES, Segment};
+use super::scan::Scanned;
+use crate::error::StorageError;
+
+/// A segment file whose header is valid.
+pub(crate) struct SegmentFile {
+    pub(crate) header: SegmentHeader,
+    /// End of the records, where a trailer says it.
+    pub(crate) sealed: Option<u64>,
+    /// Highest sequence that the trailer tells of.
+    pub(crate) sequence_max: u64,
+    /// Bytes that may be records: without the trailer, and within the segment's limit.
+    pub(crate) len: u64,
+    file: OpenFile,
+}
+
+impl SegmentFile {
+    /// Opens a file and judges its header and its end.
+    pub(crate) fn open(
+        files: &Files,
+        path: &Path,
+        number: u32,
+        dataset: [u8; 16],
+    ) -> Result<Self, StorageError> {
+        let file = files.open(path)?;
+        let file_len = files.len(&file)?;
+        let damaged = |source| StorageError::Damaged {
+            path: path.to_owned(),
+            source,
+        };
+        if file_len < HEADER_BYTES {
+            return Err(damaged(DecodeError::Short {
+                what: "segment header",
+                need: HEADER_BYTES as usize,
+                have: file_len as usize,
+            }));
+        }
+        let mut header = SegmentHeader::new_zeroed();
+        files.read_at(&file, header.as_mut_bytes(), 0)?;
+        segment::check_header(&header, number, dataset).map_err(damaged)?;
+        let mut trailer = SegmentTrailer::new_zeroed();
+        if file_len >= 2 * HEADER_BYTES {
+            files.read_at(&file, trailer.as_mut_bytes(), file_len - HEADER_BYTES)?;
+        }
+        let is_sealed = segment::trailer_is_valid(&trailer, &header, file_len);
+        let sealed = is_sealed.then(|| u64::from(trailer.sealed_units) * 64);
+        Ok(Self {
+            header,
+            sealed,
+            sequence_max: if is_sealed { trailer.sequence_max } else { 0 },
+            len: sealed.unwrap_or_else(|| file_len.min(header.limit_bytes)),
+            file,
+        })
+    }
+
+    /// Memory that its image takes, bytes.
+    pub(crate) fn image_bytes(&self) -> u64 {
+        let whole = self.len / EXTENT_BYTES * EXTENT_BYTES;
+        whole + (self.len - whole).next_multiple_of(super::super::limits::PAGE_BYTES)
+    }
+
+    /// Reads its image into memory of exactly its length, registered extent by extent.
+    pub(crate) fn load<D: Domain>(
+        &self,
+        files: &Files,
+        place: &Place<'_, D>,
+    ) -> Result<Arc<Segment<D>>, StorageError> {
+        let segment = Segment::new(self.header.segment, self.header.identity, segment_state::SEALED);
+        let mut piece = vec![0; READ_PIECE_BYTES.min(self.len as usize)];
+        let mut start = 0;
+        while start < self.len {
+            let extent_len = (self.len - start).min(EXTENT_BYTES);
+            let extent = Readable::new(place, extent_len as usize)?;
+            let mut at = 0;
+            while at < extent_len {
+                let some = (extent_len - at).min(piece.len() as u64) as usize;
+                files.read_at(&self.file, &mut piece[..some], start + at)?;
+                extent.memory().write(at as usize, &piece[..some]);
+                at += some as u64;
+            }
+            segment.push_extent(extent);
+            start += extent_len;
+        }
+        Ok(Arc::new(segment))
+    }
+
+    /// Seals it durably where the scan says that it ends: cuts the torn tail off and writes the trailer.
+    pub(crate) fn seal(&self, files: &Files, scanned: &Scanned) -> Result<(), StorageError> {
+        let trailer = segment::trailer(
+            self.header.segment,
+            self.header.identity,
+            scanned.end,
+            scanned.sequences,
+        );
+        files.truncate(&self.file, scanned.end)?;
+        files.write_at(&self.file, &mut [IoSlice::new(trailer.as_bytes())], scanned.end)?;
+        files.sync(&self.file)
+    }
+}

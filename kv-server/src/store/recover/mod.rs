@@ -1,0 +1,287 @@
+//! Bringing a dataset back from its files.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use kv_fabric::Domain;
+use kv_proto::bucket::IndexScope;
+use kv_proto::hash::KeyHash;
+use kv_proto::layout::{Locator, record_kind, segment_state};
+use kv_proto::record::parse_head;
+
+use super::dataset::{Contents, Figures};
+use super::description::Description;
+use super::index::{Index, Place};
+use super::operations::Operations;
+use super::segment::Segment;
+use super::{Committed, Shared, parse_segment_name};
+use crate::error::StorageError;
+
+mod load;
+pub(crate) mod scan;
+
+use load::SegmentFile;
+use scan::{Found, scan};
+
+/// The newest record of a key: it holds by (sequence, segment, offset).
+#[derive(Debug, Clone, Copy)]
+struct Newest {
+    sequence: u64,
+    locator: Locator,
+    kind: u8,
+}
+
+/// Segment files of a dataset, opened and judged; what cannot be read is lost.
+pub(crate) struct Opened {
+    files: BTreeMap<u32, Result<SegmentFile, StorageError>>,
+}
+
+impl Opened {
+    /// Opens every segment of the dataset in `directory`.
+    pub(crate) fn new(shared: &Shared, directory: &Path, dataset: [u8; 16]) -> Result<Self, StorageError> {
+        let mut files = BTreeMap::new();
+        for name in shared.files.names(directory)? {
+            let path = directory.join(&name);
+            if name.ends_with(".new") {
+                shared.files.remove(&path)?;
+            } else if let Some(number) = parse_segment_name(&name) {
+                shared.home.skip_segment_numbers(number);
+                files.insert(number, SegmentFile::open(&shared.files, &path, number, dataset));
+            } else if name != "dataset" {
+                tracing::warn!(path = %path.display(), "is no file of a dataset; it is left alone");
+            }
+        }
+        Ok(Self { files })
+    }
+
+    /// Memory that all its images take, bytes.
+    pub(crate) fn image_bytes(&self) -> u64 {
+        self.files.values().flatten().map(SegmentFile::image_bytes).sum()
+    }
+}
+
+/// What a scan of all segments gathers.
+#[derive(Default)]
+struct Gathered {
+    newest: HashMap<(u64, u64), Newest>,
+    operations: Operations,
+    figures: Figures,
+    sequence_max: u64,
+}
+
+impl Gathered {
+    fn take(&mut self, hash_key: &[u8; 16], segment: u32, found: &Found<'_>) {
+        let header = &found.header;
+        self.sequence_max = self.sequence_max.max(header.sequence);
+        if header.kind == record_kind::PART {
+            return;
+        }
+        let hash = KeyHash::of(hash_key, found.key);
+        let locator = Locator {
+            segment,
+            offset_units: (found.offset / 64) as u32,
+            value_len_bytes: header.value_len_bytes,
+            key_len_bytes: header.key_len_bytes,
+            tag: hash.tag(),
+        };
+        let deleted = header.kind == record_kind::TOMBSTONE;
+        if header.client_id != 0 {
+            let outcome = Committed {
+                sequence: header.sequence,
+                locator: if deleted { Locator::default() } else { locator },
+                existed: header.part != 0,
+            };
+            self.operations
+                .recovered(header.client_id, header.operation, outcome);
+        }
+        let newest = Newest {
+            sequence: header.sequence,
+            locator,
+            kind: header.kind,
+        };
+        let place = |newest: &Newest| {
+            (
+                newest.sequence,
+                newest.locator.segment,
+                newest.locator.offset_units,
+            )
+        };
+        self.newest
+            .entry((hash.slot, hash.high))
+            .and_modify(|known| {
+                if place(&newest) > place(known) {
+                    *known = newest;
+                }
+            })
+            .or_insert(newest);
+    }
+}
+
+/// Brings a dataset back: loads its images, seals what was active, builds its index. Also the next sequence.
+pub(crate) fn recover<D: Domain>(
+    shared: &Shared,
+    description: &Description,
+    directory: &Path,
+    opened: Opened,
+    domain: &D,
+) -> Result<(Contents<D>, u64), StorageError> {
+    let place = Place {
+        domain,
+        budget: &shared.budget,
+    };
+    let mut gathered = Gathered::default();
+    let mut segments = BTreeMap::new();
+    let last = opened.files.keys().next_back().copied();
+    for (number, file) in opened.files {
+        let recovered = file.and_then(|file| {
+            recover_segment(
+                shared,
+                &place,
+                &file,
+                Some(number) == last,
+                &description.hash_key,
+                &mut gathered,
+            )
+        });
+        let segment = match recovered {
+            Ok(segment) => segment,
+            // Of the whole server, not of this file.
+            Err(error @ (StorageError::Memory { .. } | StorageError::Fabric(_))) => return Err(error),
+            Err(error) => {
+                tracing::error!(%error, dataset = %description.name, segment = number, "segment lost: what lies in it cannot be served");
+                lost(number, &gathered.figures)
+            }
+        };
+        segments.insert(number, segment);
+    }
+    let live: Vec<((u64, u64), Newest)> = gathered
+        .newest
+        .drain()
+        .filter(|(_, newest)| newest.kind != record_kind::TOMBSTONE)
+        .collect();
+    name_lost_parts(&live, &mut segments, &gathered.figures, directory);
+    let scope = IndexScope {
+        dataset: description.id,
+        epoch: shared.home.epoch(),
+    };
+    let index = build_index(scope, &live, &segments, &place, &gathered.figures)?;
+    let contents = Contents {
+        index,
+        segments,
+        operations: gathered.operations,
+        figures: gathered.figures,
+    };
+    Ok((contents, gathered.sequence_max + 1))
+}
+
+fn lost<D: Domain>(number: u32, figures: &Figures) -> Arc<Segment<D>> {
+    figures.lost_segments.fetch_add(1, Ordering::Relaxed);
+    Arc::new(Segment::new(number, 0, segment_state::LOST))
+}
+
+fn recover_segment<D: Domain>(
+    shared: &Shared,
+    place: &Place<'_, D>,
+    file: &SegmentFile,
+    is_last: bool,
+    hash_key: &[u8; 16],
+    gathered: &mut Gathered,
+) -> Result<Arc<Segment<D>>, StorageError> {
+    let segment = file.load(&shared.files, place)?;
+    let number = segment.number;
+    let scanned = scan(&segment, file.len, file.sealed, |found| {
+        if found.damaged {
+            tracing::error!(
+                segment = number,
+                offset = found.offset,
+                "a record's value is damaged"
+            );
+        }
+        gathered.take(hash_key, number, &found);
+    });
+    gathered.sequence_max = gathered.sequence_max.max(file.sequence_max);
+    for (first, end) in &scanned.damaged {
+        tracing::error!(
+            segment = number,
+            first,
+            end,
+            "durable bytes are damaged; they are kept and skipped"
+        );
+        gathered.figures.damaged_records.fetch_add(1, Ordering::Relaxed);
+    }
+    segment.publish(segment_state::SEALED, scanned.end);
+    if file.sealed.is_none() && is_last {
+        // Kept readable also where this fails: it is found unsealed again at the next start.
+        if let Err(error) = file.seal(&shared.files, &scanned) {
+            tracing::warn!(%error, segment = number, "the segment that was active could not be sealed");
+        }
+    } else if file.sealed.is_none() {
+        tracing::warn!(
+            segment = number,
+            end = scanned.end,
+            "not sealed though a later segment exists: its file was cut short, or a write to it had failed"
+        );
+    }
+    Ok(segment)
+}
+
+/// Segments that heads name and that are not there.
+fn name_lost_parts<D: Domain>(
+    live: &[((u64, u64), Newest)],
+    segments: &mut BTreeMap<u32, Arc<Segment<D>>>,
+    figures: &Figures,
+    directory: &Path,
+) {
+    let mut missing = BTreeSet::new();
+    for (_, newest) in live.iter().filter(|(_, newest)| newest.kind == record_kind::HEAD) {
+        let locator = &newest.locator;
+        let mut value = vec![0; locator.value_len_bytes as usize];
+        let there = segments.get(&locator.segment).is_some_and(|segment| {
+            segment.read(locator.offset_bytes() + locator.prefix_len_bytes(), &mut value)
+        });
+        if let (true, Ok((_, parts))) = (there, parse_head(&value)) {
+            missing.extend(
+                parts
+                    .iter()
+                    .map(|part| part.segment)
+                    .filter(|part| !segments.contains_key(part)),
+            );
+        }
+    }
+    for number in missing {
+        tracing::error!(directory = %directory.display(), segment = number, "segment lost: its file is gone, and large values have parts in it");
+        segments.insert(number, lost(number, figures));
+    }
+}
+
+fn build_index<D: Domain>(
+    scope: IndexScope,
+    live: &[((u64, u64), Newest)],
+    segments: &BTreeMap<u32, Arc<Segment<D>>>,
+    place: &Place<'_, D>,
+    figures: &Figures,
+) -> Result<Index<D>, StorageError> {
+    let mut index = Index::new(scope, live.len() as u64, place)?;
+    let mut splits = Vec::new();
+    for ((slot, high), newest) in live {
+        let hash = KeyHash {
+            slot: *slot,
+            high: *high,
+        };
+        index.reserve(hash, place, &mut splits)?;
+        // Each key comes once; who has the same hash is another.
+        index.put(hash, newest.locator, |_| false);
+        // No session of this epoch exists yet.
+        splits
+            .drain(..)
+            .flat_map(|split| split.retired)
+            .for_each(|retired| index.give_back(retired));
+        let len = segments
+            .get(&newest.locator.segment)
+            .map_or(0, |segment| segment.value_len(&newest.locator));
+        figures.value_bytes.fetch_add(len, Ordering::Relaxed);
+    }
+    Ok(index)
+}

@@ -1,0 +1,299 @@
+//! A segment's image: what clients READ, and what this process reads back.
+//!
+//! Bytes below the published length never change. The log thread alone writes past it.
+
+use std::sync::atomic::{AtomicU8, AtomicU32, Ordering};
+use std::sync::{Arc, PoisonError, RwLock};
+
+use kv_fabric::Domain;
+use kv_proto::control::{RemoteAddress, SegmentRow};
+use kv_proto::layout::{
+    EXTENT_BYTES, Locator, MEDIA_FORMAT, RecordHeader, SEGMENT_MAGIC, SegmentHeader, SegmentTrailer,
+    TRAILER_MAGIC, record_kind,
+};
+use kv_proto::record::{parse_head, parse_header};
+use kv_proto::{DecodeError, crc::crc32c};
+use zerocopy::IntoBytes;
+
+use super::home::check_crc;
+use super::index::Readable;
+
+/// Generation of every image: none is ever moved yet.
+const IMAGE_GENERATION: u32 = 1;
+/// Bytes of a row on the wire without its extents, and of one extent.
+pub(crate) const ROW_BYTES: usize = 4 + 8 + 4 + 1 + 4 + 2;
+pub(crate) const ROW_EXTENT_BYTES: usize = 12;
+/// Length of header and of trailer.
+pub(crate) const HEADER_BYTES: u64 = size_of::<SegmentHeader>() as u64;
+
+/// A segment as readers know it.
+pub(crate) struct Segment<D: Domain> {
+    pub(crate) number: u32,
+    pub(crate) identity: u64,
+    state: AtomicU8,
+    length_units: AtomicU32,
+    extents: RwLock<Vec<Arc<Readable<D>>>>,
+}
+
+impl<D: Domain> Segment<D> {
+    pub(crate) fn new(number: u32, identity: u64, state: u8) -> Self {
+        Self {
+            number,
+            identity,
+            state: AtomicU8::new(state),
+            length_units: AtomicU32::new(0),
+            extents: RwLock::default(),
+        }
+    }
+
+    fn extents(&self) -> Vec<Arc<Readable<D>>> {
+        self.extents
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
+    }
+
+    fn extent(&self, offset: u64) -> Option<Arc<Readable<D>>> {
+        let index = usize::try_from(offset / EXTENT_BYTES).ok()?;
+        let extents = self.extents.read().unwrap_or_else(PoisonError::into_inner);
+        extents.get(index).cloned()
+    }
+
+    pub(crate) fn push_extent(&self, extent: Readable<D>) {
+        let mut extents = self.extents.write().unwrap_or_else(PoisonError::into_inner);
+        extents.push(Arc::new(extent));
+    }
+
+    pub(crate) fn extent_count(&self) -> u64 {
+        self.extents.read().unwrap_or_else(PoisonError::into_inner).len() as u64
+    }
+
+    /// Length of the image's memory, bytes.
+    pub(crate) fn charged_bytes(&self) -> u64 {
+        self.extents().iter().map(|extent| extent.charged_bytes()).sum()
+    }
+
+    /// Gives the image's memory up: nobody reads it any more.
+    pub(crate) fn free(&self) {
+        self.extents
+            .write()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clear();
+    }
+
+    pub(crate) fn publish(&self, state: u8, length_bytes: u64) {
+        self.length_units
+            .store((length_bytes / 64) as u32, Ordering::Release);
+        self.state.store(state, Ordering::Release);
+    }
+
+    pub(crate) fn state(&self) -> u8 {
+        self.state.load(Ordering::Acquire)
+    }
+
+    /// Whether `offset` and all up to `end` have memory.
+    pub(crate) fn covers(&self, end: u64) -> bool {
+        end == 0 || self.extent(end - 1).is_some()
+    }
+
+    /// Copies into the image; extents may be crossed.
+    pub(crate) fn write(&self, mut offset: u64, mut bytes: &[u8]) {
+        while !bytes.is_empty() {
+            let inside = (offset % EXTENT_BYTES) as usize;
+            let some = bytes.len().min(EXTENT_BYTES as usize - inside);
+            let extent = self.extent(offset).expect("the log has memory before it writes");
+            extent.memory().write(inside, &bytes[..some]);
+            bytes = &bytes[some..];
+            offset += some as u64;
+        }
+    }
+
+    /// Copies out of the image; whether all of it is there.
+    pub(crate) fn read(&self, mut offset: u64, mut out: &mut [u8]) -> bool {
+        while !out.is_empty() {
+            let inside = (offset % EXTENT_BYTES) as usize;
+            let some = out.len().min(EXTENT_BYTES as usize - inside);
+            let Some(extent) = self.extent(offset) else {
+                return false;
+            };
+            if inside + some > extent.memory().len() {
+                return false;
+            }
+            let (now, rest) = out.split_at_mut(some);
+            extent.memory().read(inside, now);
+            out = rest;
+            offset += some as u64;
+        }
+        true
+    }
+
+    pub(crate) fn row(&self) -> SegmentRow {
+        let state = self.state();
+        SegmentRow {
+            segment: self.number,
+            identity: self.identity,
+            generation: IMAGE_GENERATION,
+            state,
+            length_units: self.length_units.load(Ordering::Acquire),
+            extents: self
+                .extents()
+                .iter()
+                .map(|extent| {
+                    let remote = extent.remote();
+                    RemoteAddress {
+                        address: remote.address,
+                        rkey: remote.rkey,
+                    }
+                })
+                .collect(),
+        }
+    }
+
+    /// Header of the record at `offset`.
+    pub(crate) fn record_header(&self, offset: u64) -> Option<RecordHeader> {
+        let mut bytes = [0; size_of::<RecordHeader>()];
+        if !self.read(offset, &mut bytes) {
+            return None;
+        }
+        parse_header(&bytes).ok()
+    }
+
+    /// Whether the record that `locator` names is of `key`.
+    pub(crate) fn key_is(&self, locator: &Locator, key: &[u8]) -> bool {
+        self.key_at(locator).is_some_and(|found| found == key)
+    }
+
+    /// Key of the record that `locator` names.
+    pub(crate) fn key_at(&self, locator: &Locator) -> Option<Vec<u8>> {
+        let mut key = vec![0; usize::from(locator.key_len_bytes)];
+        self.read(
+            locator.offset_bytes() + size_of::<RecordHeader>() as u64,
+            &mut key,
+        )
+        .then_some(key)
+    }
+
+    /// Length of the whole value whose VALUE or HEAD `locator` names.
+    pub(crate) fn value_len(&self, locator: &Locator) -> u64 {
+        let own = u64::from(locator.value_len_bytes);
+        match self.record_header(locator.offset_bytes()) {
+            Some(header) if header.kind == record_kind::HEAD => {
+                let mut value = vec![0; locator.value_len_bytes as usize];
+                let at = locator.offset_bytes() + locator.prefix_len_bytes();
+                let head = self
+                    .read(at, &mut value)
+                    .then(|| parse_head(&value).ok())
+                    .flatten();
+                head.map_or(own, |(head, _)| head.total_len_bytes)
+            }
+            _ => own,
+        }
+    }
+}
+
+/// Header of a new segment.
+pub(crate) fn header(
+    number: u32,
+    identity: u64,
+    dataset: [u8; 16],
+    epoch: u64,
+    limit_bytes: u64,
+) -> SegmentHeader {
+    let mut header = SegmentHeader {
+        magic: SEGMENT_MAGIC,
+        format: MEDIA_FORMAT,
+        flags: 0,
+        segment: number,
+        reserved: 0,
+        identity,
+        dataset,
+        epoch,
+        limit_bytes,
+        reserved2: 0,
+        crc: 0,
+    };
+    header.crc = crc32c(&header.as_bytes()[..60]);
+    header
+}
+
+/// Whether `header` is that of segment `number` of `dataset`.
+pub(crate) fn check_header(
+    header: &SegmentHeader,
+    number: u32,
+    dataset: [u8; 16],
+) -> Result<(), DecodeError> {
+    const WHAT: &str = "segment header";
+    let range = |field, value| {
+        Err(DecodeError::Range {
+            what: WHAT,
+            field,
+            value,
+        })
+    };
+    check_crc(WHAT, header.as_bytes(), header.crc)?;
+    if header.magic != SEGMENT_MAGIC {
+        return range("magic", u64::from(header.magic));
+    }
+    if header.format != MEDIA_FORMAT {
+        return range("format", u64::from(header.format));
+    }
+    if header.segment != number || number == 0 {
+        return range("segment", u64::from(header.segment));
+    }
+    if header.dataset != dataset {
+        return range("dataset", 0);
+    }
+    if header.identity == 0 {
+        return range("identity", 0);
+    }
+    if !(kv_proto::layout::SEGMENT_MIN_BYTES..=kv_proto::layout::SEGMENT_MAX_BYTES)
+        .contains(&header.limit_bytes)
+    {
+        return range("limit_bytes", header.limit_bytes);
+    }
+    if header.flags != 0 || header.reserved != 0 || header.reserved2 != 0 {
+        return range("reserved", 1);
+    }
+    Ok(())
+}
+
+/// Trailer of a segment that ends at `end`, without FOOTERs.
+pub(crate) fn trailer(number: u32, identity: u64, end: u64, sequences: Option<(u64, u64)>) -> SegmentTrailer {
+    let (sequence_min, sequence_max) = sequences.unwrap_or_default();
+    let mut trailer = SegmentTrailer {
+        magic: TRAILER_MAGIC,
+        format: MEDIA_FORMAT,
+        flags: 0,
+        segment: number,
+        sealed_units: (end / 64) as u32,
+        identity,
+        footer_units: 0,
+        footer_count: 0,
+        sequence_min,
+        sequence_max,
+        reserved: [0; 12],
+        crc: 0,
+    };
+    trailer.crc = crc32c(&trailer.as_bytes()[..60]);
+    trailer
+}
+
+/// Whether `trailer` seals the segment with this header in a file of `file_len` bytes.
+pub(crate) fn trailer_is_valid(trailer: &SegmentTrailer, header: &SegmentHeader, file_len: u64) -> bool {
+    let sealed = u64::from(trailer.sealed_units) * 64;
+    check_crc("segment trailer", trailer.as_bytes(), trailer.crc).is_ok()
+        && trailer.magic == TRAILER_MAGIC
+        && trailer.format == MEDIA_FORMAT
+        && trailer.segment == header.segment
+        && trailer.identity == header.identity
+        && sealed >= HEADER_BYTES
+        && sealed <= header.limit_bytes
+        && sealed + HEADER_BYTES <= file_len
+        && file_len.is_multiple_of(64)
+}
+
+/// The sequences seen so far, lowest and highest.
+pub(crate) fn widen(sequences: &mut Option<(u64, u64)>, sequence: u64) {
+    let (low, high) = sequences.unwrap_or((sequence, sequence));
+    *sequences = Some((low.min(sequence), high.max(sequence)));
+}

@@ -1,0 +1,5 @@
+//! The store as its control thread and a raw reader see it. None of these needs a device; what they cannot see is the
+//! device's own order of reads.
+
+mod basic;
+mod support;
