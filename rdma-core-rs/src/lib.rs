@@ -118,7 +118,7 @@
 //!
 //! Retries always end: [`Reliability`] refuses an endless receiver-not-ready retry and timeouts below 67 ms. Private data is
 //! at most 56 bytes with a request, 196 with an acceptance, 148 with a rejection, and arrives padded with zeros. Only
-//! reliable connections are here; no shared receive queues, no atomics, no memory windows, no multicast.
+//! reliable connections over InfiniBand and RoCE are here (not iWARP); no shared receive queues, no atomics, no memory windows, no multicast.
 
 mod access;
 mod async_event;

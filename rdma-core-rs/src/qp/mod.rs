@@ -5,7 +5,9 @@
 //! `Arc` and so outlive it.
 #![allow(unsafe_code)]
 
+mod batch;
 mod builder;
+mod diagnose;
 mod post;
 mod state;
 
@@ -15,8 +17,9 @@ use std::sync::Arc;
 
 use rdma_sys as sys;
 
+pub use batch::{RecvBatch, RemoteAddr, SendFlags, Sge, WorkBatch};
 pub use builder::{QpCaps, QueuePairBuilder};
-pub use post::{RecvBatch, RemoteAddr, SendFlags, Sge, WorkBatch};
+
 pub(crate) use state::empty_attr;
 pub use state::{InitAttr, QpState, Reliability, RtrAttr, RtsAttr};
 
