@@ -12,8 +12,8 @@ use crate::dataset::{DatasetOn, SessionOn};
 use crate::list::ListOn;
 use crate::memory::BufferOn;
 use crate::{
-    ClientError, ClientOptions, Counters, DatasetId, DatasetInfo, Entry, GlobalLocator, PutOutcome, ReadError,
-    Target,
+    ClientError, ClientOptions, Counters, DatasetId, DatasetInfo, Entry, GlobalLocator, PutOutcome,
+    ReadError, Target,
 };
 
 #[derive(Clone)]

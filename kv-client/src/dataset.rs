@@ -18,7 +18,7 @@ use crate::read::arrive::global;
 use crate::read::counters::Tally;
 use crate::read::item::{Found, Item, Want};
 use crate::read::lane::{Lane, NotReady};
-use crate::read::{Call, check_key, never};
+use crate::read::{Call, check_key};
 use crate::tables::{DatasetState, View};
 use crate::{ClientError, ClientOptions, Counters, DatasetId, DatasetInfo, GlobalLocator, ReadError};
 
@@ -64,8 +64,12 @@ impl<F: Fabric> SessionOn<F> {
     ///
     /// # Errors
     /// [`ClientError`]: the first thing that went wrong.
-    pub fn connect(fabric: F, address: &str, options: ClientOptions) -> Result<Self, ClientError> {
-        let handle = Handle::start(fabric, address.to_owned(), options)?;
+    pub fn connect(
+        fabric: impl Into<Arc<F>>,
+        address: &str,
+        options: ClientOptions,
+    ) -> Result<Self, ClientError> {
+        let handle = Handle::start(fabric.into(), address.to_owned(), options)?;
         let inner = SessionInner {
             handle,
             pool: Arc::new(Pool::new()),
@@ -102,7 +106,11 @@ impl<F: Fabric> SessionOn<F> {
                 Some(Reply::Refused(refusal)) if refusal.status == Status::Busy => refusal.text,
                 Some(Reply::Refused(refusal)) => return Err(refused(what, refusal)),
                 _ if idempotent => "the session ended before the answer".to_owned(),
-                _ => return Err(ClientError::Unknown { what: what.to_owned() }),
+                _ => {
+                    return Err(ClientError::Unknown {
+                        what: what.to_owned(),
+                    });
+                }
             };
             if !backoff.sleep(deadline) {
                 return Err(ClientError::Timeout {
@@ -321,7 +329,9 @@ impl<F: Fabric> Core<F> {
             if view.generation != up.generation {
                 return Err(NotOpen::Again);
             }
-            let Some(first) = view.table_next else { return Ok(view) };
+            let Some(first) = view.table_next else {
+                return Ok(view);
+            };
             let dataset = view.dataset;
             ask(Request::Table { dataset, first })?;
         }
@@ -424,8 +434,16 @@ impl<F: Fabric> DatasetOn<F> {
     #[must_use]
     pub fn counters(&self) -> Counters {
         let mut sum = self.core.tally.sum();
-        sum.renewals = self.core.shared().renewals.load(std::sync::atomic::Ordering::Relaxed);
-        sum.sessions = self.core.shared().sessions.load(std::sync::atomic::Ordering::Relaxed);
+        sum.renewals = self
+            .core
+            .shared()
+            .renewals
+            .load(std::sync::atomic::Ordering::Relaxed);
+        sum.sessions = self
+            .core
+            .shared()
+            .sessions
+            .load(std::sync::atomic::Ordering::Relaxed);
         sum
     }
 
@@ -440,7 +458,11 @@ impl<F: Fabric> DatasetOn<F> {
         }
     }
 
-    fn read_one(&self, mut item: Item<'_>, place: Option<&BufferOn<F>>) -> Result<(Vec<u8>, Found), ReadError> {
+    fn read_one(
+        &self,
+        mut item: Item<'_>,
+        place: Option<&BufferOn<F>>,
+    ) -> Result<(Vec<u8>, Found), ReadError> {
         self.read(std::slice::from_mut(&mut item), place);
         let found = item.result.unwrap_or(Err(ReadError::Closed))?;
         Ok((item.out, found))
@@ -573,7 +595,7 @@ impl<F: Fabric> DatasetOn<F> {
     /// # Errors
     /// As there.
     pub fn allocate(&self, len: usize) -> Result<BufferOn<F>, ClientError> {
-        Ok(BufferOn::allocate(&self.core.shared().fabric, len)?)
+        Ok(BufferOn::allocate(&*self.core.shared().fabric, len)?)
     }
 
     /// As [`crate::Client::delete`].
@@ -647,12 +669,4 @@ pub(crate) fn shown(key: &[u8]) -> String {
     let cut = key.get(..SHOWN_MAX).unwrap_or(key);
     let dots = if cut.len() < key.len() { "..." } else { "" };
     format!("`{}{dots}`", cut.escape_ascii())
-}
-
-/// What a session that cannot be had means for a read that has no call yet.
-pub(crate) fn read_error(error: ClientError) -> ReadError {
-    match never(error) {
-        NotReady::Never(error) => error,
-        NotReady::Again => ReadError::Timeout,
-    }
 }

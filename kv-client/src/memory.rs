@@ -12,9 +12,9 @@ use std::ptr::NonNull;
 
 use kv_fabric::{Fabric, FabricError, Region};
 
+use crate::ClientError;
 use crate::api::{Client, Inner, Memory, RegisteredMemory};
 use crate::dataset::DatasetOn;
-use crate::ClientError;
 
 /// Memory that values are read into without a copy, on fabric `F`.
 pub struct BufferOn<F: Fabric> {
@@ -86,7 +86,7 @@ impl<F: Fabric> DatasetOn<F> {
     /// As there.
     pub unsafe fn register(&self, start: NonNull<u8>, len: usize) -> Result<BufferOn<F>, ClientError> {
         // SAFETY: the obligations are the same.
-        Ok(unsafe { BufferOn::register(&self.core.shared().fabric, start, len) }?)
+        Ok(unsafe { BufferOn::register(&*self.core.shared().fabric, start, len) }?)
     }
 }
 

@@ -10,9 +10,7 @@ use std::collections::HashMap;
 
 use kv_proto::DecodeError;
 use kv_proto::auth::{Role, Side, Transcript};
-use kv_proto::control::{
-    Answer, Bytes, DatasetChange, Refused, Request, decode_answer, encode_request,
-};
+use kv_proto::control::{Answer, Bytes, DatasetChange, Refused, Request, decode_answer, encode_request};
 use kv_proto::layout::PROTOCOL_VERSION;
 
 use crate::AccessKey;
@@ -261,7 +259,9 @@ impl Session {
             return Err(SessionError::Protocol("an answer to no request"));
         };
         if header.kind & !kv_proto::control::ANSWER != asked.kind {
-            return Err(SessionError::Protocol("an answer of another kind than its request"));
+            return Err(SessionError::Protocol(
+                "an answer of another kind than its request",
+            ));
         }
         match asked.what {
             What::Own => {
@@ -293,7 +293,12 @@ impl Session {
         }
     }
 
-    fn receive_own(&mut self, answer: Answer, asked: &Outstanding, now_ns: u64) -> Result<Event, SessionError> {
+    fn receive_own(
+        &mut self,
+        answer: Answer,
+        asked: &Outstanding,
+        now_ns: u64,
+    ) -> Result<Event, SessionError> {
         match (self.stage, answer) {
             (
                 Stage::Greeting,

@@ -134,7 +134,6 @@ pub(crate) struct View {
     pub(crate) dataset: [u8; 16],
     pub(crate) hash_key: [u8; 16],
     pub(crate) scope: IndexScope,
-    pub(crate) part_bytes: u64,
     pub(crate) directory: Arc<Directory>,
     /// By number.
     rows: Arc<Vec<Row>>,
@@ -160,7 +159,6 @@ impl View {
                 dataset: [0; 16],
                 epoch: 0,
             },
-            part_bytes: 0,
             directory: Arc::new(Directory::unread(&nowhere)),
             rows: Arc::default(),
             table_next: None,
@@ -255,7 +253,6 @@ impl DatasetState {
                 dataset,
                 hash_key,
                 directory,
-                part_bytes,
                 ..
             } => self.change(|view| {
                 *view = View {
@@ -266,7 +263,6 @@ impl DatasetState {
                         dataset: *dataset,
                         epoch,
                     },
-                    part_bytes: *part_bytes,
                     directory: Arc::new(Directory::unread(directory)),
                     rows: Arc::default(),
                     table_next: Some(0),

@@ -81,7 +81,7 @@ struct State {
 
 /// What the control thread and the callers share.
 pub(crate) struct Shared<F: Fabric> {
-    pub(crate) fabric: F,
+    pub(crate) fabric: Arc<F>,
     pub(crate) address: String,
     pub(crate) options: ClientOptions,
     pub(crate) client_id: u64,
@@ -104,7 +104,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl<F: Fabric> Shared<F> {
-    fn new(fabric: F, address: String, options: ClientOptions) -> Result<Self, ClientError> {
+    fn new(fabric: Arc<F>, address: String, options: ClientOptions) -> Result<Self, ClientError> {
         let wake = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK).map_err(|error| {
             ClientError::System {
                 call: "eventfd",
@@ -147,7 +147,8 @@ impl<F: Fabric> Shared<F> {
     #[inline]
     pub(crate) fn leased(&self, generation: u64, now_ns: u64) -> bool {
         // In this order: a new session stores its generation before its lease.
-        now_ns < self.lease_end_ns.load(Ordering::SeqCst) && self.generation.load(Ordering::SeqCst) == generation
+        now_ns < self.lease_end_ns.load(Ordering::SeqCst)
+            && self.generation.load(Ordering::SeqCst) == generation
     }
 
     /// A number for an operation, never given twice.
@@ -193,7 +194,10 @@ impl<F: Fabric> Shared<F> {
             if state.closing {
                 break Err(ClientError::Closed);
             }
-            let leased = state.up.as_ref().filter(|up| self.leased(up.generation, boot_ns()));
+            let leased = state
+                .up
+                .as_ref()
+                .filter(|up| self.leased(up.generation, boot_ns()));
             if let Some(up) = leased {
                 break Ok(Arc::clone(up));
             }
@@ -323,7 +327,11 @@ pub(crate) struct Handle<F: Fabric> {
 
 impl<F: Fabric> Handle<F> {
     /// Begins a session and waits for it.
-    pub(crate) fn start(fabric: F, address: String, options: ClientOptions) -> Result<Self, ClientError> {
+    pub(crate) fn start(
+        fabric: Arc<F>,
+        address: String,
+        options: ClientOptions,
+    ) -> Result<Self, ClientError> {
         let wait = options.connect_timeout;
         let shared = Arc::new(Shared::new(fabric, address, options)?);
         let thread = thread::spawn(Arc::clone(&shared))?;

@@ -84,7 +84,11 @@ fn wanted<F: Fabric>(shared: &Shared<F>) -> bool {
 fn pause<F: Fabric>(shared: &Shared<F>, span: Duration) {
     let until = Deadline::after(span);
     while !until.is_over() && !lock(&shared.state).closing {
-        sleep(shared, None, u64::try_from(until.left().as_nanos()).unwrap_or(u64::MAX));
+        sleep(
+            shared,
+            None,
+            u64::try_from(until.left().as_nanos()).unwrap_or(u64::MAX),
+        );
         fail_inbox(shared);
     }
 }
@@ -185,7 +189,9 @@ fn establish<F: Fabric>(shared: &Shared<F>) -> Result<Begun<F>, Failure> {
         connection.poll(&mut events).map_err(fabric)?;
         let nothing = events.is_empty();
         for event in events.drain(..) {
-            let ControlEvent::Frame(frame) = event else { continue };
+            let ControlEvent::Frame(frame) = event else {
+                continue;
+            };
             match session.receive(&frame, boot_ns()).map_err(broken)? {
                 Event::Send(frame) => connection.send(&frame).map_err(fabric)?,
                 Event::Up(info) => return Ok((connection, session, info)),
@@ -244,7 +250,9 @@ impl<'a, F: Fabric> Serving<'a, F> {
     fn new(shared: &'a Shared<F>, connection: F::Control, session: Session, up: Arc<Up>) -> Self {
         shared.sessions.fetch_add(1, Ordering::Relaxed);
         shared.generation.store(up.generation, Ordering::SeqCst);
-        shared.lease_end_ns.store(session.lease_end_ns(), Ordering::SeqCst);
+        shared
+            .lease_end_ns
+            .store(session.lease_end_ns(), Ordering::SeqCst);
         let mut state = lock(&shared.state);
         state.up = Some(Arc::clone(&up));
         state.failure = None;
@@ -329,7 +337,11 @@ impl<'a, F: Fabric> Serving<'a, F> {
             if nothing {
                 let now = boot_ns();
                 let next = self.session.renew_at_ns().min(self.session.lease_end_ns());
-                let busy = if self.stalled { now + BUSY_WAIT_NS } else { u64::MAX };
+                let busy = if self.stalled {
+                    now + BUSY_WAIT_NS
+                } else {
+                    u64::MAX
+                };
                 let left = next.min(busy).saturating_sub(now);
                 sleep(self.shared, Some(self.connection.fd()), left);
             }
@@ -340,7 +352,9 @@ impl<'a, F: Fabric> Serving<'a, F> {
         let commands = std::mem::take(&mut *lock(&self.shared.inbox));
         for command in commands {
             match command {
-                Command::Request { generation, .. } if generation != self.up.generation => reply_lost(command),
+                Command::Request { generation, .. } if generation != self.up.generation => {
+                    reply_lost(command)
+                }
                 Command::Request { .. } => self.queue.push_back(command),
                 Command::Renew { generation, .. } if generation != self.up.generation => reply_lost(command),
                 Command::Renew { mailbox, tag, .. } => {
@@ -374,7 +388,9 @@ impl<'a, F: Fabric> Serving<'a, F> {
             if self.written_ahead > 0 && len > 0 && self.written_ahead + len > WRITE_AHEAD_BYTES {
                 break;
             }
-            let Some(command) = self.queue.pop_front() else { break };
+            let Some(command) = self.queue.pop_front() else {
+                break;
+            };
             if let Some(command) = self.begin(command)? {
                 self.queue.push_front(command);
                 self.stalled = true;
@@ -556,7 +572,9 @@ impl<'a, F: Fabric> Serving<'a, F> {
         // Requests handed in before the end (a CLOSE, an ABORT) still go out.
         self.take_commands();
         let _ = self.pump();
-        let Some(frame) = self.session.bye(boot_ns()) else { return };
+        let Some(frame) = self.session.bye(boot_ns()) else {
+            return;
+        };
         if self.connection.send(&frame).is_err() {
             return;
         }

@@ -157,8 +157,9 @@ impl<'c, 'v, F: Fabric> Putting<'c, 'v, F> {
     fn session(&mut self, up: &Up, view: &View, backoff: &mut Backoff) {
         self.mailbox = Arc::default();
         self.active = 0;
-        let mut waiting: std::collections::VecDeque<usize> =
-            (0..self.ops.len()).filter(|&index| self.ops[index].stage == Stage::Waiting).collect();
+        let mut waiting: std::collections::VecDeque<usize> = (0..self.ops.len())
+            .filter(|&index| self.ops[index].stage == Stage::Waiting)
+            .collect();
         loop {
             while self.active < up.info.credits && !self.busy {
                 let Some(index) = waiting.pop_front() else { break };
@@ -278,7 +279,10 @@ impl<'c, 'v, F: Fabric> Putting<'c, 'v, F> {
         let op = &mut self.ops[index];
         let left = op.source.len() - op.sent;
         let (window_offset, window_len) = op.window;
-        let len = usize::try_from(left).unwrap_or(usize::MAX).min(window_len).min(SLOT_BYTES);
+        let len = usize::try_from(left)
+            .unwrap_or(usize::MAX)
+            .min(window_len)
+            .min(SLOT_BYTES);
         let write = if len == 0 {
             None
         } else {

@@ -66,7 +66,8 @@ impl<F: Fabric> Pass<'_, '_, F> {
         let mut entries = Vec::with_capacity(count as usize);
         for index in 0..count {
             let mut bytes = [0; ENTRY_BYTES];
-            self.lane.arena_read(at + index as usize * ENTRY_BYTES, &mut bytes);
+            self.lane
+                .arena_read(at + index as usize * ENTRY_BYTES, &mut bytes);
             let Ok(entry) = DirectoryEntry::read_from_bytes(&bytes) else {
                 return;
             };
@@ -99,9 +100,7 @@ impl<F: Fabric> Pass<'_, '_, F> {
                 return;
             };
             match judge_bucket(&self.lane.view.scope, entry, bucket_index, &bucket, item.hash) {
-                Ok(()) => item
-                    .candidates
-                    .extend(candidates(&bucket, item.hash, key_len)),
+                Ok(()) => item.candidates.extend(candidates(&bucket, item.hash, key_len)),
                 Err(IndexRefusal::Torn) => item.otherwise = Some(Trouble::TornBucket(directory_index)),
                 // Stale says more than torn: reading again cannot help.
                 Err(IndexRefusal::Stale) => item.otherwise = Some(Trouble::StaleBucket(directory_index)),
@@ -259,7 +258,8 @@ impl<F: Fabric> Pass<'_, '_, F> {
                     .arena_read(at + (block_start - start) as usize, &mut scratch);
                 result = judge(fetch, header, verify, block_start, &scratch);
                 let out_at = fetch.base + (wanted.start.saturating_sub(fetch.take.start)) as usize;
-                let part = &scratch[(wanted.start - block_start) as usize..(wanted.end - block_start) as usize];
+                let part =
+                    &scratch[(wanted.start - block_start) as usize..(wanted.end - block_start) as usize];
                 room_in(&mut self.items[fetch.item].out, fetch, out_at, part.len()).copy_from_slice(part);
             }
             block_start = block_end;
@@ -395,7 +395,8 @@ impl<F: Fabric> Pass<'_, '_, F> {
             return;
         };
         let start = u64::from(part) * u64::from(large.head.part_len_bytes);
-        let wanted = large.take.start.max(start)..large.take.end.min(start + u64::from(locator.value_len_bytes));
+        let wanted =
+            large.take.start.max(start)..large.take.end.min(start + u64::from(locator.value_len_bytes));
         let out_at = (wanted.start - large.take.start) as usize;
         let (to, base) = match item.want {
             Want::Place { offset, .. } => (To::Place, offset + out_at),
@@ -441,7 +442,13 @@ fn room_in<'o>(out: &'o mut Vec<u8>, fetch: &Fetch, at: usize, len: usize) -> &'
 }
 
 /// Judges the block of a value that begins at `start`; a value of one block is judged whole.
-fn judge(fetch: &Fetch, header: &RecordHeader, verify: bool, start: u64, block: &[u8]) -> Result<(), Refusal> {
+fn judge(
+    fetch: &Fetch,
+    header: &RecordHeader,
+    verify: bool,
+    start: u64,
+    block: &[u8],
+) -> Result<(), Refusal> {
     if !verify {
         return Ok(());
     }

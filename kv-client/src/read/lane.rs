@@ -195,7 +195,11 @@ impl<F: Fabric> Lane<F> {
             Scatter {
                 region: arena,
                 offset: 0,
-                len: if place.is_some() { prefix_len } else { prefix_len + value_len },
+                len: if place.is_some() {
+                    prefix_len
+                } else {
+                    prefix_len + value_len
+                },
             },
             Scatter {
                 region: place.map_or(arena, |(region, _)| region),

@@ -207,7 +207,11 @@ impl<'c, F: Fabric> Call<'c, F> {
                     if let Trouble::StaleBucket(entry) = trouble {
                         suspects.insert(entry);
                     }
-                    let most = if item.at.is_some() { STALE_LOCATOR_MAX } else { STALE_MAX };
+                    let most = if item.at.is_some() {
+                        STALE_LOCATOR_MAX
+                    } else {
+                        STALE_MAX
+                    };
                     if item.stale >= most {
                         item.result = Some(Err(ReadError::Stale));
                     }
@@ -239,7 +243,11 @@ impl<'c, F: Fabric> Call<'c, F> {
         for segment in loading {
             self.load(segment);
         }
-        if unhurried { self.wait() } else { !self.deadline.is_over() }
+        if unhurried {
+            self.wait()
+        } else {
+            !self.deadline.is_over()
+        }
     }
 
     /// Asks the server for a segment's image.

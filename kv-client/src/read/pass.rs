@@ -169,7 +169,11 @@ impl<'p, 'k, F: Fabric> Pass<'p, 'k, F> {
     }
 
     /// Works until nothing is left to do. `budget` is the longest time without getting on.
-    pub(crate) fn run(&mut self, budget: std::time::Duration, deadline: &mut Deadline) -> Result<(), Trouble> {
+    pub(crate) fn run(
+        &mut self,
+        budget: std::time::Duration,
+        deadline: &mut Deadline,
+    ) -> Result<(), Trouble> {
         let result = self.run_inner(budget, deadline);
         if let Err(trouble) = result {
             self.lane.disconnect();
@@ -202,7 +206,9 @@ impl<'p, 'k, F: Fabric> Pass<'p, 'k, F> {
                 if flight.last > self.lane.completed {
                     break;
                 }
-                let Some(flight) = self.flights.pop_front() else { break };
+                let Some(flight) = self.flights.pop_front() else {
+                    break;
+                };
                 self.landed(flight.flying, flight.span.offset);
                 self.ring.give_back(flight.span);
             }
@@ -324,7 +330,9 @@ impl<'p, 'k, F: Fabric> Pass<'p, 'k, F> {
 
     /// Plans the next piece of a record.
     fn plan_record(&mut self, index: usize, chain: &mut Chain) -> Result<Step, Trouble> {
-        let live = self.fetches[index].as_ref().filter(|fetch| self.is_live(fetch) && !fetch.is_asked());
+        let live = self.fetches[index]
+            .as_ref()
+            .filter(|fetch| self.is_live(fetch) && !fetch.is_asked());
         if live.is_none() {
             self.records.pop_front();
             return Ok(Step::Planned);
@@ -435,11 +443,19 @@ impl Reading<'_> {
                 return Some(());
             }
             let (from, follow) = self.row.place(at)?;
-            let len = left.min(self.read_max).min(usize::try_from(follow).unwrap_or(usize::MAX));
+            let len = left
+                .min(self.read_max)
+                .min(usize::try_from(follow).unwrap_or(usize::MAX));
             let first = pieces[0].len.min(len);
             let now = [
-                Piece { len: first, ..pieces[0] },
-                Piece { len: len - first, ..pieces[1] },
+                Piece {
+                    len: first,
+                    ..pieces[0]
+                },
+                Piece {
+                    len: len - first,
+                    ..pieces[1]
+                },
             ];
             if self.chain.room() == 0 {
                 return None;

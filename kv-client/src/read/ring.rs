@@ -82,7 +82,9 @@ mod tests {
                     given.push_back((span, len));
                 }
                 None => {
-                    let (span, _) = given.pop_front().expect("an empty ring holds any span up to its capacity");
+                    let (span, _) = given
+                        .pop_front()
+                        .expect("an empty ring holds any span up to its capacity");
                     ring.give_back(span);
                 }
             }
