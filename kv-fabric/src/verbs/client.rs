@@ -17,7 +17,7 @@ use rustix::event::epoll;
 use super::link::{Link, Parts};
 use super::memory::VerbsRegion;
 use super::{READ_MAX_BYTES, call, connect_error};
-use crate::bell::sleep;
+use crate::bell::{Bell, sleep};
 use crate::{
     ControlConnection, ControlEvent, ControlOptions, DataConnection, DataCounters, FabricError, Read,
     ReadCompletion, ReadStatus, RemoteRef, SCATTER_MAX, Stage,
@@ -55,6 +55,9 @@ fn is_over(connection: &rdma::cm::Connection) -> Result<Option<String>, FabricEr
 pub struct VerbsControl {
     link: Link,
     channel: Arc<rdma::CompletionChannel>,
+    /// Rung for good once the connection is over, so that a sleeper wakes up to it.
+    over: Bell,
+    told: bool,
     fd: OwnedFd,
 }
 
@@ -73,12 +76,28 @@ impl VerbsControl {
         let (parts, qp) = Parts::new(pd, &channel, options)?;
         parts.post_receives(connector.attach(qp, rdma::Access::NONE).map_err(failed)?)?;
         let (connection, _) = connector.connect_blocking(param, deadline).map_err(failed)?;
-        let fd = epoll_of(&[channel.as_fd(), connection.id().channel().as_fd()])?;
+        let over = Bell::new()?;
+        let fd = epoll_of(&[channel.as_fd(), connection.id().channel().as_fd(), over.as_fd()])?;
         Ok(Self {
             link: parts.link(connection)?,
             channel,
+            over,
+            told: false,
             fd,
         })
+    }
+}
+
+impl VerbsControl {
+    /// Once it is over: wakes a sleeper, and tells the peer where it does not know yet.
+    fn tell_of_end(&mut self) {
+        if self.link.end().is_some() && !self.told {
+            self.told = true;
+            self.over.ring();
+            if let Err(error) = self.link.connection().disconnect() {
+                tracing::debug!(%error, "the peer could not be told of the end");
+            }
+        }
     }
 }
 
@@ -88,7 +107,9 @@ impl ControlConnection<VerbsRegion> for VerbsControl {
     }
 
     fn send(&mut self, frame: &[u8]) -> Result<(), FabricError> {
-        self.link.send(frame)
+        let sent = self.link.send(frame);
+        self.tell_of_end();
+        sent
     }
 
     fn write(
@@ -99,25 +120,25 @@ impl ControlConnection<VerbsRegion> for VerbsControl {
         len: usize,
         to: RemoteRef,
     ) -> Result<(), FabricError> {
-        self.link.write(number, source, offset, len, to)
+        let written = self.link.write(number, source, offset, len, to);
+        self.tell_of_end();
+        written
     }
 
     fn poll(&mut self, events: &mut Vec<ControlEvent>) -> Result<(), FabricError> {
         self.channel
             .drain()
             .map_err(|error| call("take completion events", error))?;
-        if let Some(why) = is_over(self.link.connection())? {
-            // What arrived before is still returned, then the end.
-            let before = events.len();
-            let polled = self.link.poll(events);
+        let ended = is_over(self.link.connection())?;
+        // What arrived before is returned first, then the end.
+        let before = events.len();
+        let mut polled = self.link.poll(events);
+        if let Some(why) = ended {
             self.link.close(&why);
-            return if events.len() > before {
-                Ok(())
-            } else {
-                polled.and(Err(FabricError::Closed(why)))
-            };
+            polled = polled.and(Err(FabricError::Closed(why)));
         }
-        self.link.poll(events)
+        self.tell_of_end();
+        if events.len() > before { Ok(()) } else { polled }
     }
 }
 
@@ -207,6 +228,10 @@ impl VerbsData {
         let status = read_status(completion.status());
         if status != ReadStatus::Success && self.closed.is_none() {
             self.closed = Some(format!("a READ ended with {}", completion.status()));
+            // The peer learns nothing from a refused READ by itself.
+            if let Err(error) = self.connection.disconnect() {
+                tracing::debug!(%error, "the peer could not be told of the end");
+            }
         }
         while self.completed <= completion.wr_id() {
             let Some(done) = self.posted.pop_front() else {

@@ -200,26 +200,22 @@ impl VerbsEndpoint {
             return;
         };
         let mut frames = Vec::new();
-        let polled = loop {
-            let before = frames.len();
-            let Purpose::Control { link, .. } = &mut conn.purpose else {
-                return;
-            };
-            let polled = link.poll(&mut frames);
-            if polled.is_err() || frames.len() == before {
-                break polled;
-            }
+        let Purpose::Control { link, .. } = &mut conn.purpose else {
+            return;
         };
+        let polled = link.poll(&mut frames);
+        let closed = link.end().map(str::to_owned);
         if !frames.is_empty() {
             // A frame says that the connection stands, should its event come later.
             establish(id, conn, out);
         }
         deliver(id, frames, out);
-        if let Err(error) = polled
+        let failed = polled.err().map(|error| error.to_string());
+        if let Some(why) = closed.or(failed)
             && !conn.over
         {
             conn.over = true;
-            out.push(EndpointEvent::Closed(id, error.to_string()));
+            out.push(EndpointEvent::Closed(id, why));
         }
     }
 

@@ -158,15 +158,14 @@ impl Link {
     pub(super) fn send(&mut self, frame: &[u8]) -> Result<(), FabricError> {
         self.usable()?;
         if frame.is_empty() || frame.len() > self.frame_bytes {
-            let text = format!(
-                "a frame of {} bytes, where {} are the most",
+            // The peer would not take it: the same end as if it had been sent.
+            let why = format!(
+                "a frame of {} bytes, where 1 to {} are allowed",
                 frame.len(),
                 self.frame_bytes
             );
-            return Err(FabricError::call(
-                "send",
-                std::io::Error::new(std::io::ErrorKind::InvalidInput, text),
-            ));
+            self.close(&why);
+            return Err(FabricError::Closed(why));
         }
         let slot = self.free_slots.pop().ok_or(FabricError::Busy("frames to send"))?;
         let offset = slot * self.frame_bytes;
@@ -229,11 +228,19 @@ impl Link {
         })
     }
 
-    /// Appends what arrived or finished; re-arms when there was nothing.
+    /// Why it is over, once it is.
+    pub(super) fn end(&self) -> Option<&str> {
+        self.closed.as_deref()
+    }
+
+    /// Appends what arrived or finished, and leaves the queue armed for what comes next.
+    ///
+    /// # Errors
+    /// [`FabricError::Closed`] if it is over and nothing was appended.
     pub(super) fn poll(&mut self, events: &mut Vec<ControlEvent>) -> Result<(), FabricError> {
         let before = events.len();
         self.take(events);
-        if events.len() == before && self.closed.is_none() {
+        if self.closed.is_none() {
             self.cq
                 .arm(false)
                 .map_err(|error| call("arm the completion queue", error))?;

@@ -140,6 +140,9 @@ impl Verbs {
     }
 
     fn connect_param(&self, request: &[u8], asks_reads: bool) -> Result<rdma::cm::ConnectParam, FabricError> {
+        if request.len() > rdma::cm::PRIVATE_DATA_CONNECT_MAX {
+            return Err(FabricError::Unsupported("private data of more than 56 bytes"));
+        }
         let attr = self
             .context
             .query_device()
