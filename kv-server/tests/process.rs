@@ -72,7 +72,7 @@ impl Process {
         let address = text.trim_end().strip_prefix("local:").unwrap().to_owned();
         Self {
             child,
-            fabric: Local::make(),
+            fabric: Local::server(""),
             address,
         }
     }

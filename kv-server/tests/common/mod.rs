@@ -4,9 +4,12 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::{Duration, Instant};
 
 use kv_fabric::local::Local;
+use kv_fabric::sim::{Sim, SimOptions};
+use kv_fabric::verbs::Verbs;
 use kv_fabric::{
     ControlConnection, ControlEvent, ControlOptions, DataConnection, Fabric, FabricError, Read, ReadStatus,
     Region, RemoteRef, Scatter,
@@ -29,19 +32,61 @@ pub const PATIENCE: Duration = Duration::from_secs(20);
 
 /// A fabric that tests can make.
 pub trait TestFabric: Fabric {
-    /// A new one.
-    fn make() -> Arc<Self>;
+    /// By how much everything takes longer than over shared memory, leases included.
+    const SLOWER: u64 = 1;
     /// An address to listen on, alone.
     fn address(folder: &Path) -> String;
+    /// The server's end.
+    fn server(address: &str) -> Arc<Self>;
+    /// The client's end.
+    fn client(server: &Arc<Self>, address: &str) -> Arc<Self>;
 }
 
 impl TestFabric for Local {
-    fn make() -> Arc<Self> {
-        Arc::new(Local::new().unwrap())
-    }
-
     fn address(folder: &Path) -> String {
         folder.join("socket").to_str().unwrap().to_owned()
+    }
+
+    fn server(_address: &str) -> Arc<Self> {
+        Arc::new(Self::new().unwrap())
+    }
+
+    fn client(_server: &Arc<Self>, address: &str) -> Arc<Self> {
+        Self::server(address)
+    }
+}
+
+impl TestFabric for Sim {
+    fn address(_folder: &Path) -> String {
+        "server:7471".to_owned()
+    }
+
+    fn server(_address: &str) -> Arc<Self> {
+        // No faults: what is asked here is what the server does, not what a network does to it.
+        Arc::new(Self::new(SimOptions::default()))
+    }
+
+    fn client(server: &Arc<Self>, _address: &str) -> Arc<Self> {
+        Arc::clone(server)
+    }
+}
+
+impl TestFabric for Verbs {
+    const SLOWER: u64 = 6;
+
+    fn address(_folder: &Path) -> String {
+        static PORT: AtomicU16 = AtomicU16::new(7600);
+        let host =
+            std::env::var("VKV_TEST_ADDR").expect("VKV_TEST_ADDR: the address of the device to test on");
+        format!("{host}:{}", PORT.fetch_add(1, Ordering::Relaxed))
+    }
+
+    fn server(address: &str) -> Arc<Self> {
+        Arc::new(Self::for_listener(address).unwrap())
+    }
+
+    fn client(_server: &Arc<Self>, address: &str) -> Arc<Self> {
+        Arc::new(Self::for_peer(address).unwrap())
     }
 }
 
@@ -91,8 +136,8 @@ impl Setup {
     }
 
     pub fn start<F: TestFabric>(self) -> Running<F> {
-        let fabric = F::make();
         let address = F::address(self.folder.path());
+        let fabric = F::server(&address);
         let handle = Server::<F>::start(
             Arc::clone(&fabric),
             &address,
@@ -101,10 +146,11 @@ impl Setup {
             self.options.clone(),
         )
         .unwrap();
+        let address = handle.address().to_owned();
         Running {
-            address: handle.address().to_owned(),
+            fabric: F::client(&fabric, &address),
+            address,
             handle: Some(handle),
-            fabric,
             setup: self,
         }
     }
@@ -252,10 +298,10 @@ impl<F: Fabric> Raw<F> {
         }
     }
 
-    /// Sends bytes as they are; that the connection is over already is found out by who waits for an answer.
+    /// Sends bytes as they are. That the connection is over, or full, is found out by who waits for an answer.
     pub fn send_raw(&mut self, frame: &[u8]) {
         match self.control.send(frame) {
-            Ok(()) | Err(FabricError::Closed(_)) => {}
+            Ok(()) | Err(FabricError::Closed(_) | FabricError::Busy(_)) => {}
             Err(error) => panic!("{error}"),
         }
     }
@@ -573,13 +619,8 @@ impl<F: Fabric> Raw<F> {
         }
     }
 
-    /// READs the value of a locator, by the table as it is now.
-    pub fn get(
-        &mut self,
-        data: &mut F::Data,
-        dataset: [u8; 16],
-        locator: &Locator,
-    ) -> Result<Vec<u8>, ReadStatus> {
+    /// Where a record lies, by the table as it is now.
+    pub fn place(&mut self, dataset: [u8; 16], locator: &Locator) -> RemoteRef {
         let rows = self.rows(dataset);
         let row = rows.iter().find(|row| row.segment == locator.segment).unwrap();
         let extent = &row.extents[(locator.offset_bytes() / EXTENT_BYTES) as usize];
@@ -587,7 +628,17 @@ impl<F: Fabric> Raw<F> {
             address: extent.address,
             rkey: extent.rkey,
         };
-        let from = from.offset(locator.offset_bytes() % EXTENT_BYTES);
+        from.offset(locator.offset_bytes() % EXTENT_BYTES)
+    }
+
+    /// READs the value of a locator.
+    pub fn get(
+        &mut self,
+        data: &mut F::Data,
+        dataset: [u8; 16],
+        locator: &Locator,
+    ) -> Result<Vec<u8>, ReadStatus> {
+        let from = self.place(dataset, locator);
         let record = self.read(data, from, locator.wire_len_bytes() as usize)?;
         Ok(record[locator.prefix_len_bytes() as usize..].to_vec())
     }
