@@ -1,7 +1,7 @@
 //! What the seam promises, kept by each of its answers: the same cases run on all of them.
 //!
-//! To run a case over a device: `VKV_TEST_DEVICE=rxe0 VKV_TEST_ADDR=host:port cargo test -p kv-fabric --test
-//! conformance verbs -- --ignored --test-threads 1`, with the address of that device.
+//! Over a device: `VKV_TEST_ADDR=address cargo test -p kv-fabric --test conformance verbs -- --ignored --test-threads 1`,
+//! with the address of that device; a missing one is a failure.
 //! A failure over `sim` prints a seed; `VKV_SIM_SEED=seed` repeats it.
 
 #[path = "conformance/control.rs"]
@@ -11,10 +11,12 @@ mod data;
 #[path = "conformance/rig.rs"]
 mod rig;
 
+use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::Duration;
 
 use kv_fabric::local::Local;
 use kv_fabric::sim::{ReplayHint, Sim, SimFaults, SimOptions, seed_from_env};
+use kv_fabric::verbs::Verbs;
 
 use rig::Rig;
 
@@ -30,6 +32,20 @@ fn local() -> Rig<Local> {
             .expect("a path of text")
             .to_owned(),
         _keep: Box::new(folder),
+    }
+}
+
+fn verbs() -> Rig<Verbs> {
+    // A port of its own for each case: the one before may not be free yet.
+    static PORT: AtomicU16 = AtomicU16::new(17_500);
+    let host =
+        std::env::var("VKV_TEST_ADDR").expect("VKV_TEST_ADDR names no address: run inside soft-roce-ci/run");
+    let address = format!("{host}:{}", PORT.fetch_add(1, Ordering::Relaxed));
+    Rig {
+        server: Verbs::for_listener(&address).expect("a device"),
+        client: Verbs::for_peer(&address).expect("a device"),
+        address,
+        _keep: Box::new(()),
     }
 }
 
@@ -68,6 +84,10 @@ macro_rules! conformance {
         conformance!(@over local []; $($file: $($case)+;)+);
         conformance!(@over sim []; $($file: $($case)+;)+);
         conformance!(@over sim_with_faults []; $($file: $($case)+;)+);
+        conformance!(
+            @over verbs [#[ignore = "needs an RDMA device: VKV_TEST_DEVICE=rxe0"]];
+            $($file: $($case)+;)+
+        );
     };
     (@over $make:ident $attributes:tt; $($file:ident: $($case:ident)+;)+) => {
         mod $make {
