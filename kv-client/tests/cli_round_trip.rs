@@ -78,7 +78,7 @@ fn round_trip(many: u64, large_bytes: usize, arguments: &[&str]) {
         (&count.into(), &4.into(), &0.into())
     );
     assert_eq!(server.keys("images"), names);
-    assert_eq!(server.stat("images", "keys"), count);
+    assert_eq!(server.stat("images", "keys_count"), count);
 
     let (said, figures) = server.verify("images", &[tree.as_os_str(), "--exact".as_ref()]);
     said.expect(0, &[]);
@@ -110,14 +110,14 @@ fn round_trip(many: u64, large_bytes: usize, arguments: &[&str]) {
     assert_eq!(figures["verified"], count);
 
     // And nothing is stored again.
-    let sequence = server.stat("images", "sequence");
+    let puts = server.stat("images", "puts_count");
     let (said, figures) = server.ingest("images", &[tree.as_os_str()]);
     said.expect(0, &[]);
     assert_eq!(
         (&figures["stored"], &figures["unchanged"]),
         (&0.into(), &count.into())
     );
-    assert_eq!(server.stat("images", "sequence"), sequence);
+    assert_eq!(server.stat("images", "puts_count"), puts);
 }
 
 #[test]

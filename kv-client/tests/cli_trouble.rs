@@ -49,13 +49,13 @@ fn first_stored(server: &Server) -> u64 {
 
 /// Ingests again and checks that what was stored is not stored a second time.
 fn resume(server: &Server, tree: &Path, count: u64, stored: u64) {
-    let sequence = server.stat("d", "sequence");
+    let puts = server.stat("d", "puts_count");
     let (said, figures) = server.ingest("d", &[tree.as_os_str()]);
     said.expect(0, &[]);
     assert_eq!(figures["unchanged"], stored, "{figures}");
     assert_eq!(figures["stored"], count - stored, "{figures}");
     assert_eq!(figures["replaced"], 0, "{figures}");
-    assert_eq!(server.stat("d", "sequence"), sequence + count - stored);
+    assert_eq!(server.stat("d", "puts_count"), puts + count - stored);
     let (said, figures) = server.verify("d", &[tree.as_os_str(), "--exact".as_ref()]);
     said.expect(0, &[]);
     assert_eq!(figures["verified"], count);
@@ -68,13 +68,13 @@ fn an_interrupted_ingest_says_how_to_go_on_and_stores_nothing_twice() {
         let count = 20_000;
         let tree = many(&server, count);
         let child = begin_ingest(&server, &tree, &[]);
-        wait_until("stored 500 keys", || server.stat("d", "keys") >= 500);
+        wait_until("stored 500 keys", || server.stat("d", "keys_count") >= 500);
         signal(child.id(), name);
         let code = if name == "INT" { 130 } else { 143 };
         end(child).expect(code, &["interrupted by signal", "run the same command again"]);
         let stored = first_stored(&server);
         assert!((500..count).contains(&stored), "{stored}");
-        assert_eq!(server.stat("d", "keys"), stored);
+        assert_eq!(server.stat("d", "keys_count"), stored);
         resume(&server, &tree, count, stored);
     }
 }
@@ -85,14 +85,14 @@ fn an_ingest_that_was_killed_is_resumed() {
     let count = 20_000;
     let tree = many(&server, count);
     let mut child = begin_ingest(&server, &tree, &[]);
-    wait_until("stored 500 keys", || server.stat("d", "keys") >= 500);
+    wait_until("stored 500 keys", || server.stat("d", "keys_count") >= 500);
     child.kill().unwrap();
     child.wait().unwrap();
     // What the client had sent may still be stored after its end.
     let mut stored = 0;
     wait_until("settled", || {
         std::thread::sleep(std::time::Duration::from_millis(200));
-        std::mem::replace(&mut stored, server.stat("d", "keys")) == stored
+        std::mem::replace(&mut stored, server.stat("d", "keys_count")) == stored
     });
     assert!(stored < count);
     resume(&server, &tree, count, stored);
@@ -104,10 +104,10 @@ fn a_server_killed_during_an_ingest_that_comes_back_is_waited_for() {
     let count = 20_000;
     let tree = many(&server, count);
     let child = begin_ingest(&server, &tree, &[]);
-    wait_until("stored 500 keys", || server.stat("d", "keys") >= 500);
+    wait_until("stored 500 keys", || server.stat("d", "keys_count") >= 500);
     server.restart(&[]);
     end(child).expect(0, &[]);
-    assert_eq!(server.stat("d", "keys"), count);
+    assert_eq!(server.stat("d", "keys_count"), count);
     server
         .verify("d", &[tree.as_os_str(), "--exact".as_ref()])
         .0
@@ -120,13 +120,13 @@ fn a_server_killed_for_good_ends_the_ingest_with_one_line_and_the_rest_follows_l
     let count = 20_000;
     let tree = many(&server, count);
     let child = begin_ingest(&server, &tree, &["--timeout", "2"]);
-    wait_until("stored 500 keys", || server.stat("d", "keys") >= 500);
+    wait_until("stored 500 keys", || server.stat("d", "keys_count") >= 500);
     server.kill();
     let said = end(child);
     said.expect(1, &["kv: stopped:", "run the same command again"]);
     server.restart(&[]);
     // What was answered is there; what was not may be.
-    let (stored, answered) = (server.stat("d", "keys"), first_stored(&server));
+    let (stored, answered) = (server.stat("d", "keys_count"), first_stored(&server));
     assert!(answered <= stored && stored < count, "{answered} {stored}");
     resume(&server, &tree, count, stored);
 }
@@ -185,7 +185,7 @@ fn a_reached_memory_budget_stops_and_what_was_answered_stays() {
     assert_eq!(figures["mismatched"], 0);
     server.set_arguments(&["--segment-bytes", "16M", "--memory-budget", "1G"]);
     server.restart(&[]);
-    let stored = server.stat("d", "keys");
+    let stored = server.stat("d", "keys_count");
     resume(&server, &tree, count, stored);
 }
 
@@ -246,7 +246,7 @@ fn who_may_not_is_told_so() {
     said.expect(1, &["the key may not do this"]);
     as_reader(&["dataset".as_ref(), "create".as_ref(), server.uri("new").as_ref()]).expect(1, &["may not"]);
     as_reader(&["dataset".as_ref(), "drop".as_ref(), &uri, "--yes".as_ref()]).expect(1, &["may not"]);
-    assert_eq!(server.stat("d", "keys"), 0);
+    assert_eq!(server.stat("d", "keys_count"), 0);
 
     server.keygen("stranger", "admin", &server.path("stranger.toml"));
     let said = run(server
