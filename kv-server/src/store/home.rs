@@ -22,8 +22,8 @@ const IGNORED_NAMES: [&str; 4] = ["lock", "lost+found", "superblock.new", "datas
 /// A data directory that this process has.
 pub(crate) struct Home {
     root: PathBuf,
-    /// Held for its flock.
-    _lock: File,
+    /// Held for its flock, until [`Home::leave`].
+    held: Mutex<Option<File>>,
     epoch: u64,
     numbers: Mutex<Numbers>,
 }
@@ -76,13 +76,18 @@ impl Home {
         }
         Ok(Self {
             root: root.to_owned(),
-            _lock: held,
+            held: Mutex::new(Some(held)),
             epoch: superblock.epoch,
             numbers: Mutex::new(Numbers {
                 superblock,
                 next: superblock.segment_next,
             }),
         })
+    }
+
+    /// Lets another server have the directory: nothing is written any more, whoever still holds a dataset.
+    pub(crate) fn leave(&self) {
+        lock(&self.held).take();
     }
 
     pub(crate) fn epoch(&self) -> u64 {

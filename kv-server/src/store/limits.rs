@@ -15,7 +15,7 @@ pub(crate) const JOURNAL_CHANGES_MAX: usize = 4096;
 /// Most operations of all clients of one dataset that are remembered; past it the client that was idle longest is
 /// forgotten.
 pub(crate) const OPERATIONS_TOTAL_MAX: usize = 1 << 20;
-/// Blocks of the first arena of an index; each further one is twice as long.
+/// Blocks of the first arena of an index; each further one has half as many as there are.
 pub(crate) const ARENA_BLOCKS_MIN: usize = 16;
 /// Blocks of the longest arena of an index.
 pub(crate) const ARENA_BLOCKS_MAX: usize = 1024;

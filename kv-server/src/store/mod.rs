@@ -485,6 +485,7 @@ impl<D: Domain> Store<D> {
 impl<D: Domain> Drop for Store<D> {
     fn drop(&mut self) {
         self.shutdown();
+        self.shared.home.leave();
     }
 }
 

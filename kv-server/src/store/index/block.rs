@@ -63,6 +63,8 @@ pub(crate) struct BlockRef {
 pub(crate) struct Blocks<D: Domain> {
     arenas: Vec<Readable<D>>,
     free: Vec<BlockRef>,
+    /// Blocks in all arenas.
+    count: usize,
 }
 
 impl<D: Domain> Blocks<D> {
@@ -70,6 +72,7 @@ impl<D: Domain> Blocks<D> {
         Self {
             arenas: Vec::new(),
             free: Vec::new(),
+            count: 0,
         }
     }
 
@@ -82,13 +85,14 @@ impl<D: Domain> Blocks<D> {
         if let Some(block) = self.free.pop() {
             return Ok(block);
         }
-        let mut blocks = (ARENA_BLOCKS_MIN << self.arenas.len().min(16)).min(ARENA_BLOCKS_MAX);
+        let mut blocks = (self.count / 2).clamp(ARENA_BLOCKS_MIN, ARENA_BLOCKS_MAX);
         let arena = loop {
             match Readable::new(place, blocks * GROUP_BYTES) {
                 Err(StorageError::Memory { .. }) if blocks > 1 => blocks /= 2,
                 made => break made?,
             }
         };
+        self.count += blocks;
         let arena_index = self.arenas.len();
         self.arenas.push(arena);
         self.free.extend((1..blocks).rev().map(|block| BlockRef {

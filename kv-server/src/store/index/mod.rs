@@ -24,8 +24,8 @@ mod block;
 use block::Blocks;
 pub(crate) use block::{BlockRef, Directory, Place, Readable};
 
-/// Keys for which a group is made at the start: some six in ten slots.
-const GROUP_KEYS_PLANNED: u64 = GROUP_BUCKETS as u64 * BUCKET_SLOTS as u64 * 6 / 10;
+/// Keys for which a group is made at the start: three in four slots, so that few groups split at once.
+const GROUP_KEYS_PLANNED: u64 = GROUP_BUCKETS as u64 * BUCKET_SLOTS as u64 * 3 / 4;
 
 /// A group of buckets.
 struct Group {

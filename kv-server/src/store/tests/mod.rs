@@ -2,4 +2,10 @@
 //! device's own order of reads.
 
 mod basic;
+mod changes;
+mod crash;
+mod faults;
+mod index;
+mod model;
+mod parts;
 mod support;

@@ -118,6 +118,8 @@ pub(crate) struct RawReader {
     scope: IndexScope,
     hash_key: [u8; 16],
     directory: DirectoryRef,
+    /// The directory as it was when it was last asked for.
+    entries: Vec<DirectoryEntry>,
     rows: HashMap<u32, SegmentRow>,
 }
 
@@ -131,6 +133,7 @@ impl RawReader {
             },
             hash_key: dataset.hash_key(),
             directory: dataset.directory(),
+            entries: Vec::new(),
             rows: HashMap::new(),
         };
         reader.refresh(dataset);
@@ -140,6 +143,9 @@ impl RawReader {
     /// Asks the server for everything again.
     pub(crate) fn refresh(&mut self, dataset: &Dataset<TestDomain>) {
         self.directory = dataset.directory();
+        self.entries = vec![DirectoryEntry::new_zeroed(); 1 << self.directory.depth];
+        // Gone already: then its entries are no entries, and it is asked for again.
+        self.network.read(remote(&self.directory.at), self.entries.as_mut_bytes());
         self.rows.clear();
         let mut first = 1;
         while first != 0 {
@@ -152,18 +158,11 @@ impl RawReader {
     pub(crate) fn lookup(&self, key: &[u8]) -> Result<(Locator, Vec<u8>), Miss> {
         let hash = KeyHash::of(&self.hash_key, key);
         let index = directory_index(hash.slot, self.directory.depth);
-        let mut entry = DirectoryEntry::new_zeroed();
-        let at = remote(&self.directory.at).offset(u64::from(index) * size_of::<DirectoryEntry>() as u64);
-        if !self.network.read(at, entry.as_mut_bytes()) {
+        let entry = self.entries[index as usize];
+        let DirectoryRef { version, depth, .. } = self.directory;
+        if judge_directory_entry(&self.scope, version, depth, index, &entry).is_err() {
             return Err(Miss::Stale);
         }
-        judge_directory_entry(
-            &self.scope,
-            self.directory.version,
-            self.directory.depth,
-            index,
-            &entry,
-        )?;
         let group = RemoteRef {
             address: entry.address,
             rkey: entry.rkey,

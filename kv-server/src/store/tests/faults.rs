@@ -1,0 +1,259 @@
+//! Disks that fill up, fail to write and fail to sync: what was answered stays, what was not is answered so.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+
+use super::support::{Rig, bytes, copy_directory, faulty, options};
+use crate::error::StorageError;
+use crate::store::files::Call;
+use kv_proto::control::Status;
+use kv_proto::layout::segment_state;
+
+/// A fault that a test turns on and off.
+#[derive(Clone, Default)]
+struct Switch {
+    what: Arc<Mutex<Option<(Call, i32, usize)>>>,
+    hits: Arc<AtomicUsize>,
+}
+
+const ENOSPC: i32 = 28;
+const EIO: i32 = 5;
+
+impl Switch {
+    fn fail(&self, call: Call, errno: i32, after_bytes: usize) {
+        *self.what.lock().unwrap() = Some((call, errno, after_bytes));
+    }
+
+    fn heal(&self) {
+        *self.what.lock().unwrap() = None;
+    }
+
+    fn rig(&self, root: &Path) -> Rig {
+        let switch = self.clone();
+        let faults = move |call: Call, path: &Path| {
+            let (failing, errno, after) = (*switch.what.lock().unwrap())?;
+            if call != failing || !path.to_string_lossy().contains(".segment") {
+                return None;
+            }
+            switch.hits.fetch_add(1, Ordering::Relaxed);
+            Some((after, io::Error::from_raw_os_error(errno)))
+        };
+        Rig::with(options(root), faulty(Box::new(faults))).unwrap()
+    }
+}
+
+fn check(rig: &Rig, keys: impl IntoIterator<Item = u64>) {
+    for key in keys {
+        assert_eq!(rig.get("set", &key.to_le_bytes()), Some(bytes(key, 5000)), "key {key}");
+    }
+}
+
+fn put(rig: &Rig, key: u64) -> Result<(), StorageError> {
+    rig.put("set", &key.to_le_bytes(), &bytes(key, 5000)).map(|_| ())
+}
+
+/// The directory as a crash right now would leave it, opened without faults.
+fn crash(root: &Path) -> (tempfile::TempDir, Rig) {
+    let copy = tempfile::tempdir().unwrap();
+    copy_directory(root, copy.path());
+    let rig = Rig::open(copy.path());
+    (copy, rig)
+}
+
+#[test]
+fn a_full_disk_refuses_and_works_again_once_there_is_room() {
+    for after in [0, 100, 4096, 5100] {
+        let directory = tempfile::tempdir().unwrap();
+        let switch = Switch::default();
+        let rig = switch.rig(directory.path());
+        rig.store.create("set").unwrap();
+        put(&rig, 0).unwrap();
+        switch.fail(Call::Write, ENOSPC, after);
+        for key in 1..4 {
+            let error = put(&rig, key).unwrap_err();
+            assert_eq!(error.status(), Status::NoSpace, "{error}");
+            assert_eq!(rig.get("set", &key.to_le_bytes()), None);
+        }
+        // Refused is refused: also a crash now brings none of them back.
+        let (_copy, crashed) = crash(directory.path());
+        check(&crashed, [0]);
+        assert_eq!(crashed.figure("set", "keys_count"), 1);
+        assert_eq!(crashed.figure("set", "damaged_records_count"), 0);
+        switch.heal();
+        for key in 2..9 {
+            put(&rig, key).unwrap();
+        }
+        let segments = rig.figure("set", "segments_count");
+        assert_eq!(segments, 1, "the same segment goes on");
+        check(&rig, [0].into_iter().chain(2..9));
+        let (_copy, crashed) = crash(directory.path());
+        check(&crashed, [0].into_iter().chain(2..9));
+        assert_eq!(crashed.figure("set", "keys_count"), 8);
+    }
+}
+
+#[test]
+fn a_full_disk_in_a_large_value_refuses_all_of_it() {
+    let directory = tempfile::tempdir().unwrap();
+    let switch = Switch::default();
+    let rig = switch.rig(directory.path());
+    rig.store.create("set").unwrap();
+    put(&rig, 0).unwrap();
+    switch.fail(Call::Write, ENOSPC, 40_000);
+    let dataset = rig.dataset("set");
+    let result = rig
+        .start_put(&dataset, (1, 1), b"large", &bytes(1, 400_000))
+        .and_then(|token| rig.answer(token));
+    assert_eq!(result.unwrap_err().status(), Status::NoSpace);
+    switch.heal();
+    rig.put_as("set", (1, 1), b"large", &bytes(1, 400_000)).unwrap();
+    assert_eq!(rig.get("set", b"large"), Some(bytes(1, 400_000)));
+    let (_copy, crashed) = crash(directory.path());
+    assert_eq!(crashed.get("set", b"large"), Some(bytes(1, 400_000)));
+}
+
+#[test]
+fn no_room_for_the_next_segment_refuses_until_there_is() {
+    for call in [Call::Create, Call::Write, Call::Rename] {
+        let directory = tempfile::tempdir().unwrap();
+        let switch = Switch::default();
+        let rig = switch.rig(directory.path());
+        rig.store.create("set").unwrap();
+        switch.fail(call, ENOSPC, 10);
+        for key in 0..3 {
+            assert_eq!(put(&rig, key).unwrap_err().status(), Status::NoSpace, "{call:?}");
+        }
+        switch.heal();
+        put(&rig, 5).unwrap();
+        assert_eq!(rig.dataset("set").lookup(&5_u64.to_le_bytes()).unwrap().segment, 1, "no number was wasted");
+        check(&rig, [5]);
+    }
+}
+
+#[test]
+fn after_a_failed_sync_or_write_a_segment_takes_no_more_writes() {
+    for (call, errno) in [(Call::Sync, EIO), (Call::Sync, ENOSPC), (Call::Write, EIO)] {
+        let directory = tempfile::tempdir().unwrap();
+        let switch = Switch::default();
+        let rig = switch.rig(directory.path());
+        rig.store.create("set").unwrap();
+        put(&rig, 0).unwrap();
+        let first = rig.dataset("set").lookup(&0_u64.to_le_bytes()).unwrap().segment;
+        let durable = rig.dataset("set").row(first).unwrap().length_units;
+        switch.fail(call, errno, 3000);
+        let error = put(&rig, 1).unwrap_err();
+        assert_eq!(error.status(), Status::Io, "{call:?}: {error}");
+        assert_eq!(rig.get("set", &1_u64.to_le_bytes()), None);
+        switch.heal();
+        let row = rig.dataset("set").row(first).unwrap();
+        assert_eq!((row.state, row.length_units), (segment_state::SEALED, durable));
+        let len = std::fs::metadata(&super::support::segment_files(&rig.dataset("set"))[0]).unwrap().len();
+        put(&rig, 2).unwrap();
+        put(&rig, 1).unwrap();
+        let second = rig.dataset("set").lookup(&2_u64.to_le_bytes()).unwrap().segment;
+        assert_ne!(first, second);
+        check(&rig, 0..3);
+        let now = std::fs::metadata(&super::support::segment_files(&rig.dataset("set"))[0]).unwrap().len();
+        assert_eq!(len, now, "not a byte more");
+        let (_copy, crashed) = crash(directory.path());
+        check(&crashed, 0..3);
+        assert_eq!(crashed.figure("set", "keys_count"), 3);
+    }
+}
+
+/// The retry of a put whose outcome was unknown is done once, whatever of the first attempt is on the disk.
+#[test]
+fn a_retry_after_a_failed_sync_is_done_once() {
+    let directory = tempfile::tempdir().unwrap();
+    let switch = Switch::default();
+    let rig = switch.rig(directory.path());
+    rig.store.create("set").unwrap();
+    switch.fail(Call::Sync, EIO, 0);
+    // The header of the segment is synced too: let that pass.
+    switch.heal();
+    put(&rig, 0).unwrap();
+    switch.fail(Call::Sync, EIO, 0);
+    let error = rig.put_as("set", (1, 1), b"key", b"value").unwrap_err();
+    assert_eq!(error.status(), Status::Io);
+    switch.heal();
+    rig.put_as("set", (1, 1), b"key", b"value").unwrap();
+    rig.put_as("set", (1, 2), b"key", b"newer").unwrap();
+    let (_copy, crashed) = crash(directory.path());
+    assert_eq!(crashed.get("set", b"key"), Some(b"newer".to_vec()));
+    let begun = crashed.dataset("set").begin_put(1, 1, b"key", 5).unwrap();
+    assert!(matches!(begun, crate::store::BeginPut::Done(_)));
+}
+
+#[test]
+fn a_trailer_that_cannot_be_written_loses_nothing() {
+    let directory = tempfile::tempdir().unwrap();
+    let switch = Switch::default();
+    let rig = switch.rig(directory.path());
+    rig.store.create("set").unwrap();
+    put(&rig, 0).unwrap();
+    switch.fail(Call::Write, ENOSPC, 0);
+    drop(rig);
+    assert!(switch.hits.load(Ordering::Relaxed) > 0);
+    switch.heal();
+    for _ in 0..2 {
+        check(&Rig::open(directory.path()), [0]);
+    }
+}
+
+#[test]
+fn creating_renaming_and_dropping_fail_whole() {
+    let failing = Arc::new(Mutex::new(None::<Call>));
+    let directory = tempfile::tempdir().unwrap();
+    let root: PathBuf = directory.path().to_owned();
+    let rig = {
+        let failing = Arc::clone(&failing);
+        let faults = move |call: Call, _: &Path| {
+            (Some(call) == *failing.lock().unwrap()).then(|| (0, io::Error::from_raw_os_error(ENOSPC)))
+        };
+        Rig::with(options(&root), faulty(Box::new(faults))).unwrap()
+    };
+    rig.store.create("old").unwrap();
+    rig.put("old", b"key", b"value").unwrap();
+    for call in [Call::Create, Call::Write, Call::Rename, Call::SyncDirectory] {
+        *failing.lock().unwrap() = Some(call);
+        assert!(rig.store.create("new").is_err(), "{call:?}");
+        assert!(rig.store.by_name("new").is_none());
+        if call != Call::SyncDirectory {
+            assert!(rig.store.rename("old", "new").is_err(), "{call:?}");
+            assert!(rig.store.by_name("old").is_some());
+        }
+        *failing.lock().unwrap() = None;
+    }
+    *failing.lock().unwrap() = Some(Call::Rename);
+    assert!(rig.store.drop_dataset("old").is_err());
+    *failing.lock().unwrap() = None;
+    rig.put("old", b"key", b"newer").unwrap();
+    rig.store.create("new").unwrap();
+    drop(rig);
+    let rig = Rig::open(&root);
+    assert_eq!(rig.store.list().len(), 2);
+    assert_eq!(rig.get("old", b"key"), Some(b"newer".to_vec()));
+}
+
+#[test]
+fn a_segment_that_cannot_be_read_is_lost_and_the_rest_served() {
+    let directory = tempfile::tempdir().unwrap();
+    let rig = Rig::open(directory.path());
+    rig.store.create("one").unwrap();
+    rig.store.create("set").unwrap();
+    rig.put("one", b"key", b"value").unwrap();
+    put(&rig, 0).unwrap();
+    let victim = super::support::segment_files(&rig.dataset("one"))[0].clone();
+    drop(rig);
+    let armed = AtomicBool::new(true);
+    let faults = move |call: Call, path: &Path| {
+        (call == Call::Read && path == victim && armed.load(Ordering::Relaxed))
+            .then(|| (0, io::Error::from_raw_os_error(EIO)))
+    };
+    let rig = Rig::with(options(directory.path()), faulty(Box::new(faults))).unwrap();
+    check(&rig, [0]);
+    assert_eq!(rig.get("one", b"key"), None);
+    assert_eq!(rig.figure("one", "lost_segments_count"), 1);
+}
