@@ -16,6 +16,7 @@ use crate::memory::BufferOn;
 use crate::put::pool::Pool;
 use crate::read::arrive::global;
 use crate::read::counters::Tally;
+use crate::read::fast::Fast;
 use crate::read::item::{Found, Item, Want};
 use crate::read::lane::{Lane, NotReady};
 use crate::read::{Call, check_key};
@@ -535,10 +536,12 @@ impl<F: Fabric> DatasetOn<F> {
     pub fn get_at(&self, at: &GlobalLocator, key: Option<&[u8]>) -> Result<Vec<u8>, ReadError> {
         check_at(self.id(), at, key)?;
         let mut call = self.call()?;
-        if let Some(value) = call.fast_get(&at.locator, key) {
-            return Ok(value);
-        }
+        let head = match call.fast_get(&at.locator, key) {
+            Fast::Done(value) => return Ok(value),
+            Fast::LongWay(head) => head,
+        };
         let mut item = Item::new(key, Some(at.locator), Want::Whole);
+        item.head = head;
         call.read(std::slice::from_mut(&mut item), None);
         item.result.unwrap_or(Err(ReadError::Closed))?;
         Ok(item.out)
@@ -580,11 +583,13 @@ impl<F: Fabric> DatasetOn<F> {
     ) -> Result<usize, ReadError> {
         let mut call = self.call()?;
         check_at(self.id(), at, key)?;
-        if call.fast_into(&at.locator, key, buffer, offset).is_some() {
-            return Ok(at.locator.value_len_bytes as usize);
-        }
+        let head = match call.fast_into(&at.locator, key, buffer, offset) {
+            Fast::Done(()) => return Ok(at.locator.value_len_bytes as usize),
+            Fast::LongWay(head) => head,
+        };
         let room = buffer.len().saturating_sub(offset);
         let mut item = Item::new(key, Some(at.locator), Want::Place { offset, room });
+        item.head = head;
         call.read(std::slice::from_mut(&mut item), Some(buffer));
         let found = item.result.unwrap_or(Err(ReadError::Closed))?;
         Ok(found.value_len_bytes as usize)

@@ -10,7 +10,7 @@ use kv_proto::record::{Expected, Refusal, judge_block, judge_prefix, judge_value
 use zerocopy::FromBytes;
 
 use super::counters::add;
-use super::item::{Fetch, Found, Item, Large, To, Want, clamp};
+use super::item::{Fetch, Found, HeadRead, Item, Large, To, Want, clamp};
 use super::lane::Trouble;
 use super::pass::{BUCKET_BYTES, ENTRY_BYTES, Flying, Pass};
 use crate::ReadError;
@@ -275,7 +275,7 @@ impl<F: Fabric> Pass<'_, '_, F> {
         if fetch.part.is_some() {
             self.part_complete(index);
         } else if header.kind == record_kind::HEAD {
-            self.head_complete(fetch, &header);
+            self.head_complete(&fetch, &header);
         } else {
             let item = &self.items[index];
             let value_len = u64::from(fetch.locator.value_len_bytes);
@@ -307,13 +307,19 @@ impl<F: Fabric> Pass<'_, '_, F> {
     }
 
     /// The record is the head of a large value: its parts are wanted next.
-    fn head_complete(&mut self, fetch: Fetch, header: &RecordHeader) {
+    fn head_complete(&mut self, fetch: &Fetch, header: &RecordHeader) {
         let index = fetch.item;
         let item = &mut self.items[index];
         let value_len = u64::from(fetch.locator.value_len_bytes);
-        if item.want != Want::Locator && fetch.take != (0..value_len) {
-            self.want_whole_record(index, fetch.locator);
-            return;
+        if item.want == Want::Locator {
+            let found = Found {
+                value_len_bytes: value_len,
+                locator: fetch.locator,
+            };
+            return self.settle(index, Ok(found));
+        }
+        if fetch.take != (0..value_len) {
+            return self.want_whole_record(index, fetch.locator);
         }
         let mut value = std::mem::take(&mut item.out);
         if fetch.to == To::Place
@@ -322,15 +328,18 @@ impl<F: Fabric> Pass<'_, '_, F> {
             value.resize(value_len as usize, 0);
             place.region().memory().read(fetch.base, &mut value);
         }
-        let found = Found {
-            value_len_bytes: value_len,
-            locator: fetch.locator,
+        let head = HeadRead {
+            header: *header,
+            prefix: fetch.prefix.clone(),
+            value,
         };
-        if item.want == Want::Locator {
-            self.settle(index, Ok(found));
-            return;
-        }
-        let Ok((head, parts)) = parse_head(&value) else {
+        self.head_known(index, fetch.locator, &head);
+    }
+
+    /// The head of a large value is there and accepted.
+    pub(super) fn head_known(&mut self, index: usize, locator: Locator, read: &HeadRead) {
+        let item = &mut self.items[index];
+        let Ok((head, parts)) = parse_head(&read.value) else {
             item.trouble = Some(Trouble::TornRecord);
             return;
         };
@@ -338,36 +347,34 @@ impl<F: Fabric> Pass<'_, '_, F> {
         let take = match item.want {
             Want::Range { offset, len } => clamp(offset, len, total),
             Want::Place { room, .. } if total > room as u64 => {
-                self.settle(index, Err(ReadError::TooLarge { needed_bytes: total }));
-                return;
+                return self.settle(index, Err(ReadError::TooLarge { needed_bytes: total }));
             }
             _ => 0..total,
         };
         if !reserve(item, &take) {
-            self.settle(index, Err(ReadError::NoResources));
-            return;
+            return self.settle(index, Err(ReadError::NoResources));
         }
         let part_len = u64::from(head.part_len_bytes);
-        let (first, end) = if take.is_empty() {
-            (0, 0)
+        let parts_wanted = if take.is_empty() {
+            0..0
         } else {
-            (take.start / part_len, take.end.div_ceil(part_len))
+            take.start / part_len..take.end.div_ceil(part_len)
         };
         item.large = Some(Box::new(Large {
-            header: *header,
+            header: read.header,
             head,
             parts,
-            key: key_in(&fetch.prefix, header).to_vec(),
-            locator: fetch.locator,
-            next: first as u32,
-            end: end as u32,
-            left: (end - first) as u32,
+            key: key_in(&read.prefix, &read.header).to_vec(),
+            locator,
+            next: parts_wanted.start as u32,
+            end: parts_wanted.end as u32,
+            left: (parts_wanted.end - parts_wanted.start) as u32,
             take,
         }));
-        if first == end {
+        if parts_wanted.is_empty() {
             let found = Found {
                 value_len_bytes: total,
-                ..found
+                locator,
             };
             self.settle(index, Ok(found));
         } else {

@@ -1,7 +1,7 @@
 //! The short way for one value whose place is known: one READ, no allocation besides the caller's.
 //!
 //! Whatever is unusual (no connection, a moved segment, a large value, bytes that are not accepted) is left to the long
-//! way, which begins from the start.
+//! way, which begins from the start; only a head that was accepted is taken along.
 
 use kv_fabric::Fabric;
 use kv_proto::layout::{Locator, record_kind};
@@ -9,36 +9,62 @@ use kv_proto::record::{Expected, judge_prefix, judge_value};
 
 use super::Call;
 use super::counters::add;
+use super::item::HeadRead;
 use super::pass::PIECE_BYTES;
 use crate::clock::{Deadline, boot_ns};
 use crate::memory::BufferOn;
 
+/// Where the short way led.
+pub(crate) enum Fast<T> {
+    Done(T),
+    /// The long way goes on from here.
+    LongWay(Option<Box<HeadRead>>),
+}
+
+/// What was accepted.
+enum Accepted {
+    Value,
+    Head(Box<HeadRead>),
+}
+
 impl<F: Fabric> Call<'_, F> {
-    /// Reads a value straight into the caller's memory; `None` where the long way is to be taken.
+    /// Reads a value straight into the caller's memory.
     pub(crate) fn fast_into(
         &mut self,
         at: &Locator,
         key: Option<&[u8]>,
         buffer: &BufferOn<F>,
         offset: usize,
-    ) -> Option<()> {
+    ) -> Fast<()> {
         let value_len = at.value_len_bytes as usize;
-        if offset.checked_add(value_len)? > buffer.len() {
-            return None;
-        }
-        let prefix_len = self.fetch(at, Some((buffer.region(), offset)))?;
+        let end = offset.checked_add(value_len).filter(|&end| end <= buffer.len());
+        let Some(end) = end else {
+            return Fast::LongWay(None);
+        };
+        let Some(prefix_len) = self.fetch(at, Some((buffer.region(), offset))) else {
+            return Fast::LongWay(None);
+        };
         // Nothing is in flight: the one READ has completed.
-        let value = &buffer.bytes()[offset..offset + value_len];
-        self.accept(at, key, prefix_len, Some(value))
+        let value = &buffer.bytes()[offset..end];
+        match self.accept(at, key, prefix_len, value) {
+            Some(Accepted::Value) => Fast::Done(()),
+            Some(Accepted::Head(head)) => Fast::LongWay(Some(head)),
+            None => Fast::LongWay(None),
+        }
     }
 
-    /// Reads a value into a vector; `None` where the long way is to be taken.
-    pub(crate) fn fast_get(&mut self, at: &Locator, key: Option<&[u8]>) -> Option<Vec<u8>> {
-        let prefix_len = self.fetch(at, None)?;
+    /// Reads a value into a vector.
+    pub(crate) fn fast_get(&mut self, at: &Locator, key: Option<&[u8]>) -> Fast<Vec<u8>> {
+        let Some(prefix_len) = self.fetch(at, None) else {
+            return Fast::LongWay(None);
+        };
         let mut value = vec![0; at.value_len_bytes as usize];
         self.lane.arena_read(prefix_len, &mut value);
-        self.accept(at, key, prefix_len, Some(&value))?;
-        Some(value)
+        match self.accept(at, key, prefix_len, &value) {
+            Some(Accepted::Value) => Fast::Done(value),
+            Some(Accepted::Head(head)) => Fast::LongWay(Some(head)),
+            None => Fast::LongWay(None),
+        }
     }
 
     /// Reads the whole record; the length of its prefix.
@@ -76,8 +102,8 @@ impl<F: Fabric> Call<'_, F> {
         at: &Locator,
         key: Option<&[u8]>,
         prefix_len: usize,
-        value: Option<&[u8]>,
-    ) -> Option<()> {
+        value: &[u8],
+    ) -> Option<Accepted> {
         let lane = &mut *self.lane;
         let mut prefix = std::mem::take(&mut lane.scratch);
         prefix.resize(prefix_len, 0);
@@ -90,16 +116,21 @@ impl<F: Fabric> Call<'_, F> {
                 key,
             };
             let header = judge_prefix(&prefix, &expected).ok()?;
-            if header.kind != record_kind::VALUE {
-                return None;
+            // A head is looked into, so it is checked whatever was asked.
+            if self.core.shared().options.verify || header.kind == record_kind::HEAD {
+                judge_value(&prefix, &header, value).ok()?;
             }
-            match value {
-                Some(value) if self.core.shared().options.verify => judge_value(&prefix, &header, value).ok(),
-                _ => Some(()),
+            if header.kind == record_kind::VALUE {
+                add(&lane.counters.gets, 1);
+                return Some(Accepted::Value);
             }
+            Some(Accepted::Head(Box::new(HeadRead {
+                header,
+                prefix: prefix.clone(),
+                value: value.to_vec(),
+            })))
         })();
         lane.scratch = prefix;
-        add(&lane.counters.gets, u64::from(accepted.is_some()));
         accepted
     }
 }

@@ -46,6 +46,14 @@ pub(crate) struct Large {
     pub(crate) take: Range<u64>,
 }
 
+/// The head of a large value, accepted as it was read.
+#[derive(Debug)]
+pub(crate) struct HeadRead {
+    pub(crate) header: RecordHeader,
+    pub(crate) prefix: Vec<u8>,
+    pub(crate) value: Vec<u8>,
+}
+
 /// One value that is wanted.
 #[derive(Debug)]
 pub(crate) struct Item<'k> {
@@ -54,6 +62,8 @@ pub(crate) struct Item<'k> {
     pub(crate) at: Option<Locator>,
     pub(crate) want: Want,
     pub(crate) hash: KeyHash,
+    /// The head at that locator, where it was read already; good for one beginning.
+    pub(crate) head: Option<Box<HeadRead>>,
     /// What the buckets gave, first the one to look at next.
     pub(crate) candidates: Vec<Locator>,
     /// Set when no candidate is left: whether the buckets prove that there is none.
@@ -76,6 +86,7 @@ impl<'k> Item<'k> {
             at,
             want,
             hash: KeyHash { slot: 0, high: 0 },
+            head: None,
             candidates: Vec::new(),
             otherwise: None,
             large: None,

@@ -2,7 +2,7 @@
 
 pub(crate) mod arrive;
 pub(crate) mod counters;
-mod fast;
+pub(crate) mod fast;
 pub(crate) mod item;
 pub(crate) mod lane;
 mod pass;

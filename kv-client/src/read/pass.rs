@@ -124,8 +124,12 @@ impl<'p, 'k, F: Fabric> Pass<'p, 'k, F> {
                 continue;
             }
             item.begin();
+            let head = item.head.take();
             match item.at {
-                Some(at) => self.want_record(index, at),
+                Some(at) => match head {
+                    Some(head) => self.head_known(index, at, &head),
+                    None => self.want_record(index, at),
+                },
                 None => self.lookups.push_back(index),
             }
         }

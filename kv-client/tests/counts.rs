@@ -1,0 +1,155 @@
+//! How many READs and doorbells a value costs, exactly.
+
+mod harness;
+
+use harness::{TestFabric, World, options, value};
+use kv_client::{Counters, GlobalLocator, ReadError};
+use kv_fabric::local::Local;
+
+fn since(before: Counters, after: Counters) -> Counters {
+    let mut spent = after;
+    spent.gets -= before.gets;
+    spent.reads_posted -= before.reads_posted;
+    spent.split_reads -= before.split_reads;
+    spent.bucket_reads -= before.bucket_reads;
+    spent.directory_reads -= before.directory_reads;
+    spent.doorbells -= before.doorbells;
+    spent.retries -= before.retries;
+    spent
+}
+
+#[test]
+fn a_known_value_costs_one_read_and_an_unknown_one_three() {
+    const COUNT: usize = 3000;
+    let world = World::<Local>::new();
+    let writer = world.dataset("d");
+    let items: Vec<_> = (0..COUNT)
+        .map(|index| (format!("key {index}"), value(index as u64, index % 3000)))
+        .collect();
+    for (index, outcome) in writer.put_many(&items).into_iter().enumerate() {
+        outcome.unwrap_or_else(|error| panic!("{index}: {error}"));
+    }
+    let keys: Vec<_> = items.iter().map(|(key, _)| key.as_bytes()).collect();
+
+    // A session of its own, which knows nothing yet.
+    let reader = world.session(options("reader")).open("d").unwrap();
+    let before = reader.counters();
+    for (got, (key, value)) in reader.get_many(&keys).into_iter().zip(&items) {
+        assert!(got.as_ref() == Ok(value), "{key}");
+    }
+    let cold = since(before, reader.counters());
+    assert_eq!(cold.gets, COUNT as u64);
+    assert_eq!(
+        (cold.split_reads, cold.retries, cold.torn, cold.stale),
+        (0, 0, 0, 0)
+    );
+    assert_eq!(
+        cold.reads_posted,
+        cold.bucket_reads + cold.directory_reads + COUNT as u64
+    );
+    assert!(cold.bucket_reads <= 2 * COUNT as u64);
+    assert!(cold.directory_reads < 4, "{cold:?}");
+    // One in 64 keys has its two candidate buckets in one; 3.00 is not exceeded, directory included.
+    assert!(cold.reads_posted <= 3 * COUNT as u64, "{cold:?}");
+    assert!(cold.doorbells < COUNT as u64 / 4, "batched: {cold:?}");
+
+    let before = reader.counters();
+    let located: Vec<GlobalLocator> = reader
+        .locate_many(&keys)
+        .into_iter()
+        .map(Result::unwrap)
+        .collect();
+    let locating = since(before, reader.counters());
+    assert_eq!(locating.reads_posted, locating.bucket_reads);
+
+    let before = reader.counters();
+    for (got, (key, value)) in reader.get_many_at(&located, Some(&keys)).into_iter().zip(&items) {
+        assert!(got.as_ref() == Ok(value), "{key}");
+    }
+    let known = since(before, reader.counters());
+    assert_eq!((known.gets, known.reads_posted), (COUNT as u64, COUNT as u64));
+
+    let mut buffer = reader.allocate(4096).unwrap();
+    let before = reader.counters();
+    for (at, (key, value)) in located.iter().zip(&items).take(100) {
+        assert_eq!(
+            reader.get_at_into(at, Some(key.as_bytes()), &mut buffer, 0),
+            Ok(value.len())
+        );
+        assert_eq!(buffer.bytes()[..value.len()], value[..]);
+    }
+    let one = since(before, reader.counters());
+    assert_eq!((one.gets, one.reads_posted, one.doorbells), (100, 100, 100));
+    assert_eq!(one.retries, 0);
+}
+
+#[test]
+fn splits_and_parts_are_counted_apart() {
+    let world = World::<Local>::with(TestFabric::make(), |store, _| store.part_bytes = 2 << 20);
+    let dataset = world.dataset("d");
+    dataset.put(b"split", &value(1, 2 << 20)).unwrap();
+    dataset.put(b"parts", &value(2, 5 << 20)).unwrap();
+    // 1 MiB and 1 MiB: one split. Head, 2 + 2 + 1 MiB: five beyond the first.
+    for (key, splits) in [(b"split", 1), (b"parts", 5)] {
+        let at = dataset.locate(key).unwrap();
+        // The segments that the put made are known after this.
+        dataset.get_at(&at, None).unwrap();
+        let before = dataset.counters();
+        dataset.get_at(&at, None).unwrap();
+        let spent = since(before, dataset.counters());
+        assert_eq!(
+            (spent.gets, spent.reads_posted - spent.split_reads),
+            (1, 1),
+            "{spent:?}"
+        );
+        assert_eq!(spent.split_reads, splits);
+    }
+    // A range of 10 bytes: two buckets, the prefix and one block of 2 MiB.
+    let before = dataset.counters();
+    assert_eq!(
+        dataset.get_range(b"split", 1 << 20, 10).unwrap(),
+        value(1, 2 << 20)[1 << 20..][..10]
+    );
+    let spent = since(before, dataset.counters());
+    assert_eq!(spent.reads_posted - spent.bucket_reads, 2);
+}
+
+#[test]
+fn clones_have_connections_of_their_own_and_count_together() {
+    let world = World::<Local>::new();
+    let dataset = world.dataset("d");
+    dataset.put(b"k", b"v").unwrap();
+    let at = dataset.locate(b"k").unwrap();
+    let before = dataset.counters();
+    std::thread::scope(|scope| {
+        for _ in 0..4 {
+            let clone = dataset.clone();
+            scope.spawn(move || {
+                for _ in 0..50 {
+                    assert_eq!(clone.get_at(&at, None).unwrap(), b"v");
+                }
+            });
+        }
+    });
+    let spent = since(before, dataset.counters());
+    assert_eq!(spent.gets, 200);
+    // The first of each clone finds no connection and goes the long way.
+    assert_eq!(spent.reads_posted, 200);
+    assert_eq!(dataset.counters().sessions, 1);
+}
+
+#[test]
+fn absent_keys_cost_their_buckets_only() {
+    let world = World::<Local>::new();
+    let dataset = world.dataset("d");
+    dataset.put(b"k", b"v").unwrap();
+    dataset.get(b"k").unwrap();
+    let before = dataset.counters();
+    let keys: Vec<_> = (0..500).map(|index| format!("absent {index}")).collect();
+    for got in dataset.get_many(&keys) {
+        assert_eq!(got, Err(ReadError::NotFound));
+    }
+    let spent = since(before, dataset.counters());
+    assert_eq!((spent.gets, spent.reads_posted), (0, spent.bucket_reads));
+    assert_eq!(spent.retries, 0);
+}
