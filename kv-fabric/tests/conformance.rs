@@ -129,6 +129,7 @@ conformance! {
         silent_client_loses_only_its_connection
         frames_to_a_silent_server_are_bounded
         descriptors_are_quiet_when_idle
+        accepting_wakes_the_endpoint
         no_wakeup_is_lost
         many_connections_stay_apart
         write_holds_its_source;
