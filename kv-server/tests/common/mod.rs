@@ -116,7 +116,12 @@ impl Setup {
             reader: key("reader", Role::Read),
             writer: key("writer", Role::Write),
             admin: key("admin", Role::Admin),
-            options: Options::default(),
+            // Long, so that a test on a slow machine renews only where leases are what it is about.
+            options: Options {
+                lease_ms: 120_000,
+                max_lag_ms: 240_000,
+                ..Options::default()
+            },
             store,
         }
     }
@@ -527,6 +532,7 @@ impl<F: Fabric> Raw<F> {
         self.control.write(number, &region, 0, bytes.len(), to).unwrap();
         eventually("the end of a WRITE", || {
             self.pump();
+            assert!(!self.over, "the connection ended before the WRITE");
             self.written.contains(&number).then_some(())
         });
     }
@@ -606,6 +612,8 @@ impl<F: Fabric> Raw<F> {
         }
         let mut completions = Vec::new();
         eventually("the end of a READ", || {
+            // Waiting is what notices that the connection is over.
+            data.wait(Instant::now() + Duration::from_millis(20)).unwrap();
             data.poll(&mut completions).unwrap();
             (!completions.is_empty()).then_some(())
         });
