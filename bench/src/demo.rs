@@ -1,6 +1,6 @@
 //! The main job: real files into a dataset, the server killed and started again, every file fetched and compared.
 
-use std::ffi::{OsStr, OsString};
+use std::ffi::OsStr;
 use std::fs;
 use std::net::IpAddr;
 use std::path::PathBuf;
@@ -123,12 +123,9 @@ pub(crate) fn run(args: &Args) -> Result<bool, Error> {
     let mut server = stage.start()?;
     let uri = stage.uri(&server.address, Some(DATASET));
     eprintln!("demo: storing {} files, {} MB", samples.len(), bytes / 1_000_000);
-    stage.kv(&["dataset", "create", &uri])?;
+    stage.kv(&["dataset", "create", &uri].map(OsStr::new))?;
     let started = Instant::now();
-    processes::run(
-        &stage.programs.join("kv"),
-        &[OsStr::new("ingest"), OsStr::new(&uri), args.input.as_os_str()],
-    )?;
+    stage.kv(&["ingest".as_ref(), uri.as_ref(), args.input.as_os_str()])?;
     let ingest = started.elapsed();
     eprintln!("demo: killing the server and starting it again");
     server.kill()?;
@@ -206,14 +203,9 @@ impl Stage {
         )
     }
 
-    fn kv(&self, args: &[&str]) -> Result<(), Error> {
-        let mut all: Vec<OsString> = args.iter().map(OsString::from).collect();
-        all.push("--key".into());
-        all.push(self.keys.clone().into());
-        processes::run(
-            &self.programs.join("kv"),
-            &all.iter().map(OsString::as_os_str).collect::<Vec<_>>(),
-        )
+    fn kv(&self, args: &[&OsStr]) -> Result<(), Error> {
+        let key = ["--key".as_ref(), self.keys.as_os_str()];
+        processes::run(&self.programs.join("kv"), &[args, &key].concat())
     }
 
     fn uri(&self, address: &str, dataset: Option<&str>) -> String {
