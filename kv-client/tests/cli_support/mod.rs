@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use std::ffi::{OsStr, OsString};
 use std::fs;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::OnceLock;
@@ -120,6 +121,7 @@ impl Server {
         let all =
             ["admin", "reader"].map(|name| fs::read_to_string(server.path(&format!("{name}.toml"))).unwrap());
         fs::write(server.path("keys.toml"), all.concat()).unwrap();
+        fs::set_permissions(server.path("keys.toml"), fs::Permissions::from_mode(0o600)).unwrap();
         let mut server = server;
         server.restart(&[]);
         server
@@ -257,9 +259,18 @@ impl Server {
         (said, figures)
     }
 
-    /// One figure of `kv stat`.
+    /// One figure of `kv stat` of a dataset.
     pub(crate) fn stat(&self, dataset: &str, name: &str) -> u64 {
-        let said = run(self.kv().args(["stat", &self.uri(dataset), "--json"]));
+        self.figure(&self.uri(dataset), name)
+    }
+
+    /// One figure of `kv stat` of the server.
+    pub(crate) fn server_stat(&self, name: &str) -> u64 {
+        self.figure(&self.server_uri(), name)
+    }
+
+    fn figure(&self, uri: &str, name: &str) -> u64 {
+        let said = run(self.kv().args(["stat", uri, "--json"]));
         said.expect(0, &[]);
         let figures: Value = serde_json::from_str(&said.stdout).expect("it is JSON");
         figures[name]

@@ -71,6 +71,7 @@ struct Report {
     gets: u64,
     reads_posted: u64,
     split_reads: u64,
+    directory_reads: u64,
     /// Without the splits of large values.
     reads_per_get: f64,
     seconds: f64,
@@ -136,6 +137,7 @@ fn report(arguments: &Arguments, sources: &Sources, found: Found, took: Duration
         gets: found.gets,
         reads_posted: found.reads_posted,
         split_reads: found.split_reads,
+        directory_reads: found.directory_reads,
         reads_per_get: if found.gets > 0 {
             round(single_reads as f64 / found.gets as f64, 4)
         } else {
