@@ -62,7 +62,8 @@ pub struct Serve {
     #[arg(long, value_name = "FILE")]
     pub keys: PathBuf,
 
-    /// Most memory for images of segments and for indexes, as 512M or 2G. [default: half of this machine's]
+    /// Most memory for images of segments and for indexes, as 512M or 2G. [default: half of this machine's or
+    /// container's]
     #[arg(long, value_name = "SIZE")]
     pub memory_budget: Option<Size>,
 
@@ -201,7 +202,7 @@ impl fmt::Display for Size {
         let fits = UNITS
             .iter()
             .rev()
-            .find(|(_, shift)| self.0 != 0 && self.0 % (1 << shift) == 0);
+            .find(|(_, shift)| self.0 != 0 && self.0.is_multiple_of(1 << shift));
         match fits {
             Some((letter, shift)) => write!(f, "{}{letter}", self.0 >> shift),
             None => write!(f, "{}", self.0),
@@ -250,9 +251,15 @@ impl Serve {
     }
 }
 
+/// Memory of this machine, or of the control group that this process is alone with, where that is less.
 fn machine_memory_bytes() -> u64 {
     let info = rustix::system::sysinfo();
-    info.totalram as u64 * u64::from(info.mem_unit)
+    let machine = info.totalram as u64 * u64::from(info.mem_unit);
+    // "max", another hierarchy or no control groups at all: the machine's counts.
+    let group = std::fs::read_to_string("/sys/fs/cgroup/memory.max")
+        .ok()
+        .and_then(|text| text.trim().parse().ok());
+    machine.min(group.unwrap_or(u64::MAX))
 }
 
 #[cfg(test)]

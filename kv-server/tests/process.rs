@@ -216,6 +216,23 @@ fn sigterm_and_sigint_end_it_cleanly() {
 }
 
 #[test]
+fn a_second_signal_ends_it_at_once() {
+    let setup = Setup::new();
+    let mut process = Process::start(&setup, &[]);
+    // A session makes it take leave, which takes time.
+    let mut raw = process.session(&setup.reader);
+    process.signal(Signal::TERM);
+    eventually("it began to stop", || {
+        log(&setup).contains("stopping").then_some(())
+    });
+    process.signal(Signal::TERM);
+    assert_eq!(process.end().code(), Some(130), "{}", log(&setup));
+    raw.wait_end();
+    // Nothing is left that keeps the next one from starting.
+    Process::start(&setup, &[]).session(&setup.reader).renew(0);
+}
+
+#[test]
 fn keys_are_reloaded_and_a_broken_file_changes_nothing() {
     let setup = Setup::new();
     let process = Process::start(&setup, &[]);

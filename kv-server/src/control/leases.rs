@@ -108,6 +108,7 @@ pub struct Holds {
     open: Vec<Hold>,
     told: u64,
     lease_ends: BootMs,
+    moved: bool,
 }
 
 impl Holds {
@@ -118,6 +119,7 @@ impl Holds {
             open: Vec::new(),
             told: 0,
             lease_ends,
+            moved: false,
         }
     }
 
@@ -170,10 +172,16 @@ impl Holds {
             return Err(NeverTold { told: self.told });
         }
         for hold in &mut self.open {
+            self.moved |= hold.acked < retired;
             hold.acked = hold.acked.max(retired);
         }
         self.grant(now, lease_ms);
         Ok(())
+    }
+
+    /// Whether something was acknowledged since this was last asked, so that something may be released.
+    pub fn take_moved(&mut self) -> bool {
+        std::mem::take(&mut self.moved)
     }
 
     /// Grants the lease from `now`. The clock is read in whole milliseconds, so one is added: a client that counts
@@ -294,6 +302,9 @@ mod tests {
         session.told(8);
         assert_eq!(session.renew(8, BootMs(0), 10_000), Ok(()));
         assert_eq!(session.get(&A).unwrap().acked, 8);
+        assert!(session.take_moved() && !session.take_moved());
+        session.renew(8, BootMs(0), 10_000).unwrap();
+        assert!(!session.take_moved());
     }
 
     #[test]

@@ -190,7 +190,8 @@ impl<F: Fabric> Control<F> {
 
     fn renew(&mut self, id: ConnectionId) -> Result<Answer, Refusal> {
         self.counters.renewals += 1;
-        self.released_stale = true;
+        let moved = self.peer(id)?.session.holds.take_moved();
+        self.released_stale |= moved;
         // A dataset that was dropped, and whose end the session acknowledged, is closed for it.
         let peer = self.peers.get(&id).ok_or(Status::Stale)?;
         let over: Vec<DatasetId> = peer

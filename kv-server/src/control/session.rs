@@ -7,22 +7,25 @@
 //!   key's list or against what the session has open.
 
 use std::borrow::Cow;
-use std::collections::hash_map::RandomState;
-use std::hash::BuildHasher;
 use std::sync::Arc;
 
 use kv_proto::DecodeError;
-use kv_proto::auth::{Role, Side, Transcript, bound_client_id};
 use kv_proto::control::{Answer, FrameHeader, HELLO_KIND, Request, Status, decode_request, split_frame};
-use kv_proto::layout::{KEY_MAX_BYTES, KEY_NAME_MAX_BYTES, PROTOCOL_VERSION, dataset_name_is_valid};
 use zerocopy::FromBytes;
 
 use super::clock::BootMs;
-use super::keys::{Key, Keys};
-use super::leases::{DatasetId, Holds};
+use super::keys::Key;
+use super::leases::Holds;
 use super::options::Options;
 use super::puts::Puts;
 use super::tokens::Tokens;
+
+mod handshake;
+mod rights;
+
+use handshake::Claim;
+pub use handshake::{Decoy, Identity, World};
+pub use rights::needed;
 
 const AUTH_KIND: u8 = 2;
 
@@ -78,75 +81,6 @@ pub struct Received {
     pub kind: u8,
     /// What to do.
     pub step: Step,
-}
-
-/// What stands in for a key that does not exist, so that asking for it tells nothing.
-#[derive(Debug)]
-pub struct Decoy {
-    secrets: RandomState,
-}
-
-impl Decoy {
-    /// A new one, for the life of a server.
-    #[must_use]
-    pub fn new() -> Self {
-        Self {
-            secrets: RandomState::new(),
-        }
-    }
-
-    fn key(&self, name: &[u8]) -> Key {
-        let mut secret = [0; 32];
-        for (index, chunk) in secret.chunks_exact_mut(8).enumerate() {
-            chunk.copy_from_slice(&self.secrets.hash_one((index, name)).to_le_bytes());
-        }
-        Key {
-            name: String::new(),
-            secret,
-            role: Role::Read,
-            datasets: Vec::new(),
-        }
-    }
-}
-
-impl Default for Decoy {
-    fn default() -> Self {
-        Self::new()
-    }
-}
-
-/// What a session sees of its server.
-#[derive(Debug)]
-pub struct World<'a> {
-    /// Access keys.
-    pub keys: &'a Keys,
-    /// Stands in for keys that do not exist.
-    pub decoy: &'a Decoy,
-    /// Limits.
-    pub options: &'a Options,
-    /// Epoch of the server.
-    pub epoch: u64,
-    /// A random nonce, of this call alone.
-    pub nonce: [u8; 32],
-}
-
-/// A client that said HELLO.
-#[derive(Debug, Clone)]
-struct Claim {
-    transcript: Transcript,
-    key_name: Vec<u8>,
-    key: Arc<Key>,
-    known: bool,
-    credits: u16,
-}
-
-/// Who a session speaks for.
-#[derive(Debug, Clone)]
-pub struct Identity {
-    /// The key that was proven.
-    pub key: Arc<Key>,
-    /// Id of the client, bound to the key.
-    pub client: u64,
 }
 
 #[derive(Debug, Clone)]
@@ -211,7 +145,7 @@ impl Session {
     pub fn key(&self) -> Option<&Arc<Key>> {
         match &self.phase {
             Phase::Ready(identity) => Some(&identity.key),
-            Phase::Challenged(claim) if claim.known => Some(&claim.key),
+            Phase::Challenged(claim) => claim.key(),
             _ => None,
         }
     }
@@ -312,120 +246,22 @@ impl Session {
                 Ok(()) => self.dispatch(request, now, world.options),
                 Err(step) => step,
             },
-            (Phase::Challenged(_), Request::Auth { proof }) => self.auth(&proof),
-            (Phase::Connected, hello @ Request::Hello { .. }) => self.hello(hello, world),
+            (Phase::Challenged(claim), Request::Auth { proof }) => match claim.prove(&proof) {
+                Ok((identity, proof)) => {
+                    self.credits = claim.credits;
+                    self.phase = Phase::Ready(identity);
+                    Step::Ready { proof }
+                }
+                Err(refusal) => over(refusal),
+            },
+            (Phase::Connected, hello @ Request::Hello { .. }) => match Claim::new(hello, world) {
+                Ok((claim, answer)) => {
+                    self.phase = Phase::Challenged(Box::new(claim));
+                    Step::Answer(answer)
+                }
+                Err(refusal) => over(refusal),
+            },
             _ => Step::End(None),
-        }
-    }
-
-    fn hello(&mut self, hello: Request, world: &World<'_>) -> Step {
-        let Request::Hello {
-            version_min,
-            version_max,
-            receives,
-            client_id,
-            nonce,
-            key_name,
-        } = hello
-        else {
-            return Step::End(None);
-        };
-        let key_name = key_name.0;
-        let name_fits = (1..=KEY_NAME_MAX_BYTES).contains(&key_name.len());
-        if receives == 0 || client_id == 0 || version_min > version_max || !name_fits {
-            let text =
-                "hello needs a receive, a client id, a range of versions and a key name of 1 to 64 bytes";
-            return over(Refusal::new(Status::BadFrame, text));
-        }
-        if !(version_min..=version_max).contains(&PROTOCOL_VERSION) {
-            let text =
-                format!("the server speaks version {PROTOCOL_VERSION}, not {version_min} to {version_max}");
-            return over(Refusal::new(Status::Version, text));
-        }
-        let known = world.keys.get(&key_name).cloned();
-        let decoy = world.decoy.key(&key_name);
-        let (key, known) = match known {
-            Some(key) => (key, true),
-            None => (Arc::new(decoy), false),
-        };
-        let transcript = Transcript {
-            version: PROTOCOL_VERSION,
-            role: key.role,
-            client_id,
-            epoch: world.epoch,
-            client_nonce: nonce,
-            server_nonce: world.nonce,
-        };
-        let answer = Answer::Hello {
-            version: PROTOCOL_VERSION,
-            receives: world.options.receives,
-            role: key.role as u8,
-            epoch: world.epoch,
-            nonce: world.nonce,
-        };
-        let credits = receives.min(world.options.receives);
-        self.phase = Phase::Challenged(Box::new(Claim {
-            transcript,
-            key_name,
-            key,
-            known,
-            credits,
-        }));
-        Step::Answer(answer)
-    }
-
-    fn auth(&mut self, proof: &[u8; 32]) -> Step {
-        let Phase::Challenged(claim) = &self.phase else {
-            return Step::End(None);
-        };
-        let proven = claim.transcript.verify(Side::Client, &claim.key.secret, proof);
-        if !(proven & claim.known) {
-            return over(Status::AuthFailed);
-        }
-        let proof = claim.transcript.proof(Side::Server, &claim.key.secret);
-        self.credits = claim.credits;
-        self.phase = Phase::Ready(Identity {
-            client: bound_client_id(&claim.key_name, claim.transcript.client_id),
-            key: Arc::clone(&claim.key),
-        });
-        Step::Ready { proof }
-    }
-
-    /// Whether the key and what is open allow a request, and its fields are in range.
-    fn judge(&self, identity: &Identity, request: &Request, options: &Options) -> Result<(), Step> {
-        let refuse = |status: Status| Err(Step::Refuse(status.into()));
-        if identity.key.role < needed(request) {
-            return refuse(Status::Forbidden);
-        }
-        for name in names(request).into_iter().flatten() {
-            if !dataset_name_is_valid(name) {
-                return refuse(Status::BadName);
-            }
-            if !identity.key.allows(name) {
-                return refuse(Status::Forbidden);
-            }
-        }
-        if let Some(dataset) = dataset(request)
-            && self.holds.get(dataset).is_none()
-        {
-            return refuse(Status::NoDataset);
-        }
-        match request {
-            Request::Lookup { key, .. } | Request::Alloc { key, .. } | Request::Delete { key, .. }
-                if !(1..=KEY_MAX_BYTES).contains(&key.0.len()) =>
-            {
-                refuse(Status::BadKey)
-            }
-            Request::Alloc { operation: 0, .. } | Request::Delete { operation: 0, .. } => Err(over(
-                Refusal::new(Status::BadFrame, "operations are numbered from 1"),
-            )),
-            Request::List { limit: 0, .. } => {
-                Err(over(Refusal::new(Status::BadFrame, "a list of no entries")))
-            }
-            Request::Alloc { operation, .. } if self.puts.get(*operation).is_err() => {
-                self.puts.may_begin(options).map_err(Step::Refuse)
-            }
-            _ => Ok(()),
         }
     }
 
@@ -472,52 +308,6 @@ fn header_of(frame: &[u8]) -> FrameHeader {
         },
         |(header, _)| header,
     )
-}
-
-/// The least role that may ask this.
-#[must_use]
-pub const fn needed(request: &Request) -> Role {
-    match request {
-        Request::Create { .. } | Request::Drop { .. } | Request::Rename { .. } => Role::Admin,
-        Request::Alloc { .. }
-        | Request::Append { .. }
-        | Request::Commit { .. }
-        | Request::Abort { .. }
-        | Request::Delete { .. }
-        | Request::SnapshotCreate { .. }
-        | Request::SnapshotDrop { .. } => Role::Write,
-        _ => Role::Read,
-    }
-}
-
-/// Names of datasets in a request.
-fn names(request: &Request) -> [Option<&[u8]>; 2] {
-    match request {
-        Request::Open { name } | Request::Create { name } | Request::Drop { name } => [Some(&name.0), None],
-        Request::Rename { from, to } => [Some(&from.0), Some(&to.0)],
-        _ => [None, None],
-    }
-}
-
-/// The dataset that must be open for a request.
-fn dataset(request: &Request) -> Option<&DatasetId> {
-    match request {
-        Request::Close { dataset }
-        | Request::Table { dataset, .. }
-        | Request::Tokens { dataset, .. }
-        | Request::Lookup { dataset, .. }
-        | Request::Alloc { dataset, .. }
-        | Request::Delete { dataset, .. }
-        | Request::List { dataset, .. }
-        | Request::Load { dataset, .. }
-        | Request::Stage { dataset, .. }
-        | Request::SnapshotCreate { dataset, .. }
-        | Request::SnapshotDrop { dataset, .. }
-        | Request::Snapshots { dataset, .. }
-        | Request::SnapshotOpen { dataset, .. } => Some(dataset),
-        Request::Stat { dataset } if *dataset != [0; 16] => Some(dataset),
-        _ => None,
-    }
 }
 
 #[cfg(test)]

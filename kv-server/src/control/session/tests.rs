@@ -1,10 +1,16 @@
 //! The state machine alone: what it answers, refuses and ends, in every phase.
 
-use kv_proto::control::{Bytes, encode_request};
+use kv_proto::control::encode_request;
 use proptest::prelude::*;
 
+use kv_proto::auth::{Role, Side, Transcript, bound_client_id};
+use kv_proto::control::Bytes;
+use kv_proto::layout::PROTOCOL_VERSION;
+
+use super::rights::dataset;
 use super::*;
-use crate::control::keys::generate;
+use crate::control::keys::{Keys, generate};
+use crate::control::leases::DatasetId;
 
 const NOW: BootMs = BootMs(1_000);
 const DATASET: DatasetId = [7; 16];
