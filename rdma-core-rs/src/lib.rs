@@ -116,7 +116,7 @@
 //!
 //! # Limits
 //!
-//! Retries always end: [`Reliability`] refuses an endless receiver-not-ready retry and timeouts below 67 ms. Private data is
+//! Retries always end: [`Reliability`] refuses counts that some device takes for endless, and timeouts below 67 ms. Private data is
 //! at most 56 bytes with a request, 196 with an acceptance, 148 with a rejection, and arrives padded with zeros. Only
 //! reliable connections over InfiniBand and RoCE are here (not iWARP); no shared receive queues, no atomics, no memory windows, no multicast.
 

@@ -11,9 +11,21 @@ use rdma_core_rs::{
     Access, CompletionQueue, ProtectionDomain, QpState, RemoteAddr, Rkey, SendFlags, WcStatus, WorkBatch,
 };
 
+/// A completion with an error may be seen a moment before the state is.
+fn assert_error_state(end: &End) {
+    let until = deadline();
+    while end.qp.query().unwrap().state != QpState::ERR {
+        assert!(
+            Instant::now() < until,
+            "the queue pair never left {}",
+            end.qp.query().unwrap().state
+        );
+    }
+}
+
 /// After an error the queue pair takes no more work: the next request is flushed.
 fn assert_broken(end: &End, source: RemoteAddr, into: rdma_core_rs::Sge) {
-    assert_eq!(end.qp.query().unwrap().state, QpState::ERR);
+    assert_error_state(end);
     post_read(end, 99, source, &[into]);
     assert_eq!(end.completion(), (99, WcStatus::WR_FLUSH_ERR));
 }
@@ -81,7 +93,7 @@ fn no_receive_posted_ends_in_a_receiver_not_ready_error() {
     let outbox = sender.region(64, Access::NONE);
     post_send(&sender, 1, &[outbox.sge(0, 64).unwrap()]);
     assert_eq!(sender.completion(), (1, WcStatus::RNR_RETRY_EXC_ERR));
-    assert_eq!(sender.qp.query().unwrap().state, QpState::ERR);
+    assert_error_state(&sender);
 }
 
 #[test]
@@ -148,7 +160,8 @@ fn deregister_under_a_reader(len_bytes: usize) -> WcStatus {
         memory.fill(4);
         (reading.join().unwrap(), memory)
     });
-    assert!(served.into_inner() >= 20);
+    let served = served.into_inner();
+    assert!(served >= 20, "{first_failure} after {served} reads");
     for completion in reader.completions(DEPTH - 1) {
         assert_eq!(completion.status(), WcStatus::WR_FLUSH_ERR);
     }
@@ -284,8 +297,8 @@ fn one_broken_queue_pair_leaves_others_on_its_queue_alone() {
     let cq = CompletionQueue::new(&context, 64, None).unwrap();
     let (one, two) = (End::with(&pd, &cq), End::with(&pd, &cq));
     let (first, second) = (End::new(&context), End::new(&context));
-    join(&one, &first, Access::REMOTE_READ, impatient());
-    join(&two, &second, Access::REMOTE_READ, impatient());
+    join(&one, &first, Access::REMOTE_READ, retries());
+    join(&two, &second, Access::REMOTE_READ, retries());
     let (source_one, source_two) = (
         first.region(64, Access::REMOTE_READ),
         second.region(64, Access::REMOTE_READ),

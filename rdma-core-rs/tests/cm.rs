@@ -160,13 +160,13 @@ fn a_queue_pair_has_the_rights_it_was_attached_with_and_finite_retries() {
         assert_eq!((attr.state, attr.access), (QpState::RTS, access));
         assert_eq!(
             (attr.timeout, attr.retry_cnt, attr.rnr_retry, attr.min_rnr_timer),
-            (14, 7, 6, 12)
+            (14, 6, 6, 12)
         );
         let attr = client.connection.qp().query().unwrap();
         assert_eq!((attr.state, attr.access), (QpState::RTS, Access::NONE));
         assert_eq!(
             (attr.timeout, attr.retry_cnt, attr.rnr_retry, attr.min_rnr_timer),
-            (14, 7, 6, 12)
+            (14, 6, 6, 12)
         );
         drop(client);
         assert_eq!(

@@ -190,7 +190,7 @@ fn an_armed_queue_wakes_its_channel_once() {
     let pd = rdma_core_rs::ProtectionDomain::new(&context).unwrap();
     let cq = CompletionQueue::new(&context, 64, Some(&channel)).unwrap();
     let (reader, owner) = (End::with(&pd, &cq), End::new(&context));
-    join(&reader, &owner, Access::REMOTE_READ, impatient());
+    join(&reader, &owner, Access::REMOTE_READ, retries());
     let source = owner.region(64, Access::REMOTE_READ);
     let sink = reader.region(64, Access::LOCAL_WRITE);
     assert_eq!(channel.poll_event().unwrap(), None);
@@ -265,7 +265,7 @@ fn states_are_what_was_asked_and_refusals_are_explained() {
     let rts = rdma_core_rs::RtsAttr {
         sq_psn: 0,
         max_rd_atomic: 1,
-        reliability: impatient(),
+        reliability: retries(),
     };
     let error = end.qp.to_rts(&rts).unwrap_err();
     let Error::ModifyQp { from, to, .. } = &error else {
@@ -280,7 +280,7 @@ fn states_are_what_was_asked_and_refusals_are_explained() {
     let (first, second) = pair(Access::REMOTE_READ);
     let attr = second.qp.query().unwrap();
     assert_eq!((attr.state, attr.access), (QpState::RTS, Access::REMOTE_READ));
-    assert_eq!((attr.timeout, attr.retry_cnt, attr.rnr_retry), (14, 1, 1));
+    assert_eq!((attr.timeout, attr.retry_cnt, attr.rnr_retry), (16, 6, 1));
     assert_eq!(attr.dest_qp_num, first.qp.qp_num());
     second.qp.set_access(Access::NONE).unwrap();
     assert_eq!(second.qp.query().unwrap().access, Access::NONE);

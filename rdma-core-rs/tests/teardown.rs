@@ -113,7 +113,7 @@ fn tiny() -> (End, End) {
     let pd = ProtectionDomain::new(&context).unwrap();
     let cq = CompletionQueue::new(&context, 4, None).unwrap();
     let (reader, owner) = (End::with(&pd, &cq), End::new(&context));
-    join(&reader, &owner, Access::REMOTE_READ, impatient());
+    join(&reader, &owner, Access::REMOTE_READ, retries());
     (reader, owner)
 }
 
@@ -189,7 +189,7 @@ fn completion_events_taken_and_not_taken_hold_up_nobody() {
         let pd = ProtectionDomain::new(&context).unwrap();
         let cq = CompletionQueue::new(&context, 16, Some(&channel)).unwrap();
         let (reader, owner) = (End::with(&pd, &cq), End::new(&context));
-        join(&reader, &owner, Access::REMOTE_READ, impatient());
+        join(&reader, &owner, Access::REMOTE_READ, retries());
         let source = owner.region(64, Access::REMOTE_READ);
         let sink = reader.region(64, Access::LOCAL_WRITE);
         cq.arm(false).unwrap();

@@ -49,7 +49,7 @@ impl fmt::Display for QpState {
 pub struct Reliability {
     /// Time before an unanswered packet is sent again, as 4.096 us * 2^n; 14 (67 ms) to 31.
     pub timeout: u8,
-    /// How often it is sent again; at most 7.
+    /// How often it is sent again; at most 6 (7 means for ever to Soft-RoCE, though not to the specification).
     pub retry_cnt: u8,
     /// How often a message is sent again to a peer that has no receive posted; at most 6 (7 means for ever).
     pub rnr_retry: u8,
@@ -60,8 +60,8 @@ pub struct Reliability {
 impl Reliability {
     /// Shortest timeout: below it a busy peer is taken for a dead one.
     pub const TIMEOUT_MIN: u8 = 14;
-    /// Most retries that still end.
-    pub const RNR_RETRY_MAX: u8 = 6;
+    /// Most retries that still end, for every device.
+    pub const RETRY_MAX: u8 = 6;
 
     /// Refuses what would never end or end too soon.
     pub(crate) fn check(&self) -> Result<()> {
@@ -72,17 +72,12 @@ impl Reliability {
                 self.timeout
             )));
         }
-        if self.retry_cnt > 7 {
-            return Err(Error::invalid(format!(
-                "retry_cnt {}: 0 to 7 are allowed",
-                self.retry_cnt
-            )));
-        }
-        if self.rnr_retry > Self::RNR_RETRY_MAX {
-            return Err(Error::invalid(format!(
-                "rnr_retry {}: 0 to 6 are allowed, 7 never ends",
-                self.rnr_retry
-            )));
+        for (name, count) in [("retry_cnt", self.retry_cnt), ("rnr_retry", self.rnr_retry)] {
+            if count > Self::RETRY_MAX {
+                return Err(Error::invalid(format!(
+                    "{name} {count}: 0 to 6 are allowed, 7 may never end"
+                )));
+            }
         }
         if self.min_rnr_timer > 31 {
             return Err(Error::invalid(format!(
@@ -95,12 +90,12 @@ impl Reliability {
 }
 
 impl Default for Reliability {
-    /// 67 ms, 7 times; 6 retries of 0.64 ms where no receive is posted.
+    /// 67 ms, 6 times again; 6 retries of 0.64 ms where no receive is posted.
     fn default() -> Reliability {
         Reliability {
             timeout: Self::TIMEOUT_MIN,
-            retry_cnt: 7,
-            rnr_retry: Self::RNR_RETRY_MAX,
+            retry_cnt: Self::RETRY_MAX,
+            rnr_retry: Self::RETRY_MAX,
             min_rnr_timer: 12,
         }
     }
@@ -310,7 +305,7 @@ mod tests {
         );
         assert!(
             Reliability {
-                retry_cnt: 8,
+                retry_cnt: 7,
                 ..Default::default()
             }
             .check()

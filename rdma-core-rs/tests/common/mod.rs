@@ -112,11 +112,12 @@ pub fn completions(cq: &CompletionQueue, count: usize) -> Vec<WorkCompletion> {
     found
 }
 
-/// Finite and quick, for tests that want an error.
-pub fn impatient() -> Reliability {
+/// Gives up on a peer after a few seconds (an emulated, busy machine may not answer for a while), and at once where
+/// no receive is posted.
+pub fn retries() -> Reliability {
     Reliability {
-        timeout: 14,
-        retry_cnt: 1,
+        timeout: 16,
+        retry_cnt: 6,
         rnr_retry: 1,
         min_rnr_timer: 1,
     }
@@ -169,7 +170,7 @@ pub fn join(first: &End, second: &End, access: Access, reliability: Reliability)
 pub fn pair(access: Access) -> (End, End) {
     let context = open();
     let (first, second) = (End::new(&context), End::new(&context));
-    join(&first, &second, access, impatient());
+    join(&first, &second, access, retries());
     (first, second)
 }
 
