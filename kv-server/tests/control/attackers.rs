@@ -42,7 +42,7 @@ fn renewal(number: u64) -> Vec<u8> {
     frame
 }
 
-pub fn malformed_and_oversized_frames_end_their_session_alone<F: TestFabric>() {
+pub(crate) fn malformed_and_oversized_frames_end_their_session_alone<F: TestFabric>() {
     let mut setup = Setup::new();
     setup.options.linger_ms = 50;
     let server = setup.start::<F>();
@@ -79,7 +79,7 @@ pub fn malformed_and_oversized_frames_end_their_session_alone<F: TestFabric>() {
     assert!(bystander.raw.figure([0; 16], "violations_count") >= count);
 }
 
-pub fn the_reason_is_told_where_it_can_be<F: TestFabric>() {
+pub(crate) fn the_reason_is_told_where_it_can_be<F: TestFabric>() {
     let server = Setup::new().start::<F>();
     let mut raw = server.session(&server.setup.reader);
     let number = raw.next;
@@ -90,7 +90,7 @@ pub fn the_reason_is_told_where_it_can_be<F: TestFabric>() {
     raw.wait_end();
 }
 
-pub fn replayed_and_repeated_requests_end_the_session<F: TestFabric>() {
+pub(crate) fn replayed_and_repeated_requests_end_the_session<F: TestFabric>() {
     let server = Setup::new().start::<F>();
     let mut bystander = Bystander::new(&server);
     let mut raw = server.session(&server.setup.reader);
@@ -107,7 +107,7 @@ pub fn replayed_and_repeated_requests_end_the_session<F: TestFabric>() {
     bystander.still_served();
 }
 
-pub fn before_auth_nothing_is_answered<F: TestFabric>() {
+pub(crate) fn before_auth_nothing_is_answered<F: TestFabric>() {
     let server = Setup::new().start::<F>();
     for request in [
         Request::Auth { proof: [0; 32] },
@@ -134,7 +134,7 @@ pub fn before_auth_nothing_is_answered<F: TestFabric>() {
     bystander.still_served();
 }
 
-pub fn a_wrong_proof_and_an_unknown_key_look_alike<F: TestFabric>() {
+pub(crate) fn a_wrong_proof_and_an_unknown_key_look_alike<F: TestFabric>() {
     let server = Setup::new().start::<F>();
     let mut seen = Vec::new();
     for name in ["reader", "nobody"] {
@@ -159,7 +159,7 @@ pub fn a_wrong_proof_and_an_unknown_key_look_alike<F: TestFabric>() {
     assert_eq!(server.figure("auth_failed_count"), 2);
 }
 
-pub fn a_proof_that_was_overheard_is_worth_nothing<F: TestFabric>() {
+pub(crate) fn a_proof_that_was_overheard_is_worth_nothing<F: TestFabric>() {
     let server = Setup::new().start::<F>();
     let key = &server.setup.admin;
     let nonce = [3; 32];
@@ -189,7 +189,7 @@ pub fn a_proof_that_was_overheard_is_worth_nothing<F: TestFabric>() {
     assert!(honest.ask(&Request::Auth { proof }).is_ok());
 }
 
-pub fn a_token_is_good_once_for_its_own_session_and_not_for_ever<F: TestFabric>() {
+pub(crate) fn a_token_is_good_once_for_its_own_session_and_not_for_ever<F: TestFabric>() {
     let mut setup = Setup::new();
     setup.options.max_lag_ms = 400 * F::SLOWER as u32;
     let server = setup.start::<F>();
@@ -218,7 +218,7 @@ pub fn a_token_is_good_once_for_its_own_session_and_not_for_ever<F: TestFabric>(
     refused(raw.data(late));
 }
 
-pub fn a_connection_reads_its_own_dataset_and_no_other<F: TestFabric>() {
+pub(crate) fn a_connection_reads_its_own_dataset_and_no_other<F: TestFabric>() {
     let server = Setup::new().start::<F>();
     let (mut raw, cats) = server.with_dataset("cats");
     raw.create("dogs");
@@ -238,7 +238,7 @@ pub fn a_connection_reads_its_own_dataset_and_no_other<F: TestFabric>() {
     assert_eq!(raw.read(&mut data, staging, 8), Err(ReadStatus::RemoteAccess));
 }
 
-pub fn who_takes_no_answers_loses_its_session_and_holds_up_nobody<F: TestFabric>() {
+pub(crate) fn who_takes_no_answers_loses_its_session_and_holds_up_nobody<F: TestFabric>() {
     let server = Setup::new().start::<F>();
     let mut bystander = Bystander::new(&server);
     let mut deaf = server.session(&server.setup.reader);
@@ -259,7 +259,7 @@ pub fn who_takes_no_answers_loses_its_session_and_holds_up_nobody<F: TestFabric>
     }
 }
 
-pub fn more_requests_than_credits_end_the_session<F: TestFabric>() {
+pub(crate) fn more_requests_than_credits_end_the_session<F: TestFabric>() {
     let server = Setup::new().start::<F>();
     let mut bystander = Bystander::new(&server);
     let (_admin, opened) = server.with_dataset("cats");
@@ -293,7 +293,7 @@ pub fn more_requests_than_credits_end_the_session<F: TestFabric>() {
     bystander.still_served();
 }
 
-pub fn half_open_connections_are_bounded_and_end_by_themselves<F: TestFabric>() {
+pub(crate) fn half_open_connections_are_bounded_and_end_by_themselves<F: TestFabric>() {
     // A crowd that each fabric can gather within the time that half-open connections are kept.
     let (crowd, most) = if F::SLOWER > 1 { (150, 20) } else { (2_000, 100) };
     let mut setup = Setup::new();
@@ -327,7 +327,7 @@ pub fn half_open_connections_are_bounded_and_end_by_themselves<F: TestFabric>() 
     server.session(&server.setup.reader);
 }
 
-pub fn connection_requests_for_sessions_that_are_over_are_refused<F: TestFabric>() {
+pub(crate) fn connection_requests_for_sessions_that_are_over_are_refused<F: TestFabric>() {
     let server = Setup::new().start::<F>();
     let (mut raw, opened) = server.with_dataset("cats");
     let token = raw.tokens(opened.dataset, 1)[0];

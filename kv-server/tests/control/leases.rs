@@ -19,7 +19,7 @@ fn live<F: TestFabric>(raw: &mut Raw<F>, mut retired: u64, ms: u64) -> u64 {
     retired
 }
 
-pub fn a_session_that_is_silent_past_its_lease_is_fenced<F: TestFabric>() {
+pub(crate) fn a_session_that_is_silent_past_its_lease_is_fenced<F: TestFabric>() {
     let mut setup = Setup::new();
     setup.options.lease_ms = 400 * F::SLOWER as u32;
     let server = setup.start::<F>();
@@ -38,7 +38,7 @@ pub fn a_session_that_is_silent_past_its_lease_is_fenced<F: TestFabric>() {
     assert!(silent.data(unused).is_err());
 }
 
-pub fn only_renewals_renew<F: TestFabric>() {
+pub(crate) fn only_renewals_renew<F: TestFabric>() {
     let mut setup = Setup::new();
     setup.options.lease_ms = 400 * F::SLOWER as u32;
     let server = setup.start::<F>();
@@ -60,7 +60,7 @@ pub fn only_renewals_renew<F: TestFabric>() {
     assert!(!renewing.is_over());
 }
 
-pub fn who_acknowledges_nothing_is_fenced_however_often_it_renews<F: TestFabric>() {
+pub(crate) fn who_acknowledges_nothing_is_fenced_however_often_it_renews<F: TestFabric>() {
     let mut setup = Setup::new();
     setup.options.lease_ms = 2_000 * F::SLOWER as u32;
     setup.options.max_lag_ms = 500 * F::SLOWER as u32;
@@ -95,7 +95,7 @@ pub fn who_acknowledges_nothing_is_fenced_however_often_it_renews<F: TestFabric>
     assert!(good.figure([0; 16], "fenced_count") >= 1);
 }
 
-pub fn a_put_that_is_silent_too_long_is_dropped<F: TestFabric>() {
+pub(crate) fn a_put_that_is_silent_too_long_is_dropped<F: TestFabric>() {
     let mut setup = Setup::new();
     setup.options.max_lag_ms = 300 * F::SLOWER as u32;
     let server = setup.start::<F>();
@@ -127,7 +127,7 @@ fn kept_for<F: TestFabric>(admin: &mut Raw<F>) -> Duration {
     begun.elapsed()
 }
 
-pub fn memory_waits_for_the_lease_of_who_vanished_and_not_for_who_took_leave<F: TestFabric>() {
+pub(crate) fn memory_waits_for_the_lease_of_who_vanished_and_not_for_who_took_leave<F: TestFabric>() {
     let ms = |ms: u64| Duration::from_millis(ms * F::SLOWER);
     for bye in [false, true] {
         let mut setup = Setup::new();
@@ -157,7 +157,7 @@ pub fn memory_waits_for_the_lease_of_who_vanished_and_not_for_who_took_leave<F: 
 }
 
 /// A connection that was made before its session was fenced reads nothing after.
-pub fn a_fenced_reader_reads_nothing<F: TestFabric>() {
+pub(crate) fn a_fenced_reader_reads_nothing<F: TestFabric>() {
     let mut setup = Setup::new();
     setup.options.lease_ms = 400 * F::SLOWER as u32;
     let server = setup.start::<F>();
@@ -178,7 +178,7 @@ pub fn a_fenced_reader_reads_nothing<F: TestFabric>() {
     }
 }
 
-pub fn renewals_tell_every_change_once_acknowledged_never_again<F: TestFabric>() {
+pub(crate) fn renewals_tell_every_change_once_acknowledged_never_again<F: TestFabric>() {
     let server = Setup::new().start::<F>();
     let (mut admin, opened) = server.with_dataset("cats");
     let mut reader = server.session(&server.setup.reader);
@@ -199,7 +199,7 @@ pub fn renewals_tell_every_change_once_acknowledged_never_again<F: TestFabric>()
     assert_eq!(reader.renew(told).1, []);
 }
 
-pub fn sixty_four_datasets_fit_one_renewal<F: TestFabric>() {
+pub(crate) fn sixty_four_datasets_fit_one_renewal<F: TestFabric>() {
     let mut setup = Setup::new();
     setup.store.segment_bytes = 1 << 20;
     let server = setup.start::<F>();

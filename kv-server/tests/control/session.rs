@@ -14,7 +14,7 @@ fn value(len: usize, seed: u8) -> Vec<u8> {
         .collect()
 }
 
-pub fn values_are_put_and_read_back_by_read_alone<F: TestFabric>() {
+pub(crate) fn values_are_put_and_read_back_by_read_alone<F: TestFabric>() {
     let server = Setup::new().start::<F>();
     let (mut raw, opened) = server.with_dataset("cats");
     let mut written = Vec::new();
@@ -51,7 +51,7 @@ pub fn values_are_put_and_read_back_by_read_alone<F: TestFabric>() {
     }
 }
 
-pub fn a_value_longer_than_a_window_goes_in_pieces<F: TestFabric>() {
+pub(crate) fn a_value_longer_than_a_window_goes_in_pieces<F: TestFabric>() {
     let mut setup = Setup::new();
     setup.options.window_max_bytes = 64 << 10;
     let server = setup.start::<F>();
@@ -63,7 +63,7 @@ pub fn a_value_longer_than_a_window_goes_in_pieces<F: TestFabric>() {
     assert_eq!(raw.get(&mut data, opened.dataset, &locator).unwrap(), value);
 }
 
-pub fn lists_lookups_and_deletes_agree<F: TestFabric>() {
+pub(crate) fn lists_lookups_and_deletes_agree<F: TestFabric>() {
     let server = Setup::new().start::<F>();
     let (mut raw, opened) = server.with_dataset("cats");
     let dataset = opened.dataset;
@@ -106,7 +106,7 @@ pub fn lists_lookups_and_deletes_agree<F: TestFabric>() {
     assert_eq!(raw.refused(&Request::Lookup { dataset, key }), Status::NotFound);
 }
 
-pub fn an_operation_is_done_once<F: TestFabric>() {
+pub(crate) fn an_operation_is_done_once<F: TestFabric>() {
     let server = Setup::new().start::<F>();
     let (mut raw, opened) = server.with_dataset("cats");
     let first = raw.put_as(opened.dataset, 1, b"k", b"one").unwrap();
@@ -133,7 +133,7 @@ pub fn an_operation_is_done_once<F: TestFabric>() {
     assert!(writer.alloc(opened.dataset, 1, b"k", 3).is_ok());
 }
 
-pub fn an_operation_begun_anew_gives_its_window_back<F: TestFabric>() {
+pub(crate) fn an_operation_begun_anew_gives_its_window_back<F: TestFabric>() {
     let mut setup = Setup::new();
     setup.options.staging_bytes = 64 << 10;
     let server = setup.start::<F>();
@@ -147,7 +147,7 @@ pub fn an_operation_begun_anew_gives_its_window_back<F: TestFabric>() {
     raw.alloc(opened.dataset, 2, b"k", 64 << 10).unwrap();
 }
 
-pub fn a_wrong_crc_a_wrong_length_and_an_unknown_operation_store_nothing<F: TestFabric>() {
+pub(crate) fn a_wrong_crc_a_wrong_length_and_an_unknown_operation_store_nothing<F: TestFabric>() {
     let server = Setup::new().start::<F>();
     let (mut raw, opened) = server.with_dataset("cats");
     let dataset = opened.dataset;
@@ -183,7 +183,7 @@ pub fn a_wrong_crc_a_wrong_length_and_an_unknown_operation_store_nothing<F: Test
     raw.put_as(dataset, 1, b"k", b"good").unwrap();
 }
 
-pub fn datasets_are_made_listed_renamed_and_dropped<F: TestFabric>() {
+pub(crate) fn datasets_are_made_listed_renamed_and_dropped<F: TestFabric>() {
     let mut setup = Setup::new();
     setup.reader.datasets = vec!["b".to_owned(), "d".to_owned()];
     let server = setup.start::<F>();
@@ -243,7 +243,7 @@ pub fn datasets_are_made_listed_renamed_and_dropped<F: TestFabric>() {
     assert_eq!(names(&mut admin, ""), ["a", "c", "z"]);
 }
 
-pub fn many_datasets_are_listed_in_pages<F: TestFabric>() {
+pub(crate) fn many_datasets_are_listed_in_pages<F: TestFabric>() {
     let server = Setup::new().start::<F>();
     let mut admin = server.session(&server.setup.admin);
     let long = "x".repeat(60);
@@ -268,7 +268,7 @@ pub fn many_datasets_are_listed_in_pages<F: TestFabric>() {
     assert!(pages > 1);
 }
 
-pub fn a_dropped_dataset_is_announced_and_its_memory_freed_when_acknowledged<F: TestFabric>() {
+pub(crate) fn a_dropped_dataset_is_announced_and_its_memory_freed_when_acknowledged<F: TestFabric>() {
     let server = Setup::new().start::<F>();
     let (mut raw, opened) = server.with_dataset("cats");
     raw.put(opened.dataset, b"k", &value(100_000, 1)).unwrap();
@@ -300,7 +300,7 @@ pub fn a_dropped_dataset_is_announced_and_its_memory_freed_when_acknowledged<F: 
     });
 }
 
-pub fn limits_of_a_session_are_named<F: TestFabric>() {
+pub(crate) fn limits_of_a_session_are_named<F: TestFabric>() {
     let mut setup = Setup::new();
     setup.options.datasets_per_session_max = 2;
     setup.options.data_connections_per_session_max = 3;
@@ -332,7 +332,7 @@ pub fn limits_of_a_session_are_named<F: TestFabric>() {
     assert_eq!(raw.figure([0; 16], "data_connections_count"), 1);
 }
 
-pub fn reserved_frames_are_unsupported_and_roles_are_kept<F: TestFabric>() {
+pub(crate) fn reserved_frames_are_unsupported_and_roles_are_kept<F: TestFabric>() {
     let server = Setup::new().start::<F>();
     let (_admin, opened) = server.with_dataset("cats");
     let dataset = opened.dataset;
@@ -378,7 +378,7 @@ pub fn reserved_frames_are_unsupported_and_roles_are_kept<F: TestFabric>() {
     assert_eq!(writer.refused(&Request::Drop { name }), Status::Forbidden);
 }
 
-pub fn bye_frees_the_session<F: TestFabric>() {
+pub(crate) fn bye_frees_the_session<F: TestFabric>() {
     let server = Setup::new().start::<F>();
     let (mut raw, opened) = server.with_dataset("cats");
     let token = raw.tokens(opened.dataset, 1)[0];
@@ -391,7 +391,7 @@ pub fn bye_frees_the_session<F: TestFabric>() {
     raw.wait_end();
 }
 
-pub fn figures_count_frames_and_renewals<F: TestFabric>() {
+pub(crate) fn figures_count_frames_and_renewals<F: TestFabric>() {
     let server = Setup::new().start::<F>();
     let mut raw = server.session(&server.setup.reader);
     let frames = raw.figure([0; 16], "server_frames_count");
@@ -408,7 +408,7 @@ pub fn figures_count_frames_and_renewals<F: TestFabric>() {
     assert_eq!(admin.figure(opened.dataset, "value_bytes"), 5);
 }
 
-pub fn memory_for_arriving_values_is_waited_for<F: TestFabric>() {
+pub(crate) fn memory_for_arriving_values_is_waited_for<F: TestFabric>() {
     let mut setup = Setup::new();
     setup.store.gather_budget_bytes = 2 << 20;
     setup.options.staging_bytes = 16 << 20;
@@ -436,7 +436,7 @@ pub fn memory_for_arriving_values_is_waited_for<F: TestFabric>() {
     assert_eq!(raw.figure([0; 16], "writes_waiting_count"), 0);
 }
 
-pub fn requests_that_are_no_connection_requests_are_refused_with_a_text<F: TestFabric>() {
+pub(crate) fn requests_that_are_no_connection_requests_are_refused_with_a_text<F: TestFabric>() {
     let server = Setup::new().start::<F>();
     let refused = |private: &[u8]| match Raw::connect_with(&server.fabric, &server.address, private) {
         Err(FabricError::Rejected { reason, .. }) => reason,
@@ -463,7 +463,7 @@ pub fn requests_that_are_no_connection_requests_are_refused_with_a_text<F: TestF
     Raw::connect_with(&server.fabric, &server.address, &padded).unwrap();
 }
 
-pub fn a_dataset_that_is_closed_ends_its_connections<F: TestFabric>() {
+pub(crate) fn a_dataset_that_is_closed_ends_its_connections<F: TestFabric>() {
     let server = Setup::new().start::<F>();
     let (mut raw, opened) = server.with_dataset("cats");
     let dataset = opened.dataset;
@@ -492,7 +492,7 @@ pub fn a_dataset_that_is_closed_ends_its_connections<F: TestFabric>() {
     assert_ne!(ended, ReadStatus::Success);
 }
 
-pub fn a_role_that_is_told_is_the_keys<F: TestFabric>() {
+pub(crate) fn a_role_that_is_told_is_the_keys<F: TestFabric>() {
     let mut setup = Setup::new();
     setup.writer = keys::generate("writer", Role::Write, vec![]).unwrap();
     let server = setup.start::<F>();
