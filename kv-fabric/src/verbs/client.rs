@@ -14,7 +14,7 @@ use std::time::Instant;
 use rdma_core_rs as rdma;
 use rustix::event::epoll;
 
-use super::link::{Link, Parts};
+use super::link::{Link, Parts, Sends};
 use super::memory::VerbsRegion;
 use super::{READ_MAX_BYTES, call, connect_error};
 use crate::bell::{Bell, sleep};
@@ -73,7 +73,7 @@ impl VerbsControl {
         let failed = |error| connect_error(error, Stage::Connect, address);
         let channel = rdma::CompletionChannel::new(pd.context())
             .map_err(|error| call("make a completion channel", error))?;
-        let (parts, qp) = Parts::new(pd, &channel, options)?;
+        let (parts, qp) = Parts::new(pd, &channel, options, Sends::Wake)?;
         parts.post_receives(connector.attach(qp, rdma::Access::NONE).map_err(failed)?)?;
         let (connection, _) = connector.connect_blocking(param, deadline).map_err(failed)?;
         let over = Bell::new()?;

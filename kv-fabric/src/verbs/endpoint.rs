@@ -14,7 +14,7 @@ use rdma_core_rs as rdma;
 use rdma_core_rs::cm::{CmEventKind, CmKey};
 
 use super::client::epoll_of;
-use super::link::{Link, Parts};
+use super::link::{Link, Parts, Sends};
 use super::memory::{Held, VerbsDomain};
 use super::{RELIABILITY, call, connect_error, memory_error};
 use crate::{
@@ -322,7 +322,7 @@ impl Endpoint for VerbsEndpoint {
         let request = self.take_request(request)?;
         // A domain of its own: nothing but this connection's staging memory will ever be in it.
         let pd = rdma::ProtectionDomain::new(&self.context).map_err(failed)?;
-        let (parts, qp) = Parts::new(&pd, &self.completions, options)?;
+        let (parts, qp) = Parts::new(&pd, &self.completions, options, Sends::Quiet)?;
         let pending = request.attach(qp, rdma::Access::REMOTE_WRITE).map_err(failed)?;
         parts.post_receives(pending.qp())?;
         let connection = pending.accept(&self.param()?).map_err(failed)?;
@@ -398,6 +398,8 @@ impl Endpoint for VerbsEndpoint {
         else {
             return Err(FabricError::Closed("no such control connection".to_owned()));
         };
+        // Sends complete without waking anybody: look here whether their slots are free again.
+        link.take_sent();
         match link.send(frame) {
             Err(FabricError::Busy(_)) => {
                 let why = "its peer lets too many frames lie";

@@ -40,6 +40,7 @@ enum Sent {
 pub(super) struct Link {
     connection: rdma::cm::Connection,
     cq: Arc<rdma::CompletionQueue>,
+    sends_cq: Arc<rdma::CompletionQueue>,
     frame_bytes: usize,
     sends: VerbsRegion,
     receives: VerbsRegion,
@@ -51,9 +52,19 @@ pub(super) struct Link {
     closed: Option<String>,
 }
 
+/// Whether what was sent wakes its sender once it has arrived.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Sends {
+    /// It does: the sender waits for the source of its WRITEs to be free.
+    Wake,
+    /// It does not: a server that answers sleeps on. A failure wakes it all the same, by way of its receives.
+    Quiet,
+}
+
 /// The parts of a link that exist before its connection does.
 pub(super) struct Parts {
     cq: Arc<rdma::CompletionQueue>,
+    sends_cq: Arc<rdma::CompletionQueue>,
     options: ControlOptions,
     sends: VerbsRegion,
     receives: VerbsRegion,
@@ -66,13 +77,19 @@ impl Parts {
         pd: &Arc<rdma::ProtectionDomain>,
         channel: &Arc<rdma::CompletionChannel>,
         options: ControlOptions,
+        sends: Sends,
     ) -> Result<(Self, rdma::QueuePair), FabricError> {
         let receives = usize::from(options.receives);
         let slots = receives * SEND_SLOTS_PER_RECEIVE;
         let sends_max = slots + WRITES_MAX;
         let cq = rdma::CompletionQueue::new(pd.context(), (receives + sends_max) as u32, Some(channel))
             .map_err(|error| call("make a completion queue", error))?;
-        let qp = rdma::QueuePair::builder(pd, &cq, &cq)
+        let sends_cq = match sends {
+            Sends::Wake => cq.clone(),
+            Sends::Quiet => rdma::CompletionQueue::new(pd.context(), sends_max as u32, None)
+                .map_err(|error| call("make a completion queue", error))?,
+        };
+        let qp = rdma::QueuePair::builder(pd, &sends_cq, &cq)
             .max_send_wr(sends_max as u32)
             .max_recv_wr(receives as u32)
             .build()
@@ -82,6 +99,7 @@ impl Parts {
         };
         let parts = Self {
             cq,
+            sends_cq,
             options,
             sends: region(slots)?,
             receives: region(receives)?,
@@ -114,6 +132,7 @@ impl Parts {
         let link = Link {
             connection,
             cq: self.cq,
+            sends_cq: self.sends_cq,
             frame_bytes: self.options.frame_bytes,
             sends: self.sends,
             receives: self.receives,
@@ -254,9 +273,25 @@ impl Link {
         }
     }
 
+    /// Looks which frames have left; for a link whose sends are quiet.
+    pub(super) fn take_sent(&mut self) {
+        let mut none = Vec::new();
+        self.take_from(&self.sends_cq.clone(), &mut none);
+        debug_assert!(
+            none.is_empty(),
+            "quiet sends are frames, and frames that left are no event"
+        );
+    }
+
     fn take(&mut self, events: &mut Vec<ControlEvent>) {
+        self.take_from(&self.cq.clone(), events);
+        if !Arc::ptr_eq(&self.cq, &self.sends_cq) {
+            self.take_from(&self.sends_cq.clone(), events);
+        }
+    }
+
+    fn take_from(&mut self, cq: &rdma::CompletionQueue, events: &mut Vec<ControlEvent>) {
         let mut completions = [rdma::WorkCompletion::default(); POLL_BATCH];
-        let cq = self.cq.clone();
         loop {
             let arrived = match cq.poll(&mut completions) {
                 Ok(arrived) => arrived,

@@ -159,11 +159,11 @@ impl Verbs {
     }
 }
 
-/// 268 ms, 7 times: an emulated device on a busy machine answers late, and a dead peer is told by other means first.
+/// 268 ms, 6 times: an emulated device on a busy machine answers late, and a dead peer is told by other means first.
 const RELIABILITY: rdma::Reliability = rdma::Reliability {
     timeout: 16,
-    retry_cnt: 7,
-    rnr_retry: rdma::Reliability::RNR_RETRY_MAX,
+    retry_cnt: rdma::Reliability::RETRY_MAX,
+    rnr_retry: rdma::Reliability::RETRY_MAX,
     min_rnr_timer: 14,
 };
 
