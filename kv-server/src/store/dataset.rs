@@ -463,10 +463,9 @@ impl<D: Domain> Dataset<D> {
             key: key.to_vec(),
             token,
         };
-        self.queue.push(op).map_err(|(_, error)| {
-            self.operations.finish(client_id, operation, None);
-            error
-        })?;
+        self.queue
+            .push(op)
+            .inspect_err(|_| self.operations.finish(client_id, operation, None))?;
         Ok(BeginDelete::Queued)
     }
 

@@ -145,7 +145,8 @@ impl Files {
                 .expect("the test's own disk holds it");
             return Err(StorageError::io(Call::Write.text(), &file.path, error));
         }
-        self.run(Call::Write, &file.path, || write_all(&file.file, slices, offset))?;
+        write_all(&file.file, slices, offset)
+            .map_err(|error| StorageError::io(Call::Write.text(), &file.path, error))?;
         self.written_bytes.fetch_add(whole as u64, Ordering::Relaxed);
         Ok(())
     }

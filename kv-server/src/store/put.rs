@@ -191,7 +191,7 @@ impl Put {
                 put: Arc::clone(&self.state),
                 bytes,
             };
-            if let Err((_, error)) = self.queue.push(op) {
+            if let Err(error) = self.queue.push(op) {
                 // Its bytes are gone with it: nothing of this put can be stored any more.
                 self.state.queued_bytes.fetch_sub(len, Ordering::AcqRel);
                 self.state.fail(&error);
@@ -237,10 +237,9 @@ impl Put {
                 token,
             }
         };
-        self.queue.push(op).map_err(|(_, error)| {
+        self.queue.push(op).inspect_err(|_| {
             self.operations
                 .finish(self.state.client, self.state.operation, None);
-            error
         })
     }
 }

@@ -76,8 +76,8 @@ impl Queue {
     /// Adds an operation.
     ///
     /// # Errors
-    /// The operation, with [`StorageError::Busy`] at the limit, or with why the queue was closed.
-    pub(crate) fn push(&self, op: Op) -> Result<(), (Op, StorageError)> {
+    /// [`StorageError::Busy`] at the limit, or why the queue was closed.
+    pub(crate) fn push(&self, op: Op) -> Result<(), StorageError> {
         let mut state = lock(&self.state);
         // Parts are bounded by the gather budget, and one that was taken from its client must not be lost here.
         let limit = if matches!(op, Op::Part { .. }) {
@@ -85,9 +85,7 @@ impl Queue {
         } else {
             LOG_QUEUE_OPS_MAX
         };
-        if let Err(error) = refusal(&state, limit) {
-            return Err((op, error));
-        }
+        refusal(&state, limit)?;
         state.ops.push_back(op);
         drop(state);
         self.ready.notify_one();

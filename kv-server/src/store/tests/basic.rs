@@ -1,13 +1,13 @@
 //! Putting, finding, deleting, listing, and all of it again after a restart.
 
-use super::support::{MIB, Miss, Rig, bytes, options};
+use super::support::{MIB, Miss, Rig, bytes, options, scratch};
 use crate::error::StorageError;
 use crate::store::files::Files;
 use crate::store::{BeginDelete, BeginPut, StoreOptions};
 
 #[test]
 fn a_value_is_read_by_the_rules_alone() {
-    let directory = tempfile::tempdir().unwrap();
+    let directory = scratch();
     let rig = Rig::open(directory.path());
     rig.store.create("set").unwrap();
     assert_eq!(rig.get("set", b"key"), None);
@@ -30,7 +30,7 @@ fn a_value_is_read_by_the_rules_alone() {
 
 #[test]
 fn values_survive_a_restart() {
-    let directory = tempfile::tempdir().unwrap();
+    let directory = scratch();
     let mut epochs = Vec::new();
     for round in 0..4_u64 {
         let rig = Rig::open(directory.path());
@@ -57,7 +57,7 @@ fn values_survive_a_restart() {
 
 #[test]
 fn an_overwrite_keeps_one_slot_and_a_refused_crc_changes_nothing() {
-    let directory = tempfile::tempdir().unwrap();
+    let directory = scratch();
     let rig = Rig::open(directory.path());
     rig.store.create("set").unwrap();
     let first = rig.put("set", b"key", b"first").unwrap();
@@ -101,7 +101,7 @@ fn an_overwrite_keeps_one_slot_and_a_refused_crc_changes_nothing() {
 
 #[test]
 fn wrong_keys_lengths_and_names_are_refused() {
-    let directory = tempfile::tempdir().unwrap();
+    let directory = scratch();
     let rig = Rig::open(directory.path());
     rig.store.create("set").unwrap();
     let dataset = rig.dataset("set");
@@ -139,7 +139,7 @@ fn wrong_keys_lengths_and_names_are_refused() {
 
 #[test]
 fn a_retry_is_answered_once_also_after_a_restart() {
-    let directory = tempfile::tempdir().unwrap();
+    let directory = scratch();
     let rig = Rig::open(directory.path());
     rig.store.create("set").unwrap();
     let put = rig.put_as("set", (5, 10), b"key", b"value").unwrap();
@@ -171,7 +171,7 @@ fn a_retry_is_answered_once_also_after_a_restart() {
 
 #[test]
 fn operations_past_the_limit_are_unknown() {
-    let directory = tempfile::tempdir().unwrap();
+    let directory = scratch();
     for round in 0..2 {
         let rig = Rig::open(directory.path());
         if round == 0 {
@@ -200,7 +200,7 @@ fn operations_past_the_limit_are_unknown() {
 
 #[test]
 fn an_operation_begun_anew_supersedes_the_old_attempt() {
-    let directory = tempfile::tempdir().unwrap();
+    let directory = scratch();
     let rig = Rig::open(directory.path());
     rig.store.create("set").unwrap();
     let dataset = rig.dataset("set");
@@ -223,7 +223,7 @@ fn an_operation_begun_anew_supersedes_the_old_attempt() {
 
 #[test]
 fn listing_gives_every_key_once_with_whole_lengths() {
-    let directory = tempfile::tempdir().unwrap();
+    let directory = scratch();
     let rig = Rig::open(directory.path());
     rig.store.create("set").unwrap();
     let dataset = rig.dataset("set");
@@ -260,12 +260,12 @@ fn listing_gives_every_key_once_with_whole_lengths() {
     assert_eq!(seen[&b"large"[..]], 500_000);
     assert!((0..3000_u64).all(|key| seen[&key.to_le_bytes()[..]] == key % 7));
     // A room in which not one key fits says so.
-    assert_eq!(dataset.list(0, 10, 5).2, false);
+    assert!(!dataset.list(0, 10, 5).2);
 }
 
 #[test]
 fn datasets_are_created_renamed_and_dropped_durably() {
-    let directory = tempfile::tempdir().unwrap();
+    let directory = scratch();
     let rig = Rig::open(directory.path());
     rig.store.create("one").unwrap();
     let id = rig.store.create("two").unwrap();
@@ -319,7 +319,7 @@ fn datasets_are_created_renamed_and_dropped_durably() {
 
 #[test]
 fn memory_of_a_dropped_dataset_stays_until_it_is_released() {
-    let directory = tempfile::tempdir().unwrap();
+    let directory = scratch();
     let rig = Rig::open(directory.path());
     rig.store.create("other").unwrap();
     let used = || super::support::figure_in(&rig.store.stat(), "memory_used_bytes");
@@ -341,7 +341,7 @@ fn memory_of_a_dropped_dataset_stays_until_it_is_released() {
 
 #[test]
 fn a_directory_is_refused_that_is_not_this_servers() {
-    let directory = tempfile::tempdir().unwrap();
+    let directory = scratch();
     let open = |options: StoreOptions| Rig::with(options, Files::default()).map(|_| ());
     let rig = Rig::open(directory.path());
     let error = open(options(directory.path())).unwrap_err();
@@ -351,7 +351,7 @@ fn a_directory_is_refused_that_is_not_this_servers() {
     );
     drop(rig);
 
-    let foreign = tempfile::tempdir().unwrap();
+    let foreign = scratch();
     std::fs::write(foreign.path().join("photo.png"), b"png").unwrap();
     let error = open(options(foreign.path())).unwrap_err();
     assert!(error.to_string().contains("photo.png"), "{error}");
@@ -391,7 +391,7 @@ fn a_directory_is_refused_that_is_not_this_servers() {
 
 #[test]
 fn options_that_cannot_be_are_refused_with_a_remedy() {
-    let directory = tempfile::tempdir().unwrap();
+    let directory = scratch();
     let base = options(directory.path());
     for wrong in [
         StoreOptions {
@@ -422,7 +422,7 @@ fn options_that_cannot_be_are_refused_with_a_remedy() {
 
 #[test]
 fn the_memory_budget_is_kept_and_named() {
-    let directory = tempfile::tempdir().unwrap();
+    let directory = scratch();
     let small = StoreOptions {
         memory_budget_bytes: 3 * MIB,
         ..options(directory.path())
@@ -465,7 +465,7 @@ fn the_memory_budget_is_kept_and_named() {
 
 #[test]
 fn many_restarts_leak_nothing() {
-    let directory = tempfile::tempdir().unwrap();
+    let directory = scratch();
     let rig = Rig::open(directory.path());
     rig.store.create("set").unwrap();
     rig.put("set", b"key", &bytes(1, 200_000)).unwrap();

@@ -1,6 +1,6 @@
 //! What RENEW tells: every change once its number is passed, cut to the frame.
 
-use super::support::{Rig, bytes};
+use super::support::{Rig, bytes, scratch};
 use crate::store::changes::collect;
 use crate::store::journal::{Change, Journal, Since};
 use crate::store::limits::JOURNAL_CHANGES_MAX;
@@ -9,7 +9,7 @@ use kv_proto::control::change_flag;
 
 #[test]
 fn new_segments_and_extents_are_told_once() {
-    let directory = tempfile::tempdir().unwrap();
+    let directory = scratch();
     let rig = Rig::open(directory.path());
     rig.store.create("set").unwrap();
     let dataset = rig.dataset("set");
@@ -18,7 +18,10 @@ fn new_segments_and_extents_are_told_once() {
     let first = rig.put("set", b"key", b"value").unwrap();
     let now = rig.store.retired();
     let change = dataset.changes(opened, 4000).unwrap();
-    assert_eq!(change.rows.iter().map(|row| row.segment).collect::<Vec<_>>(), [first.locator.segment]);
+    assert_eq!(
+        change.rows.iter().map(|row| row.segment).collect::<Vec<_>>(),
+        [first.locator.segment]
+    );
     assert_eq!((change.flags, change.directory), (0, dataset.directory()));
     assert!(dataset.changes(now, 4000).is_none());
     // Growth of length alone is no change.
@@ -41,10 +44,19 @@ fn new_segments_and_extents_are_told_once() {
 fn ranges_are_joined_and_a_new_directory_hides_them() {
     let ranges = |changes: Vec<Change>, room| {
         let collected = collect(Since::Changes(changes), room, |_| None).unwrap();
-        let ranges: Vec<_> = collected.ranges.iter().map(|range| (range.first, range.count)).collect();
+        let ranges: Vec<_> = collected
+            .ranges
+            .iter()
+            .map(|range| (range.first, range.count))
+            .collect();
         (collected.flags, ranges)
     };
-    let touched = vec![Change::Range(64, 64), Change::Range(0, 64), Change::Range(70, 2), Change::Range(200, 1)];
+    let touched = vec![
+        Change::Range(64, 64),
+        Change::Range(0, 64),
+        Change::Range(70, 2),
+        Change::Range(200, 1),
+    ];
     assert_eq!(ranges(touched.clone(), 4000), (0, vec![(0, 128), (200, 1)]));
     assert_eq!(ranges(touched.clone(), 50), (change_flag::DIRECTORY, vec![]));
     let doubled = [touched, vec![Change::Directory]].concat();

@@ -4,13 +4,16 @@ use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use super::support::{Rig, bytes, copy_directory, options, segment_files, segment_files_in};
+use super::support::{Rig, bytes, copy_directory, options, scratch, segment_files, segment_files_in};
 use crate::store::StoreOptions;
 use crate::store::files::Files;
 
+/// What is done to a file.
+type Harm<'a> = &'a dyn Fn(&Path);
+
 /// A directory with a dataset whose log was not sealed, as a crash leaves it, and the keys in the order of the log.
 fn crashed(values: &[usize]) -> (tempfile::TempDir, PathBuf) {
-    let running = tempfile::tempdir().unwrap();
+    let running = scratch();
     // Parts so long that every value is one record.
     let options = StoreOptions {
         part_bytes: 256 << 10,
@@ -21,21 +24,26 @@ fn crashed(values: &[usize]) -> (tempfile::TempDir, PathBuf) {
     for (key, len) in (0_u64..).zip(values) {
         rig.put("set", &key.to_le_bytes(), &bytes(key, *len)).unwrap();
     }
-    let crashed = tempfile::tempdir().unwrap();
+    let crashed = scratch();
     copy_directory(running.path(), crashed.path());
     let file = only_segment(crashed.path());
     (crashed, file)
 }
 
 fn only_segment(root: &Path) -> PathBuf {
-    let dataset = std::fs::read_dir(root.join("datasets")).unwrap().next().unwrap().unwrap().path();
+    let dataset = std::fs::read_dir(root.join("datasets"))
+        .unwrap()
+        .next()
+        .unwrap()
+        .unwrap()
+        .path();
     let files = segment_files_in(&dataset);
     assert_eq!(files.len(), 1);
     files[0].clone()
 }
 
 fn with_file(root: &Path, file: &Path, contents: &[u8]) -> (tempfile::TempDir, PathBuf) {
-    let copy = tempfile::tempdir().unwrap();
+    let copy = scratch();
     copy_directory(root, copy.path());
     let target = copy.path().join(file.strip_prefix(root).unwrap());
     std::fs::write(&target, contents).unwrap();
@@ -75,14 +83,22 @@ fn a_tail_torn_at_any_byte_leaves_the_longest_valid_prefix() {
             let header = 64 + 8 + if len > 65_536 { 8 } else { 0 };
             let complete = places[key] + header + len <= cut;
             let expected = complete.then(|| bytes(key as u64, len));
-            assert_eq!(rig.get("set", &(key as u64).to_le_bytes()), expected, "key {key} cut at {cut}");
+            assert_eq!(
+                rig.get("set", &(key as u64).to_le_bytes()),
+                expected,
+                "key {key} cut at {cut}"
+            );
         }
         assert_eq!(rig.figure("set", "damaged_records_count"), 0, "cut at {cut}");
         // It is sealed there, and stays so.
         let sealed = std::fs::read(&target).unwrap();
         assert_eq!(sealed[sealed.len() - 64..][..4], *b"VKT1");
         drop(rig);
-        assert_eq!(std::fs::read(&target).unwrap(), sealed, "a sealed file never changes");
+        assert_eq!(
+            std::fs::read(&target).unwrap(),
+            sealed,
+            "a sealed file never changes"
+        );
     }
 }
 
@@ -107,7 +123,7 @@ fn a_torn_tail_full_of_other_bytes_is_cut_too() {
 /// Writes several records with one sync, so that none of them says that another was durable.
 #[test]
 fn a_whole_record_behind_a_torn_one_of_its_group_is_not_served() {
-    let running = tempfile::tempdir().unwrap();
+    let running = scratch();
     let rig = Rig::open(running.path());
     rig.store.create("set").unwrap();
     rig.put("set", b"first", b"durable").unwrap();
@@ -115,7 +131,10 @@ fn a_whole_record_behind_a_torn_one_of_its_group_is_not_served() {
     // Parts and head of one value come in one group only by chance: look for three records with equal durable_units.
     let file = loop {
         let tokens: Vec<u64> = (0..50)
-            .map(|key| rig.start_put(&dataset, (1, rig.token()), &[key; 9], &[key; 50]).unwrap())
+            .map(|key| {
+                rig.start_put(&dataset, (1, rig.token()), &[key; 9], &[key; 50])
+                    .unwrap()
+            })
             .collect();
         for token in tokens {
             rig.answer(token).unwrap();
@@ -123,7 +142,9 @@ fn a_whole_record_behind_a_torn_one_of_its_group_is_not_served() {
         let file = std::fs::read(&segment_files(&dataset)[0]).unwrap();
         let places = places(&file);
         let durable = |at: usize| kv_proto::record::parse_header(&file[at..]).unwrap().durable_units;
-        let same = places[..places.len() - 1].windows(3).rposition(|three| durable(three[0]) == durable(three[2]));
+        let same = places[..places.len() - 1]
+            .windows(3)
+            .rposition(|three| durable(three[0]) == durable(three[2]));
         if let Some(at) = same {
             break file[..places[at + 3]].to_vec();
         }
@@ -132,7 +153,7 @@ fn a_whole_record_behind_a_torn_one_of_its_group_is_not_served() {
     let torn_at = places[places.len() - 3];
     let mut torn = file;
     torn[torn_at + 64] ^= 1;
-    let crashed = tempfile::tempdir().unwrap();
+    let crashed = scratch();
     copy_directory(running.path(), crashed.path());
     let target = only_segment(crashed.path());
     std::fs::write(&target, &torn).unwrap();
@@ -153,7 +174,16 @@ fn a_flipped_bit_in_durable_bytes_is_reported_kept_and_skipped() {
         let whole = std::fs::read(&file).unwrap();
         let places = places(&whole[..whole.len() - if sealed { 64 } else { 0 }]);
         // In a header, in a key, in block CRCs, in a value; not in padding, which nothing covers.
-        for (key, offset) in [(0, 3), (0, 40), (0, 66), (0, 100), (1, 75), (1, 66_000), (2, 50), (2, 80)] {
+        for (key, offset) in [
+            (0, 3),
+            (0, 40),
+            (0, 66),
+            (0, 100),
+            (1, 75),
+            (1, 66_000),
+            (2, 50),
+            (2, 80),
+        ] {
             let mut broken = whole.clone();
             broken[places[key] + offset] ^= 0x10;
             let (copy, target) = with_file(crashed.path(), &file, &broken);
@@ -185,14 +215,14 @@ fn a_flipped_bit_in_durable_bytes_is_reported_kept_and_skipped() {
 
 #[test]
 fn an_older_value_does_not_come_back_in_place_of_a_damaged_one() {
-    let running = tempfile::tempdir().unwrap();
+    let running = scratch();
     let rig = Rig::open(running.path());
     rig.store.create("set").unwrap();
     rig.put("set", b"key", b"old").unwrap();
     let new = rig.put("set", b"key", b"new").unwrap();
     rig.put("set", b"after", b"says what is durable").unwrap();
     let file = segment_files(&rig.dataset("set"))[0].clone();
-    let crashed = tempfile::tempdir().unwrap();
+    let crashed = scratch();
     copy_directory(running.path(), crashed.path());
     let target = crashed.path().join(file.strip_prefix(running.path()).unwrap());
     let mut contents = std::fs::read(&target).unwrap();
@@ -204,7 +234,7 @@ fn an_older_value_does_not_come_back_in_place_of_a_damaged_one() {
 
 #[test]
 fn segments_cut_short_deleted_or_unreadable_are_named_and_the_rest_is_served() {
-    let running = tempfile::tempdir().unwrap();
+    let running = scratch();
     let rig = Rig::open(running.path());
     rig.store.create("set").unwrap();
     let mut segment_of = HashMap::new();
@@ -219,7 +249,7 @@ fn segments_cut_short_deleted_or_unreadable_are_named_and_the_rest_is_served() {
     drop(rig);
     let number = |file: &Path| u32::from_str_radix(file.file_stem().unwrap().to_str().unwrap(), 16).unwrap();
 
-    let cases: [(&str, &dyn Fn(&Path)); 4] = [
+    let cases: [(&str, Harm<'_>); 4] = [
         ("cut short", &|file| {
             let contents = std::fs::read(file).unwrap();
             std::fs::write(file, &contents[..contents.len() / 2]).unwrap();
@@ -234,7 +264,7 @@ fn segments_cut_short_deleted_or_unreadable_are_named_and_the_rest_is_served() {
     ];
     for (what, harm) in cases {
         for victim in [&files[0], &files[files.len() - 2]] {
-            let copy = tempfile::tempdir().unwrap();
+            let copy = scratch();
             copy_directory(running.path(), copy.path());
             harm(&copy.path().join(victim.strip_prefix(running.path()).unwrap()));
             let rig = Rig::open(copy.path());
@@ -253,7 +283,11 @@ fn segments_cut_short_deleted_or_unreadable_are_named_and_the_rest_is_served() {
                 "cut short" => assert!(row.is_some()),
                 "deleted" if victim == &files[0] => assert!(row.is_none(), "nothing names it"),
                 _ => {
-                    assert_eq!(row.unwrap().state, kv_proto::layout::segment_state::LOST, "{what} {gone}");
+                    assert_eq!(
+                        row.unwrap().state,
+                        kv_proto::layout::segment_state::LOST,
+                        "{what} {gone}"
+                    );
                     assert_eq!(rig.figure("set", "lost_segments_count"), 1, "{what} {gone}");
                 }
             }
@@ -268,7 +302,7 @@ fn segments_cut_short_deleted_or_unreadable_are_named_and_the_rest_is_served() {
 /// begun, and nothing that was never put.
 #[test]
 fn a_copy_at_any_moment_holds_every_answered_put() {
-    let running = tempfile::tempdir().unwrap();
+    let running = scratch();
     let rig = Rig::open(running.path());
     rig.store.create("set").unwrap();
     let value_of = |key: u64| bytes(key, (key * 131 % 9000) as usize);
@@ -285,12 +319,16 @@ fn a_copy_at_any_moment_holds_every_answered_put() {
         });
         for _ in 0..12 {
             let before = answered.load(Ordering::Acquire);
-            let copy = tempfile::tempdir().unwrap();
+            let copy = scratch();
             copy_directory(running.path(), copy.path());
             let after = answered.load(Ordering::Acquire) + 1;
             let crashed = Rig::open(copy.path());
             for key in 0..before {
-                assert_eq!(crashed.get("set", &key.to_le_bytes()), Some(value_of(key)), "key {key} of {before}");
+                assert_eq!(
+                    crashed.get("set", &key.to_le_bytes()),
+                    Some(value_of(key)),
+                    "key {key} of {before}"
+                );
             }
             assert!(crashed.figure("set", "keys_count") <= after);
             assert_eq!(crashed.figure("set", "damaged_records_count"), 0);
@@ -302,14 +340,14 @@ fn a_copy_at_any_moment_holds_every_answered_put() {
 /// A value that holds the bytes of records, of this very segment, is not taken apart.
 #[test]
 fn records_inside_a_value_are_not_records() {
-    let running = tempfile::tempdir().unwrap();
+    let running = scratch();
     let rig = Rig::open(running.path());
     rig.store.create("set").unwrap();
     rig.put("set", b"key", b"inner").unwrap();
     rig.put("set", b"key", b"newer").unwrap();
     let copied = std::fs::read(&segment_files(&rig.dataset("set"))[0]).unwrap();
     rig.put("set", b"copy", &copied).unwrap();
-    let crashed = tempfile::tempdir().unwrap();
+    let crashed = scratch();
     copy_directory(running.path(), crashed.path());
     let rig = Rig::open(crashed.path());
     assert_eq!(rig.get("set", b"key"), Some(b"newer".to_vec()));

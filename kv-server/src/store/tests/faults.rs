@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
-use super::support::{Rig, bytes, copy_directory, faulty, options};
+use super::support::{Rig, bytes, copy_directory, faulty, options, scratch};
 use crate::error::StorageError;
 use crate::store::files::Call;
 use kv_proto::control::Status;
@@ -46,7 +46,11 @@ impl Switch {
 
 fn check(rig: &Rig, keys: impl IntoIterator<Item = u64>) {
     for key in keys {
-        assert_eq!(rig.get("set", &key.to_le_bytes()), Some(bytes(key, 5000)), "key {key}");
+        assert_eq!(
+            rig.get("set", &key.to_le_bytes()),
+            Some(bytes(key, 5000)),
+            "key {key}"
+        );
     }
 }
 
@@ -56,7 +60,7 @@ fn put(rig: &Rig, key: u64) -> Result<(), StorageError> {
 
 /// The directory as a crash right now would leave it, opened without faults.
 fn crash(root: &Path) -> (tempfile::TempDir, Rig) {
-    let copy = tempfile::tempdir().unwrap();
+    let copy = scratch();
     copy_directory(root, copy.path());
     let rig = Rig::open(copy.path());
     (copy, rig)
@@ -65,7 +69,7 @@ fn crash(root: &Path) -> (tempfile::TempDir, Rig) {
 #[test]
 fn a_full_disk_refuses_and_works_again_once_there_is_room() {
     for after in [0, 100, 4096, 5100] {
-        let directory = tempfile::tempdir().unwrap();
+        let directory = scratch();
         let switch = Switch::default();
         let rig = switch.rig(directory.path());
         rig.store.create("set").unwrap();
@@ -96,7 +100,7 @@ fn a_full_disk_refuses_and_works_again_once_there_is_room() {
 
 #[test]
 fn a_full_disk_in_a_large_value_refuses_all_of_it() {
-    let directory = tempfile::tempdir().unwrap();
+    let directory = scratch();
     let switch = Switch::default();
     let rig = switch.rig(directory.path());
     rig.store.create("set").unwrap();
@@ -117,7 +121,7 @@ fn a_full_disk_in_a_large_value_refuses_all_of_it() {
 #[test]
 fn no_room_for_the_next_segment_refuses_until_there_is() {
     for call in [Call::Create, Call::Write, Call::Rename] {
-        let directory = tempfile::tempdir().unwrap();
+        let directory = scratch();
         let switch = Switch::default();
         let rig = switch.rig(directory.path());
         rig.store.create("set").unwrap();
@@ -127,7 +131,11 @@ fn no_room_for_the_next_segment_refuses_until_there_is() {
         }
         switch.heal();
         put(&rig, 5).unwrap();
-        assert_eq!(rig.dataset("set").lookup(&5_u64.to_le_bytes()).unwrap().segment, 1, "no number was wasted");
+        assert_eq!(
+            rig.dataset("set").lookup(&5_u64.to_le_bytes()).unwrap().segment,
+            1,
+            "no number was wasted"
+        );
         check(&rig, [5]);
     }
 }
@@ -135,7 +143,7 @@ fn no_room_for_the_next_segment_refuses_until_there_is() {
 #[test]
 fn after_a_failed_sync_or_write_a_segment_takes_no_more_writes() {
     for (call, errno) in [(Call::Sync, EIO), (Call::Sync, ENOSPC), (Call::Write, EIO)] {
-        let directory = tempfile::tempdir().unwrap();
+        let directory = scratch();
         let switch = Switch::default();
         let rig = switch.rig(directory.path());
         rig.store.create("set").unwrap();
@@ -149,13 +157,17 @@ fn after_a_failed_sync_or_write_a_segment_takes_no_more_writes() {
         switch.heal();
         let row = rig.dataset("set").row(first).unwrap();
         assert_eq!((row.state, row.length_units), (segment_state::SEALED, durable));
-        let len = std::fs::metadata(&super::support::segment_files(&rig.dataset("set"))[0]).unwrap().len();
+        let len = std::fs::metadata(&super::support::segment_files(&rig.dataset("set"))[0])
+            .unwrap()
+            .len();
         put(&rig, 2).unwrap();
         put(&rig, 1).unwrap();
         let second = rig.dataset("set").lookup(&2_u64.to_le_bytes()).unwrap().segment;
         assert_ne!(first, second);
         check(&rig, 0..3);
-        let now = std::fs::metadata(&super::support::segment_files(&rig.dataset("set"))[0]).unwrap().len();
+        let now = std::fs::metadata(&super::support::segment_files(&rig.dataset("set"))[0])
+            .unwrap()
+            .len();
         assert_eq!(len, now, "not a byte more");
         let (_copy, crashed) = crash(directory.path());
         check(&crashed, 0..3);
@@ -166,7 +178,7 @@ fn after_a_failed_sync_or_write_a_segment_takes_no_more_writes() {
 /// The retry of a put whose outcome was unknown is done once, whatever of the first attempt is on the disk.
 #[test]
 fn a_retry_after_a_failed_sync_is_done_once() {
-    let directory = tempfile::tempdir().unwrap();
+    let directory = scratch();
     let switch = Switch::default();
     let rig = switch.rig(directory.path());
     rig.store.create("set").unwrap();
@@ -188,7 +200,7 @@ fn a_retry_after_a_failed_sync_is_done_once() {
 
 #[test]
 fn a_trailer_that_cannot_be_written_loses_nothing() {
-    let directory = tempfile::tempdir().unwrap();
+    let directory = scratch();
     let switch = Switch::default();
     let rig = switch.rig(directory.path());
     rig.store.create("set").unwrap();
@@ -205,7 +217,7 @@ fn a_trailer_that_cannot_be_written_loses_nothing() {
 #[test]
 fn creating_renaming_and_dropping_fail_whole() {
     let failing = Arc::new(Mutex::new(None::<Call>));
-    let directory = tempfile::tempdir().unwrap();
+    let directory = scratch();
     let root: PathBuf = directory.path().to_owned();
     let rig = {
         let failing = Arc::clone(&failing);
@@ -239,7 +251,7 @@ fn creating_renaming_and_dropping_fail_whole() {
 
 #[test]
 fn a_segment_that_cannot_be_read_is_lost_and_the_rest_served() {
-    let directory = tempfile::tempdir().unwrap();
+    let directory = scratch();
     let rig = Rig::open(directory.path());
     rig.store.create("one").unwrap();
     rig.store.create("set").unwrap();

@@ -2,7 +2,7 @@
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use super::support::{Miss, Rig, bytes, options};
+use super::support::{Miss, Rig, bytes, options, scratch};
 use crate::store::StoreOptions;
 use crate::store::files::Files;
 
@@ -25,7 +25,10 @@ fn fill(rig: &Rig, from: u64, to: u64) {
             rig.answer(waiting.pop_front().unwrap()).unwrap();
         }
         let identity = (1 + (rig.store.epoch() << 32), key + 1);
-        waiting.push_back(rig.start_put(&dataset, identity, &key.to_le_bytes(), &value_of(key, 0)).unwrap());
+        waiting.push_back(
+            rig.start_put(&dataset, identity, &key.to_le_bytes(), &value_of(key, 0))
+                .unwrap(),
+        );
     }
     for token in waiting {
         rig.answer(token).unwrap();
@@ -39,7 +42,7 @@ fn value_of(key: u64, version: u64) -> Vec<u8> {
 #[test]
 fn a_hundred_thousand_keys_are_found_before_and_after_a_restart() {
     const KEYS: u64 = 100_000;
-    let directory = tempfile::tempdir().unwrap();
+    let directory = scratch();
     for start in 0..2 {
         let rig = roomy(directory.path());
         if start == 0 {
@@ -49,14 +52,21 @@ fn a_hundred_thousand_keys_are_found_before_and_after_a_restart() {
         let reader = rig.reader("set");
         for key in 0..KEYS {
             let found = reader.lookup(&key.to_le_bytes());
-            assert_eq!(found.map(|(_, value)| value), Ok(value_of(key, 0)), "key {key} start {start}");
+            assert_eq!(
+                found.map(|(_, value)| value),
+                Ok(value_of(key, 0)),
+                "key {key} start {start}"
+            );
         }
         for key in KEYS..KEYS + 5000 {
             assert_eq!(reader.lookup(&key.to_le_bytes()), Err(Miss::NotFound));
         }
         assert_eq!(rig.figure("set", "keys_count"), KEYS);
         if start == 0 {
-            assert!(rig.dataset("set").directory().depth > 7, "the directory was doubled");
+            assert!(
+                rig.dataset("set").directory().depth > 7,
+                "the directory was doubled"
+            );
         } else {
             let per_key = rig.figure("set", "index_bytes") as f64 / KEYS as f64;
             assert!(per_key < 80.0, "{per_key} bytes of index a key");
@@ -67,9 +77,9 @@ fn a_hundred_thousand_keys_are_found_before_and_after_a_restart() {
 /// Readers that never ask the server see, at every moment, a value that was current, or that they must ask.
 #[test]
 fn readers_see_old_or_new_values_or_that_they_are_late() {
-    const KEYS: u64 = 40_000;
+    const KEYS: u64 = 15_000;
     const HOT: u64 = 50;
-    let directory = tempfile::tempdir().unwrap();
+    let directory = scratch();
     let rig = roomy(directory.path());
     rig.store.create("set").unwrap();
     fill(&rig, 0, HOT);
@@ -106,8 +116,13 @@ fn readers_see_old_or_new_values_or_that_they_are_late() {
             while !stop.load(Ordering::Relaxed) {
                 version += 1;
                 for key in 0..HOT {
-                    rig.put_as("set", (99, version * HOT + key), &key.to_le_bytes(), &value_of(key, version))
-                        .unwrap();
+                    rig.put_as(
+                        "set",
+                        (99, version * HOT + key),
+                        &key.to_le_bytes(),
+                        &value_of(key, version),
+                    )
+                    .unwrap();
                     written[key as usize].store(version, Ordering::Release);
                 }
             }
@@ -125,7 +140,7 @@ fn readers_see_old_or_new_values_or_that_they_are_late() {
 /// never another group's.
 #[test]
 fn retired_blocks_say_so_until_they_are_released() {
-    let directory = tempfile::tempdir().unwrap();
+    let directory = scratch();
     let rig = roomy(directory.path());
     let id = rig.store.create("set").unwrap();
     fill(&rig, 0, 100);
@@ -148,7 +163,10 @@ fn retired_blocks_say_so_until_they_are_released() {
     rig.store.release(&id, rig.store.retired());
     assert_eq!(rig.figure("set", "retired_waiting_count"), 0);
     fill(&rig, 20_000, 24_000);
-    assert!(rig.figure("set", "index_bytes") <= before, "released blocks are used first");
+    assert!(
+        rig.figure("set", "index_bytes") <= before,
+        "released blocks are used first"
+    );
     let reader = rig.reader("set");
     for key in 0..24_000_u64 {
         assert_eq!(reader.lookup(&key.to_le_bytes()).unwrap().1, value_of(key, 0));
@@ -157,7 +175,7 @@ fn retired_blocks_say_so_until_they_are_released() {
 
 #[test]
 fn no_memory_for_the_index_refuses_before_anything_is_written() {
-    let directory = tempfile::tempdir().unwrap();
+    let directory = scratch();
     let options = StoreOptions {
         memory_budget_bytes: 4 * MIB + 600_000,
         segment_bytes: 4 * MIB,
@@ -172,7 +190,10 @@ fn no_memory_for_the_index_refuses_before_anything_is_written() {
             Err(error) => break error,
         }
     };
-    assert!(matches!(error, crate::error::StorageError::Memory { .. }), "{error}");
+    assert!(
+        matches!(error, crate::error::StorageError::Memory { .. }),
+        "{error}"
+    );
     assert!(stored > 1000, "{stored}");
     let written = rig.figure("set", "record_written_bytes");
     // Keys that are there can still be overwritten.

@@ -7,5 +7,6 @@ mod crash;
 mod faults;
 mod index;
 mod model;
+mod order;
 mod parts;
 mod support;

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use proptest::test_runner::{Config, TestRunner};
 
-use super::support::{Rig, bytes, copy_directory, faulty, options};
+use super::support::{Rig, bytes, copy_directory, faulty, options, scratch};
 use crate::store::files::{Call, Files};
 
 #[derive(Debug, Clone)]
@@ -59,7 +59,7 @@ fn check(rig: &Rig, name: &str, model: &HashMap<u8, Vec<u8>>) {
 }
 
 fn run(steps: &[Step]) {
-    let mut directory = tempfile::tempdir().unwrap();
+    let mut directory = scratch();
     let full = Arc::new(AtomicBool::new(false));
     let mut rig = open(directory.path(), &full);
     let mut name = "set".to_owned();
@@ -88,7 +88,7 @@ fn run(steps: &[Step]) {
                 check(&rig, &name, &model);
             }
             Step::Crash => {
-                let copy = tempfile::tempdir().unwrap();
+                let copy = scratch();
                 copy_directory(directory.path(), copy.path());
                 drop(rig);
                 directory = copy;
@@ -104,7 +104,11 @@ fn run(steps: &[Step]) {
     }
     check(&rig, &name, &model);
     drop(rig);
-    check(&Rig::with(options(directory.path()), Files::default()).unwrap(), &name, &model);
+    check(
+        &Rig::with(options(directory.path()), Files::default()).unwrap(),
+        &name,
+        &model,
+    );
 }
 
 #[test]

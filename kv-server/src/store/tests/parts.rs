@@ -1,34 +1,42 @@
 //! Large values: parts, heads, and what stays of those that never became whole.
 
-use super::support::{MIB, Miss, Rig, bytes, copy_directory, options};
+use super::support::{MIB, Miss, Rig, bytes, copy_directory, options, scratch};
 use crate::error::StorageError;
 use crate::store::files::Files;
 use crate::store::{BeginPut, StoreOptions};
 
 #[test]
 fn large_values_are_whole_or_not_there() {
-    let directory = tempfile::tempdir().unwrap();
+    let directory = scratch();
     let rig = Rig::open(directory.path());
     rig.store.create("set").unwrap();
     let part = rig.dataset("set").part_bytes() as usize;
     let lengths = [part, part + 1, 2 * part, 2 * part + 1, 40 * part - 1, 100 * part];
     for len in lengths {
-        rig.put("set", &len.to_le_bytes(), &bytes(len as u64, len)).unwrap();
-        assert_eq!(rig.get("set", &len.to_le_bytes()), Some(bytes(len as u64, len)), "{len}");
+        rig.put("set", &len.to_le_bytes(), &bytes(len as u64, len))
+            .unwrap();
+        assert_eq!(
+            rig.get("set", &len.to_le_bytes()),
+            Some(bytes(len as u64, len)),
+            "{len}"
+        );
     }
     // Overwritten by a small one and deleted, as one value.
     rig.put("set", &(part + 1).to_le_bytes(), b"small").unwrap();
     rig.delete("set", &(2 * part).to_le_bytes()).unwrap();
     let total = (part + 5 + 2 * part + 1 + 40 * part - 1 + 100 * part) as u64;
     assert_eq!(rig.figure("set", "value_bytes"), total);
-    let crashed = tempfile::tempdir().unwrap();
+    let crashed = scratch();
     copy_directory(directory.path(), crashed.path());
     drop(rig);
     for root in [directory.path(), crashed.path()] {
         let rig = Rig::open(root);
         assert_eq!(rig.figure("set", "value_bytes"), total);
         assert_eq!(rig.figure("set", "keys_count"), 5);
-        assert_eq!(rig.get("set", &(40 * part - 1).to_le_bytes()), Some(bytes((40 * part - 1) as u64, 40 * part - 1)));
+        assert_eq!(
+            rig.get("set", &(40 * part - 1).to_le_bytes()),
+            Some(bytes((40 * part - 1) as u64, 40 * part - 1))
+        );
         assert_eq!(rig.get("set", &(part + 1).to_le_bytes()), Some(b"small".to_vec()));
         assert_eq!(rig.get("set", &(2 * part).to_le_bytes()), None);
     }
@@ -36,7 +44,7 @@ fn large_values_are_whole_or_not_there() {
 
 #[test]
 fn a_large_value_given_up_leaves_nothing_to_see() {
-    let directory = tempfile::tempdir().unwrap();
+    let directory = scratch();
     let rig = Rig::open(directory.path());
     rig.store.create("set").unwrap();
     let dataset = rig.dataset("set");
@@ -49,7 +57,10 @@ fn a_large_value_given_up_leaves_nothing_to_see() {
     drop(put);
     rig.put("set", b"other", b"value").unwrap();
     assert_eq!(rig.get("set", b"key"), None);
-    assert_eq!(super::support::figure_in(&rig.store.stat(), "gather_used_bytes"), 0);
+    assert_eq!(
+        super::support::figure_in(&rig.store.stat(), "gather_used_bytes"),
+        0
+    );
     drop((dataset, rig));
     let rig = Rig::open(directory.path());
     assert_eq!(rig.reader("set").lookup(b"key"), Err(Miss::NotFound));
@@ -62,7 +73,7 @@ fn a_large_value_given_up_leaves_nothing_to_see() {
 /// Values that together want more memory than there is all get in: none waits for what another holds.
 #[test]
 fn many_large_values_at_once_share_a_small_budget() {
-    let directory = tempfile::tempdir().unwrap();
+    let directory = scratch();
     let small = StoreOptions {
         gather_budget_bytes: 2 * MIB + 200_000,
         ..options(directory.path())
@@ -75,7 +86,13 @@ fn many_large_values_at_once_share_a_small_budget() {
             scope.spawn(move || {
                 for round in 0..4_u64 {
                     let key = [writer, round].map(u64::to_le_bytes).concat();
-                    rig.put_as("set", (writer + 1, round + 1), &key, &bytes(writer * 100 + round, 3_000_000)).unwrap();
+                    rig.put_as(
+                        "set",
+                        (writer + 1, round + 1),
+                        &key,
+                        &bytes(writer * 100 + round, 3_000_000),
+                    )
+                    .unwrap();
                 }
             });
         }
@@ -84,12 +101,15 @@ fn many_large_values_at_once_share_a_small_budget() {
         let key = [writer, round].map(u64::to_le_bytes).concat();
         assert_eq!(rig.get("set", &key), Some(bytes(writer * 100 + round, 3_000_000)));
     }
-    assert_eq!(super::support::figure_in(&rig.store.stat(), "gather_used_bytes"), 0);
+    assert_eq!(
+        super::support::figure_in(&rig.store.stat(), "gather_used_bytes"),
+        0
+    );
 }
 
 #[test]
 fn too_much_arriving_is_busy_and_nothing_was_begun() {
-    let directory = tempfile::tempdir().unwrap();
+    let directory = scratch();
     let rig = Rig::open(directory.path());
     rig.store.create("set").unwrap();
     let dataset = rig.dataset("set");
@@ -105,5 +125,8 @@ fn too_much_arriving_is_busy_and_nothing_was_begun() {
     assert!(matches!(refused, StorageError::Busy(_)), "{refused}");
     let operation = held.len() as u64 + 1;
     held.pop();
-    assert!(matches!(dataset.begin_put(1, operation, b"key", 10 * MIB), Ok(BeginPut::New(_))));
+    assert!(matches!(
+        dataset.begin_put(1, operation, b"key", 10 * MIB),
+        Ok(BeginPut::New(_))
+    ));
 }

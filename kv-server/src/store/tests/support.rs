@@ -145,7 +145,8 @@ impl RawReader {
         self.directory = dataset.directory();
         self.entries = vec![DirectoryEntry::new_zeroed(); 1 << self.directory.depth];
         // Gone already: then its entries are no entries, and it is asked for again.
-        self.network.read(remote(&self.directory.at), self.entries.as_mut_bytes());
+        self.network
+            .read(remote(&self.directory.at), self.entries.as_mut_bytes());
         self.rows.clear();
         let mut first = 1;
         while first != 0 {
@@ -399,6 +400,14 @@ pub(crate) fn figure_in(stat: &[(String, u64)], figure: &str) -> u64 {
         .find(|(name, _)| name == figure)
         .unwrap_or_else(|| panic!("no figure {figure}"))
         .1
+}
+
+/// A directory that is gone with its value; in memory where there is a place for that: what a disk keeps when its
+/// power is cut is not seen here, so waiting for one adds nothing.
+pub(crate) fn scratch() -> tempfile::TempDir {
+    tempfile::tempdir_in("/dev/shm")
+        .or_else(|_| tempfile::tempdir())
+        .unwrap()
 }
 
 /// Bytes that follow from a seed.
