@@ -20,6 +20,9 @@ const BAR_EVERY: Duration = Duration::from_millis(100);
 const TEMPLATE: &str =
     "{wide_bar} {msg}  {decimal_bytes}/{decimal_total_bytes}  {decimal_bytes_per_sec}  {eta} left";
 
+/// A longer time left than this is a bad guess and is not shown.
+const GUESS_MAX_SECONDS: f64 = 100.0 * 3600.0;
+
 #[derive(Debug, Default)]
 struct Counts {
     items: AtomicU64,
@@ -132,12 +135,11 @@ impl Total {
     fn line(&self, items: u64, bytes: u64, elapsed: Duration) -> String {
         let rate = bytes as f64 / elapsed.as_secs_f64().max(0.001);
         let left = self.bytes.saturating_sub(bytes) as f64;
-        let left = match rate > 0.0 {
-            true => format!(
-                ", {} left",
-                clock(Duration::from_secs_f64((left / rate).min(1e9)))
-            ),
-            false => String::new(),
+        let left = match left / rate {
+            seconds if seconds < GUESS_MAX_SECONDS => {
+                format!(", {} left", clock(Duration::from_secs_f64(seconds)))
+            }
+            _ => String::new(),
         };
         format!(
             "{} {items}/{}, {} of {}, {}/s{left}",
@@ -200,6 +202,11 @@ mod tests {
         assert_eq!(
             total.line(0, 0, Duration::ZERO),
             "storing 0/10, 0 B of 4.0 MB, 0 B/s"
+        );
+        // A rate that says nothing of the time left.
+        assert_eq!(
+            total.line(1, 1, Duration::from_secs(5)),
+            "storing 1/10, 1 B of 4.0 MB, 0 B/s"
         );
     }
 

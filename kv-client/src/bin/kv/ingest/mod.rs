@@ -67,6 +67,7 @@ pub(crate) struct Arguments {
 #[derive(Serialize)]
 struct Report {
     uri: String,
+    /// Files and members, those that cannot be stored included.
     found: u64,
     stored: u64,
     stored_bytes: u64,
@@ -167,7 +168,7 @@ fn report(arguments: &Arguments, sources: &Sources, tally: Tally, took: Duration
     let problems = sources.failed.iter().cloned().chain(tally.problems);
     Report {
         uri: arguments.uri.clone(),
-        found: sources.items.len() as u64,
+        found: (sources.items.len() + sources.failed.len()) as u64,
         stored: tally.stored,
         stored_bytes: tally.stored_bytes,
         replaced: tally.replaced,
@@ -206,8 +207,7 @@ fn conclude(arguments: &Arguments, report: Report, stop: &Stop) -> Ended {
     if report.failed > 0 {
         return Err(Failure::new(format!(
             "{} of {} failed (named above)",
-            report.failed,
-            report.found + report.failed
+            report.failed, report.found
         )));
     }
     Ok(if report.remaining == 0 { OK } else { FAILED })
