@@ -1,0 +1,73 @@
+//! Files with unsafe code are those that CONTRIBUTING.md lists, each says what it relies on, and no other.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
+}
+
+/// Every Rust source of the workspace's crates.
+fn sources() -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    let mut folders: Vec<PathBuf> = [
+        "rdma-core-rs",
+        "kv-proto",
+        "kv-fabric",
+        "kv-server",
+        "kv-client",
+        "bench",
+    ]
+    .map(|name| root().join(name))
+    .to_vec();
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(&folder).expect("a folder of the workspace") {
+            let path = entry.expect("an entry").path();
+            if path.is_dir() {
+                folders.push(path);
+            } else if path.extension().is_some_and(|extension| extension == "rs") {
+                found.push(path);
+            }
+        }
+    }
+    found
+}
+
+#[test]
+fn unsafe_files_are_listed_and_say_why() {
+    let opens = concat!("allow(", "unsafe_code");
+    let mut opened = BTreeSet::new();
+    for path in sources() {
+        let text = fs::read_to_string(&path).expect("a source");
+        // The formatter may break an attribute over lines.
+        let dense: String = text.split_whitespace().collect();
+        if !dense.contains(opens) {
+            continue;
+        }
+        let name = path
+            .strip_prefix(root())
+            .expect("below the root")
+            .to_str()
+            .expect("a path of text")
+            .to_owned();
+        let is_test = name.contains("/tests/");
+        let whole = text.contains(&format!("#![{opens}"));
+        assert!(
+            is_test || !whole || text.contains("//! # Safety"),
+            "{name} opens unsafe code and has no `//! # Safety`"
+        );
+        opened.insert(name);
+    }
+    let contributing = fs::read_to_string(root().join("CONTRIBUTING.md")).expect("CONTRIBUTING.md");
+    let list = contributing
+        .split("```unsafe-files\n")
+        .nth(1)
+        .and_then(|rest| rest.split("```").next());
+    let listed: BTreeSet<String> = list.expect("the list").lines().map(str::to_owned).collect();
+    assert_eq!(
+        opened, listed,
+        "left: files that open unsafe code; right: the list in CONTRIBUTING.md"
+    );
+    assert!(opened.len() > 10, "the sources were found");
+}
