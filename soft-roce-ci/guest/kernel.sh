@@ -165,6 +165,7 @@ need_kernel() {
         [[ -s $kernel_dir/version ]] || make_kernel "$1"
         exec {lock}>&-
     fi
+    kernel_dir=$(readlink -f -- "$kernel_dir") # the guest looks it up where no link of the host leads anywhere
     kernel_version=$(<"$kernel_dir/version")
 }
 
@@ -225,7 +226,7 @@ plain_module() {
 
 # module_files MODULE: the files to load for it, in order
 module_files() {
-    modprobe -d "$kernel_dir" -S "$kernel_version" --show-depends "$1" | sed -n 's/^insmod \([^ ]*\).*$/\1/p'
+    modprobe -d "$kernel_dir" -S "$kernel_version" --show-depends "$1" | sed -n 's/^insmod \(.*\.ko\(\.[a-z]*\)\{0,1\}\)\( .*\)\{0,1\}$/\1/p'
 }
 
 # add_modules TREE LIST MODULE...: put them, and what they need, into the tree and at the end of that list
