@@ -160,6 +160,8 @@ pub struct VerbsData {
     /// READs outstanding, in the order posted; the front one has sequence number `completed`.
     posted: VecDeque<Posted>,
     completed: u64,
+    /// Where the queue is polled into: kept, since a waiting reader polls without end.
+    arrived: Vec<rdma::WorkCompletion>,
     /// Completions that `wait` took, for the next `poll`.
     ready: Vec<ReadCompletion>,
     reads_max: usize,
@@ -200,6 +202,7 @@ impl VerbsData {
             batch: rdma::WorkBatch::with_capacity(reads_max, reads_max * SCATTER_MAX),
             posted: VecDeque::with_capacity(reads_max),
             completed: 0,
+            arrived: vec![rdma::WorkCompletion::default(); POLL_BATCH],
             ready: Vec::with_capacity(reads_max),
             reads_max,
             closed: None,
@@ -208,16 +211,16 @@ impl VerbsData {
     }
 
     fn take(&mut self, completions: &mut Vec<ReadCompletion>) -> Result<(), FabricError> {
-        let mut arrived = [rdma::WorkCompletion::default(); POLL_BATCH];
-        let cq = self.cq.clone();
         loop {
-            let arrived = cq
-                .poll(&mut arrived)
-                .map_err(|error| call("poll the completion queue", error))?;
-            for completion in arrived {
-                self.on_completion(completion, completions);
+            let arrived = self.cq.poll(&mut self.arrived);
+            let count = arrived
+                .map_err(|error| call("poll the completion queue", error))?
+                .len();
+            for index in 0..count {
+                let completion = self.arrived[index];
+                self.on_completion(&completion, completions);
             }
-            if arrived.len() < POLL_BATCH {
+            if count < self.arrived.len() {
                 return Ok(());
             }
         }
