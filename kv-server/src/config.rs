@@ -240,6 +240,12 @@ impl Serve {
                 Size(STAGING_MAX_BYTES)
             ));
         }
+        if self.max_lag_ms < self.lease_ms {
+            return Err(format!(
+                "--max-lag-ms {}: give at least the lease, {}: clients acknowledge when they renew",
+                self.max_lag_ms, self.lease_ms
+            ));
+        }
         Ok(Options {
             lease_ms: self.lease_ms,
             max_lag_ms: self.max_lag_ms,
@@ -314,26 +320,34 @@ mod tests {
         }
     }
 
+    fn options(more: [&str; 2]) -> Result<Options, String> {
+        let line = [
+            "kv-server",
+            "serve",
+            "--data",
+            "d",
+            "--keys",
+            "k",
+            more[0],
+            more[1],
+        ];
+        match Command::parse_from(line).action {
+            Action::Serve(serve) => serve.options(),
+            Action::Keygen(_) => Err("keygen".to_owned()),
+        }
+    }
+
     #[test]
-    fn staging_memory_has_bounds() {
-        let parse = |size: &str| {
-            let line = [
-                "kv-server",
-                "serve",
-                "--data",
-                "d",
-                "--keys",
-                "k",
-                "--staging-bytes",
-                size,
-            ];
-            match Command::parse_from(line).action {
-                Action::Serve(serve) => serve.options(),
-                Action::Keygen(_) => Err("keygen".to_owned()),
-            }
-        };
-        assert_eq!(parse("64K").unwrap().staging_bytes, 65_536);
-        assert!(parse("63K").unwrap_err().contains("--staging-bytes 63K"));
-        assert!(parse("2G").is_err());
+    fn options_have_bounds() {
+        let staging = |size| options(["--staging-bytes", size]);
+        assert_eq!(staging("64K").unwrap().staging_bytes, 65_536);
+        assert!(staging("63K").unwrap_err().contains("--staging-bytes 63K"));
+        assert!(staging("2G").is_err());
+        assert_eq!(options(["--max-lag-ms", "10000"]).unwrap().max_lag_ms, 10_000);
+        assert!(
+            options(["--max-lag-ms", "9999"])
+                .unwrap_err()
+                .contains("--max-lag-ms 9999")
+        );
     }
 }

@@ -9,15 +9,16 @@ use std::time::Duration;
 
 use common::{Raw, Setup, TestFabric, eventually};
 use kv_fabric::local::Local;
+use kv_fabric::verbs::Verbs;
 use kv_proto::auth::Role;
 use kv_proto::control::{Answer, Bytes, Request, Status};
 use kv_server::control::keys::{self, Key};
 use rustix::process::{Pid, Signal, kill_process};
 
 /// A process that is killed when the test is over, whatever comes of it.
-struct Process {
+struct Process<F = Local> {
     child: Child,
-    fabric: Arc<Local>,
+    fabric: Arc<F>,
     address: String,
 }
 
@@ -30,31 +31,24 @@ fn server(arguments: &[&str]) -> Command {
     command
 }
 
-fn serve(setup: &Setup, extra: &[&str]) -> Command {
-    let folder = setup.folder.path();
+fn serve(setup: &Setup, listen: &str, extra: &[&str]) -> Command {
     let data = setup.store.data.to_str().unwrap();
-    let listen = format!("local:{}", Local::address(folder));
-    let keys = folder.join("keys.toml");
+    let keys = setup.folder.path().join("keys.toml");
     if !keys.exists() {
         setup.key_file();
     }
-    let base = [
-        "serve",
-        "--data",
-        data,
-        "--listen",
-        &listen,
-        "--keys",
-        keys.to_str().unwrap(),
-        "--memory-budget",
-        "256M",
-        "--segment-bytes",
-        "4M",
-    ];
-    server(&[&base[..], extra].concat())
+    let keys = keys.to_str().unwrap();
+    let base = ["serve", "--data", data, "--listen", listen, "--keys", keys];
+    let small = ["--memory-budget", "256M", "--segment-bytes", "4M"];
+    server(&[&base[..], &small, extra].concat())
 }
 
-impl Process {
+impl<F: TestFabric> Process<F> {
+    /// How URIs of this fabric begin.
+    fn scheme() -> &'static str {
+        if F::NAME == "local" { "local:" } else { "rdma://" }
+    }
+
     fn start(setup: &Setup, extra: &[&str]) -> Self {
         let ready = setup.folder.path().join("ready");
         let _ = std::fs::remove_file(&ready);
@@ -64,20 +58,23 @@ impl Process {
             .open(log_path(setup))
             .unwrap();
         let extra = [&["--ready-file", ready.to_str().unwrap()], extra].concat();
-        let mut child = serve(setup, &extra).stderr(errors).spawn().unwrap();
+        let listen = F::address(setup.folder.path());
+        let mut command = serve(setup, &format!("{}{listen}", Self::scheme()), &extra);
+        let mut child = command.stderr(errors).spawn().unwrap();
         let text = eventually("the server is ready", || {
             assert!(child.try_wait().unwrap().is_none(), "it ended: {}", log(setup));
             std::fs::read_to_string(&ready).ok()
         });
-        let address = text.trim_end().strip_prefix("local:").unwrap().to_owned();
+        let address = text.trim_end().strip_prefix(Self::scheme()).unwrap().to_owned();
+        let fabric = F::server(&address);
         Self {
             child,
-            fabric: Local::server(""),
+            fabric: F::client(&fabric, &address),
             address,
         }
     }
 
-    fn session(&self, key: &Key) -> Raw<Local> {
+    fn session(&self, key: &Key) -> Raw<F> {
         let mut raw = Raw::connect(&self.fabric, &self.address).unwrap();
         raw.begin(key, 1).unwrap();
         raw
@@ -93,7 +90,7 @@ impl Process {
     }
 }
 
-impl Drop for Process {
+impl<F> Drop for Process<F> {
     fn drop(&mut self) {
         // It may have ended by itself.
         let _ = self.child.kill();
@@ -121,10 +118,9 @@ fn fails(output: &Output) -> String {
     lines[0].to_owned()
 }
 
-#[test]
-fn what_was_answered_survives_sigkill() {
+fn what_was_answered_survives_sigkill_on<F: TestFabric>() {
     let setup = Setup::new();
-    let mut process = Process::start(&setup, &[]);
+    let mut process: Process<F> = Process::start(&setup, &[]);
     let mut raw = process.session(&setup.admin);
     raw.create("cats");
     let dataset = raw.open("cats").dataset;
@@ -141,7 +137,7 @@ fn what_was_answered_survives_sigkill() {
     process.end();
     raw.wait_end();
 
-    let process = Process::start(&setup, &[]);
+    let process: Process<F> = Process::start(&setup, &[]);
     let mut raw = process.session(&setup.admin);
     assert_eq!(raw.figure([0; 16], "epoch_number"), epoch + 1);
     let again = raw.open("cats").dataset;
@@ -181,10 +177,21 @@ fn what_was_answered_survives_sigkill() {
 }
 
 #[test]
+fn what_was_answered_survives_sigkill() {
+    what_was_answered_survives_sigkill_on::<Local>();
+}
+
+#[test]
+#[ignore = "needs an RDMA device: VKV_TEST_DEVICE=rxe0"]
+fn what_was_answered_survives_sigkill_over_verbs() {
+    what_was_answered_survives_sigkill_on::<Verbs>();
+}
+
+#[test]
 fn sigterm_and_sigint_end_it_cleanly() {
     for signal in [Signal::TERM, Signal::INT] {
         let setup = Setup::new();
-        let mut process = Process::start(&setup, &[]);
+        let mut process: Process = Process::start(&setup, &[]);
         let mut raw = process.session(&setup.admin);
         raw.create("cats");
         let dataset = raw.open("cats").dataset;
@@ -218,7 +225,7 @@ fn sigterm_and_sigint_end_it_cleanly() {
 #[test]
 fn a_second_signal_ends_it_at_once() {
     let setup = Setup::new();
-    let mut process = Process::start(&setup, &[]);
+    let mut process: Process = Process::start(&setup, &[]);
     // A session makes it take leave, which takes time.
     let mut raw = process.session(&setup.reader);
     process.signal(Signal::TERM);
@@ -229,13 +236,15 @@ fn a_second_signal_ends_it_at_once() {
     assert_eq!(process.end().code(), Some(130), "{}", log(&setup));
     raw.wait_end();
     // Nothing is left that keeps the next one from starting.
-    Process::start(&setup, &[]).session(&setup.reader).renew(0);
+    Process::<Local>::start(&setup, &[])
+        .session(&setup.reader)
+        .renew(0);
 }
 
 #[test]
 fn keys_are_reloaded_and_a_broken_file_changes_nothing() {
     let setup = Setup::new();
-    let process = Process::start(&setup, &[]);
+    let process: Process = Process::start(&setup, &[]);
     let path = setup.key_file();
     let mut kept = process.session(&setup.admin);
     let mut revoked = process.session(&setup.reader);
@@ -267,7 +276,7 @@ fn keys_are_reloaded_and_a_broken_file_changes_nothing() {
 #[test]
 fn an_address_that_is_taken_is_said() {
     let setup = Setup::new();
-    let mut process = Process::start(&setup, &[]);
+    let mut process: Process = Process::start(&setup, &[]);
     let other = setup.folder.path().join("other");
     let listen = format!("local:{}", process.address);
     let keys = setup.key_file();
@@ -291,7 +300,7 @@ fn an_address_that_is_taken_is_said() {
 #[test]
 fn a_directory_that_is_in_use_is_said() {
     let setup = Setup::new();
-    let process = Process::start(&setup, &[]);
+    let process: Process = Process::start(&setup, &[]);
     let listen = format!("local:{}", setup.folder.path().join("second").display());
     let keys = setup.key_file();
     let arguments = [
@@ -408,10 +417,9 @@ fn used(pid: u32) -> (u64, u64) {
     (ticks, wakes)
 }
 
-#[test]
-fn an_idle_server_sleeps() {
+fn an_idle_server_sleeps_on<F: TestFabric>() {
     let setup = Setup::new();
-    let process = Process::start(&setup, &[]);
+    let process: Process<F> = Process::start(&setup, &[]);
     let pid = process.child.id();
     let mut raw = process.session(&setup.admin);
     raw.create("cats");
@@ -424,6 +432,18 @@ fn an_idle_server_sleeps() {
     std::thread::sleep(Duration::from_secs(2));
     let after = used(pid);
     let (ticks, wakes) = (after.0 - before.0, after.1 - before.1);
+    // A tick is 10 ms: below 1 % of one core.
     assert!(ticks <= 1, "{ticks} ticks of CPU in two idle seconds");
     assert!(wakes <= 4, "woke {wakes} times in two idle seconds");
+}
+
+#[test]
+fn an_idle_server_sleeps() {
+    an_idle_server_sleeps_on::<Local>();
+}
+
+#[test]
+#[ignore = "needs an RDMA device: VKV_TEST_DEVICE=rxe0"]
+fn an_idle_server_sleeps_over_verbs() {
+    an_idle_server_sleeps_on::<Verbs>();
 }

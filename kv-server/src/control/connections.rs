@@ -258,9 +258,15 @@ impl<F: Fabric> Control<F> {
 
     /// A frame broke a rule: the session is over.
     pub(super) fn violated(&mut self, id: ConnectionId, number: u64, kind: u8, refusal: Option<&Refusal>) {
-        let name = self.peers.get(&id).map_or("", |peer| peer.name.as_str());
         let why = refusal.map_or("a frame before its time", |refusal| refusal.text.as_ref());
-        tracing::info!(peer = name, why, "session ended");
+        if let Some(peer) = self.peers.get(&id) {
+            // Strangers do not fill the log.
+            if peer.number == 0 {
+                tracing::debug!(peer = peer.name, why, "connection refused");
+            } else {
+                tracing::info!(peer = peer.name, session = peer.number, why, "session ended");
+            }
+        }
         match refusal {
             Some(refusal) => {
                 if refusal.status == Status::AuthFailed {

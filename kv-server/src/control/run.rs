@@ -18,6 +18,16 @@ use super::session::{Decoy, Refusal, Step, World};
 use super::writes::{Parked, Write};
 use crate::store::{Completion, Store};
 
+/// Times that the endpoint is polled before other work has its turn.
+const POLLS_MAX: usize = 64;
+
+fn timespec(ms: u64) -> Timespec {
+    Timespec {
+        tv_sec: (ms / 1000) as i64,
+        tv_nsec: (ms % 1000) as i64 * 1_000_000,
+    }
+}
+
 /// Everything that the control thread owns.
 pub(super) struct Control<F: Fabric> {
     pub(super) store: Store<F::Domain>,
@@ -103,13 +113,16 @@ impl<F: Fabric> Control<F> {
     /// [`FabricError`] if the endpoint failed.
     pub(super) fn run(&mut self) -> Result<(), FabricError> {
         let mut events = Vec::new();
+        let mut quiet = true;
         while !self.shared.stopping() {
-            self.sleep()?;
-            let polled = self.events(&mut events);
-            if let Err(error) = polled {
-                self.store.shutdown();
-                return Err(error);
-            }
+            let polled = self.sleep(quiet).and_then(|()| self.events(&mut events));
+            quiet = match polled {
+                Ok(quiet) => quiet,
+                Err(error) => {
+                    self.store.shutdown();
+                    return Err(error);
+                }
+            };
             if let Some(keys) = self.shared.take_keys() {
                 self.replace_keys(keys);
             }
@@ -121,15 +134,13 @@ impl<F: Fabric> Control<F> {
         self.stop(&mut events)
     }
 
-    /// Sleeps until there is something to do.
-    fn sleep(&mut self) -> Result<(), FabricError> {
-        let timeout = self.next_deadline().map(|at| {
-            let ms = at - BootMs::now();
-            Timespec {
-                tv_sec: (ms / 1000) as i64,
-                tv_nsec: (ms % 1000) as i64 * 1_000_000,
-            }
-        });
+    /// Sleeps until there is something to do; only looks whether there is where the endpoint is not `quiet`.
+    fn sleep(&mut self, quiet: bool) -> Result<(), FabricError> {
+        let timeout = if quiet {
+            self.next_deadline().map(|at| timespec(at - BootMs::now()))
+        } else {
+            Some(timespec(0))
+        };
         let endpoint = self.endpoint.fd();
         let completions = self.store.completions().fd();
         let mut fds = [
@@ -147,13 +158,14 @@ impl<F: Fabric> Control<F> {
         Ok(())
     }
 
-    /// Takes everything that happened at the endpoint.
-    fn events(&mut self, events: &mut Vec<EndpointEvent>) -> Result<(), FabricError> {
-        loop {
+    /// Takes what happened at the endpoint; whether that was all. Peers that never stop asking hold up neither
+    /// finished writes nor leases.
+    fn events(&mut self, events: &mut Vec<EndpointEvent>) -> Result<bool, FabricError> {
+        for _ in 0..POLLS_MAX {
             events.clear();
             self.endpoint.poll(events)?;
             if events.is_empty() {
-                return Ok(());
+                return Ok(true);
             }
             for event in events.drain(..) {
                 match event {
@@ -168,6 +180,7 @@ impl<F: Fabric> Control<F> {
                 }
             }
         }
+        Ok(false)
     }
 
     /// Answers one frame.
@@ -339,15 +352,12 @@ impl<F: Fabric> Control<F> {
             if left_ms == 0 {
                 break;
             }
-            let timeout = Timespec {
-                tv_sec: (left_ms / 1000) as i64,
-                tv_nsec: (left_ms % 1000) as i64 * 1_000_000,
-            };
+            let timeout = timespec(left_ms);
             let endpoint = self.endpoint.fd();
             let mut fds = [PollFd::from_borrowed_fd(endpoint, PollFlags::IN)];
             // An interrupted or failed wait only makes the leave shorter; the loop is bounded by its deadline.
             let _ = poll(&mut fds, Some(&timeout));
-            result = self.events(events);
+            result = self.events(events).map(|_| ());
         }
         let peers: Vec<ConnectionId> = self.peers.keys().copied().collect();
         for id in peers {
