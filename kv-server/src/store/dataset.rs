@@ -7,46 +7,24 @@ use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGua
 use std::thread::JoinHandle;
 
 use kv_fabric::Domain;
-use kv_proto::control::{Bytes, DatasetChange, DirectoryRef, ListEntry, RemoteAddress, SegmentRow};
+use kv_proto::control::{DatasetChange, DirectoryRef, RemoteAddress, SegmentRow};
 use kv_proto::hash::KeyHash;
-use kv_proto::layout::{KEY_MAX_BYTES, Locator, PARTS_MAX};
+use kv_proto::layout::Locator;
 
 use super::changes::collect;
 use super::description::Description;
 use super::index::{Index, Place, Split};
 use super::journal::{Change, Journal};
-use super::log::{Op, Queue};
-use super::operations::{Begin, Operations};
-use super::put::{Put, PutState, gather_bytes};
+use super::log::Queue;
+use super::operations::Operations;
 use super::segment::{ROW_BYTES, ROW_EXTENT_BYTES, Segment};
-use super::{Committed, Completion, Shared, lock};
+use super::{Shared, lock};
 use crate::error::StorageError;
 
-/// What came of beginning a put.
-#[derive(Debug)]
-pub enum BeginPut {
-    /// It was applied before, and this is its outcome.
-    Done(Committed),
-    /// It was committed and is not durable yet: ask again.
-    InProgress,
-    /// Older than what is remembered.
-    Unknown,
-    /// It is begun.
-    New(Put),
-}
+mod list;
+mod write;
 
-/// What came of a delete.
-#[derive(Debug)]
-pub enum BeginDelete {
-    /// It was applied before, and this is its outcome.
-    Done(Committed),
-    /// It is queued already and not durable yet: ask again.
-    InProgress,
-    /// Older than what is remembered.
-    Unknown,
-    /// It is queued; its answer comes as a completion.
-    Queued,
-}
+pub use write::{BeginDelete, BeginPut};
 
 /// What a dataset has done and holds, for `stat`.
 #[derive(Debug, Default)]
@@ -169,7 +147,13 @@ impl<D: Domain> Dataset<D> {
             name: to.to_owned(),
             ..description.clone()
         };
-        renamed.write(&self.shared.files, &self.directory)?;
+        if let Err(error) = renamed.write(&self.shared.files, &self.directory) {
+            // It may have the new name already, and that is not what is told.
+            if let Err(error) = description.write(&self.shared.files, &self.directory) {
+                tracing::warn!(%error, "the old name of a dataset could not be written back");
+            }
+            return Err(error);
+        }
         *description = renamed;
         Ok(())
     }
@@ -289,42 +273,6 @@ impl<D: Domain> Dataset<D> {
         self.read_index().find(hash, |locator| self.key_is(locator, key))
     }
 
-    /// Keys from slot hash `cursor` on, in the order of their slot hashes: at most `limit`, within `room_bytes` of a
-    /// frame; the cursor of the next page, and whether this was the last.
-    ///
-    /// All keys of one slot hash come in one page. Where those of the first do not fit: nothing, and not the last.
-    pub fn list(&self, cursor: u64, limit: usize, room_bytes: usize) -> (Vec<ListEntry>, u64, bool) {
-        let mut entries: Vec<(u64, ListEntry)> = Vec::new();
-        let mut room = room_bytes;
-        let mut from = cursor;
-        loop {
-            let (slots, next) = self.read_index().slots_from(from);
-            for slot in slots {
-                let Some(segment) = self.segment(slot.locator.segment) else {
-                    continue;
-                };
-                let Some(key) = segment.key_at(&slot.locator) else {
-                    continue;
-                };
-                let need = 2 + key.len() + 8 + size_of::<Locator>();
-                if entries.len() == limit || need > room {
-                    return cut_page(entries, slot.hash);
-                }
-                room -= need;
-                let entry = ListEntry {
-                    key: Bytes(key),
-                    value_len_bytes: segment.value_len(&slot.locator),
-                    locator: slot.locator,
-                };
-                entries.push((slot.hash, entry));
-            }
-            match next {
-                Some(next) => from = next,
-                None => return (entries.into_iter().map(|(_, entry)| entry).collect(), 0, true),
-            }
-        }
-    }
-
     /// Keys in it.
     pub fn keys(&self) -> u64 {
         self.read_index().keys()
@@ -371,104 +319,6 @@ impl<D: Domain> Dataset<D> {
         .collect()
     }
 
-    fn check_writable(&self, key: &[u8]) -> Result<(), StorageError> {
-        if self.is_dropped() {
-            return Err(StorageError::NoDataset(self.name()));
-        }
-        if key.is_empty() || key.len() > KEY_MAX_BYTES {
-            return Err(StorageError::BadKey { len_bytes: key.len() });
-        }
-        self.queue.check()
-    }
-
-    /// Begins a put of `value_len` bytes under `key`, as operation `operation` of `client_id`.
-    ///
-    /// # Errors
-    /// Why it was not begun: [`StorageError::BadKey`], [`StorageError::TooLarge`], [`StorageError::NoDataset`],
-    /// [`StorageError::Busy`] where too much is arriving or queued.
-    pub fn begin_put(
-        &self,
-        client_id: u64,
-        operation: u64,
-        key: &[u8],
-        value_len: u64,
-    ) -> Result<BeginPut, StorageError> {
-        self.check_writable(key)?;
-        let max_bytes = self.part_bytes * u64::from(PARTS_MAX);
-        if value_len > max_bytes {
-            return Err(StorageError::TooLarge {
-                len_bytes: value_len,
-                max_bytes,
-            });
-        }
-        let attempt = match self.operations.begin(client_id, operation) {
-            Begin::Done(outcome) => return Ok(BeginPut::Done(outcome)),
-            Begin::InProgress => return Ok(BeginPut::InProgress),
-            Begin::Unknown => return Ok(BeginPut::Unknown),
-            Begin::New(attempt) => attempt,
-        };
-        let Ok(charge) = self.shared.gather.take(gather_bytes(value_len, self.part_bytes)) else {
-            self.operations.abort(client_id, operation, attempt);
-            return Err(StorageError::Busy("the memory for arriving values is in use"));
-        };
-        let state = PutState::new(
-            key,
-            self.hash(key),
-            (client_id, operation),
-            value_len,
-            self.part_bytes,
-            charge,
-        );
-        Ok(BeginPut::New(Put::new(
-            state,
-            attempt,
-            Arc::clone(&self.queue),
-            Arc::clone(&self.operations),
-        )))
-    }
-
-    /// Commits a put whose bytes have all come. The answer is a completion with `token`, also where it is refused.
-    pub fn commit(&self, put: Put, value_crc: u32, token: u64) {
-        if let Err(error) = put.commit(value_crc, token) {
-            self.figures.failed.fetch_add(1, Ordering::Relaxed);
-            let result = Err(error);
-            self.shared
-                .completions
-                .push(&mut vec![Completion { token, result }]);
-        }
-    }
-
-    /// Deletes `key`, as operation `operation` of `client_id`.
-    ///
-    /// # Errors
-    /// Why it was not queued, as [`Dataset::begin_put`].
-    pub fn delete(
-        &self,
-        client_id: u64,
-        operation: u64,
-        key: &[u8],
-        token: u64,
-    ) -> Result<BeginDelete, StorageError> {
-        self.check_writable(key)?;
-        let attempt = match self.operations.begin(client_id, operation) {
-            Begin::Done(outcome) => return Ok(BeginDelete::Done(outcome)),
-            Begin::InProgress => return Ok(BeginDelete::InProgress),
-            Begin::Unknown => return Ok(BeginDelete::Unknown),
-            Begin::New(attempt) => attempt,
-        };
-        self.operations.commit(client_id, operation, attempt);
-        let op = Op::Delete {
-            client: client_id,
-            operation,
-            key: key.to_vec(),
-            token,
-        };
-        self.queue
-            .push(op)
-            .inspect_err(|_| self.operations.finish(client_id, operation, None))?;
-        Ok(BeginDelete::Queued)
-    }
-
     /// Gives up all its memory: it was dropped, and nobody reads it any more.
     pub(crate) fn free(&self) {
         self.read_segments().values().for_each(|segment| segment.free());
@@ -487,10 +337,4 @@ fn directory_ref<D: Domain>(index: &Index<D>) -> DirectoryRef {
         version: directory.version,
         depth: directory.depth,
     }
-}
-
-/// A page that ends before the keys of slot hash `hash`.
-fn cut_page(mut entries: Vec<(u64, ListEntry)>, hash: u64) -> (Vec<ListEntry>, u64, bool) {
-    entries.retain(|(at, _)| *at < hash);
-    (entries.into_iter().map(|(_, entry)| entry).collect(), hash, false)
 }

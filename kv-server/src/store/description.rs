@@ -5,13 +5,14 @@ use std::path::{Path, PathBuf};
 use kv_proto::DecodeError;
 use kv_proto::crc::crc32c;
 use kv_proto::layout::{
-    DATASET_MAGIC, DATASET_NAME_MAX_BYTES, DatasetDescription, MEDIA_FORMAT, PART_MAX_BYTES,
-    SEGMENT_MAX_BYTES, SEGMENT_MIN_BYTES, dataset_name_is_valid,
+    DATASET_MAGIC, DATASET_NAME_MAX_BYTES, DatasetDescription, KEY_MAX_BYTES, MEDIA_FORMAT, PART_MAX_BYTES,
+    SEGMENT_MAX_BYTES, SEGMENT_MIN_BYTES, dataset_name_is_valid, units, wire_len,
 };
 use zerocopy::{FromZeros, IntoBytes};
 
 use super::files::Files;
 use super::home::check_crc;
+use super::segment::HEADER_BYTES;
 use crate::error::StorageError;
 
 /// What does not change in a dataset, and its name.
@@ -119,8 +120,9 @@ impl Description {
         if !(SEGMENT_MIN_BYTES..=SEGMENT_MAX_BYTES).contains(&description.segment_bytes) {
             return range("segment_bytes", description.segment_bytes);
         }
-        if description.part_bytes == 0
-            || description.part_bytes > PART_MAX_BYTES.min(description.segment_bytes / 4)
+        let part_record = wire_len(KEY_MAX_BYTES as u64, description.part_bytes.min(PART_MAX_BYTES));
+        if !(1..=PART_MAX_BYTES).contains(&description.part_bytes)
+            || HEADER_BYTES + units(part_record) * 64 > description.segment_bytes
         {
             return range("part_bytes", description.part_bytes);
         }

@@ -10,10 +10,11 @@ use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
 
 use kv_fabric::{Domain, FabricError};
 use kv_proto::bucket::IndexScope;
-use kv_proto::layout::{PART_MAX_BYTES, SEGMENT_MAX_BYTES, SEGMENT_MIN_BYTES, dataset_name_is_valid};
+use kv_proto::layout::dataset_name_is_valid;
 
 use crate::error::StorageError;
 
@@ -29,6 +30,7 @@ mod journal;
 mod limits;
 mod log;
 mod operations;
+mod options;
 mod put;
 mod recover;
 mod segment;
@@ -46,6 +48,7 @@ use index::{Index, Place};
 use journal::Change;
 use log::Close;
 use operations::Operations;
+pub use options::StoreOptions;
 pub use put::Put;
 use recover::{Opened, recover};
 
@@ -81,55 +84,6 @@ pub(crate) fn parse_segment_name(name: &str) -> Option<u32> {
     u32::from_str_radix(digits, 16).ok()
 }
 
-/// How a store is held.
-#[derive(Debug, Clone)]
-pub struct StoreOptions {
-    /// Data directory; made where it is not there.
-    pub data: PathBuf,
-    /// Most memory for images and indexes, bytes.
-    pub memory_budget_bytes: u64,
-    /// Length of the segments of datasets created from now on, bytes.
-    pub segment_bytes: u64,
-    /// Longest part of a large value in datasets created from now on, bytes; at most a quarter of a segment counts.
-    pub part_bytes: u64,
-    /// Most memory for values that are arriving, bytes.
-    pub gather_budget_bytes: u64,
-}
-
-impl StoreOptions {
-    fn check(&self) -> Result<(), StorageError> {
-        let refuse = |option, value, remedy: String| {
-            Err(StorageError::Option {
-                option,
-                value,
-                remedy,
-            })
-        };
-        if !(SEGMENT_MIN_BYTES..=SEGMENT_MAX_BYTES).contains(&self.segment_bytes) {
-            let remedy = format!("a segment has {SEGMENT_MIN_BYTES} to {SEGMENT_MAX_BYTES} bytes");
-            return refuse("segment length", self.segment_bytes, remedy);
-        }
-        if !(1..=PART_MAX_BYTES).contains(&self.part_bytes) {
-            let remedy = format!("a part has 1 to {PART_MAX_BYTES} bytes");
-            return refuse("part length", self.part_bytes, remedy);
-        }
-        Ok(())
-    }
-
-    /// Refuses a budget in which no large value of a dataset with these parts could ever arrive.
-    fn check_gather(&self, part_bytes: u64) -> Result<(), StorageError> {
-        let least = put::gather_bytes(u64::MAX, part_bytes);
-        if self.gather_budget_bytes >= least {
-            return Ok(());
-        }
-        Err(StorageError::Option {
-            option: "memory for arriving values",
-            value: self.gather_budget_bytes,
-            remedy: format!("give at least {least} bytes"),
-        })
-    }
-}
-
 /// What all datasets share.
 pub(crate) struct Shared {
     pub(crate) files: Files,
@@ -157,6 +111,8 @@ pub struct Store<D: Domain> {
     datasets: Mutex<Datasets<D>>,
     /// Held by whoever changes what exists.
     changing: Mutex<()>,
+    /// Threads that remove files; they end by themselves.
+    removing: Mutex<Vec<JoinHandle<()>>>,
 }
 
 impl<D: Domain> std::fmt::Debug for Store<D> {
@@ -213,6 +169,7 @@ impl<D: Domain> Store<D> {
                 names: BTreeMap::new(),
             }),
             changing: Mutex::new(()),
+            removing: Mutex::default(),
         };
         store.recover_all()?;
         Ok(store)
@@ -355,7 +312,8 @@ impl<D: Domain> Store<D> {
     /// [`Store::release`] of the number that [`Store::retired`] gives after this.
     ///
     /// # Errors
-    /// [`StorageError::NoDataset`], or why it could not be dropped: it is there as before then.
+    /// [`StorageError::NoDataset`], or why it could not be dropped: it is there as before then. Where the directory's
+    /// sync failed it is gone, but may be back after a power cut.
     pub fn drop_dataset(&self, name: &str) -> Result<[u8; 16], StorageError> {
         let _changing = lock(&self.changing);
         let dataset = self
@@ -375,11 +333,25 @@ impl<D: Domain> Store<D> {
         join(&dataset);
         let number = dataset.note(Change::Dropped);
         dataset.dropped_at.store(number, Ordering::Release);
-        if let Err(error) = files.remove_directory(&gone) {
-            tracing::warn!(%error, "files of a dropped dataset stay until the next start");
-        }
+        self.remove(gone);
         synced?;
         Ok(dataset.id)
+    }
+
+    /// Removes the files of a dropped dataset. It may take long, and who drops has sessions to serve.
+    fn remove(&self, gone: PathBuf) {
+        let shared = Arc::clone(&self.shared);
+        let thread = std::thread::Builder::new()
+            .name("kv-remove".to_owned())
+            .spawn(move || {
+                if let Err(error) = shared.files.remove_directory(&gone) {
+                    tracing::warn!(%error, "files of a dropped dataset stay until the next start");
+                }
+            });
+        match thread {
+            Ok(thread) => lock(&self.removing).push(thread),
+            Err(error) => tracing::warn!(%error, "files of a dropped dataset stay until the next start"),
+        }
     }
 
     /// Renames a dataset durably.
@@ -479,6 +451,10 @@ impl<D: Domain> Store<D> {
             dataset.queue.close(Close::Finish);
         }
         datasets.iter().for_each(|dataset| join(dataset));
+        for thread in lock(&self.removing).drain(..) {
+            // A panic there was reported where it happened, and leaves only files.
+            let _ = thread.join();
+        }
     }
 }
 

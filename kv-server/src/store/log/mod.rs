@@ -10,19 +10,15 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use kv_fabric::Domain;
-use kv_proto::crc::{block_crcs, crc32c};
-use kv_proto::hash::KeyHash;
-use kv_proto::layout::{HeadValue, Locator, PartRef, record_kind, units, wire_len};
-use kv_proto::record::encode_head;
-use zerocopy::IntoBytes;
+use kv_proto::crc::block_crcs;
+use kv_proto::layout::{Locator, units, wire_len};
 
-use super::limits::GROUP_BYTES_MAX;
-use super::put::PutState;
 use super::{Committed, Completion, Dataset, lock};
 use crate::error::StorageError;
 
 mod active;
 mod group;
+mod place;
 mod queue;
 mod spare;
 
@@ -68,6 +64,7 @@ pub(crate) fn start<D: Domain>(dataset: &Arc<Dataset<D>>, sequence_next: u64) ->
 
 impl<D: Domain> Log<D> {
     fn run(mut self) {
+        let _closes = CloseOnPanic(Arc::clone(&self.dataset.queue));
         loop {
             match self.dataset.queue.take() {
                 Taken::Ops(ops) => {
@@ -125,177 +122,6 @@ impl<D: Domain> Log<D> {
             token,
             result: Err(error),
         });
-    }
-
-    /// Gives an operation its place in the group, or ends it.
-    fn place(&mut self, op: Op) {
-        match op {
-            Op::Part { put, bytes } => {
-                let len = bytes.len() as u64;
-                if let Err(error) = self.place_part(&put, bytes) {
-                    put.fail(&error);
-                    put.queued_bytes.fetch_sub(len, Ordering::AcqRel);
-                }
-            }
-            Op::Value {
-                put,
-                bytes,
-                value_crc,
-                token,
-            } => {
-                let computed = crc32c(&bytes);
-                let placed = if computed == value_crc {
-                    self.place_put(&put, record_kind::VALUE, bytes, value_crc, token)
-                } else {
-                    Err(StorageError::Crc {
-                        announced: value_crc,
-                        computed,
-                    })
-                };
-                if let Err(error) = placed {
-                    self.fail(put.client, put.operation, token, error);
-                }
-            }
-            Op::Head {
-                put,
-                value_crc,
-                token,
-            } => {
-                let placed = head_value(&put, value_crc).and_then(|value| {
-                    let crc = crc32c(&value);
-                    self.place_put(&put, record_kind::HEAD, value, crc, token)
-                });
-                if let Err(error) = placed {
-                    self.fail(put.client, put.operation, token, error);
-                }
-            }
-            Op::Delete {
-                client,
-                operation,
-                key,
-                token,
-            } => {
-                if let Err(error) = self.place_delete(client, operation, key, token) {
-                    self.fail(client, operation, token, error);
-                }
-            }
-        }
-        if self.group.bytes() >= GROUP_BYTES_MAX {
-            self.flush();
-        }
-    }
-
-    fn place_part(&mut self, put: &Arc<PutState>, bytes: Vec<u8>) -> Result<(), StorageError> {
-        if let Some(error) = lock(&put.progress).failed.clone() {
-            return Err(error);
-        }
-        let at = self.make_room(&put.key, bytes.len())?;
-        let part = {
-            let mut progress = lock(&put.progress);
-            progress.crc.update(&bytes);
-            let part = progress.parts.len() as u32;
-            progress.parts.push(PartRef {
-                segment: at.segment,
-                offset_units: (at.offset / 64) as u32,
-            });
-            part
-        };
-        let value_crc = crc32c(&bytes);
-        let record = Record {
-            kind: record_kind::PART,
-            part,
-            client: put.client,
-            operation: put.operation,
-            key: put.key.clone(),
-            hash: put.hash,
-            value: bytes,
-            value_crc,
-        };
-        self.append(at, record, Then::Part(Arc::clone(put)));
-        Ok(())
-    }
-
-    fn place_put(
-        &mut self,
-        put: &Arc<PutState>,
-        kind: u8,
-        value: Vec<u8>,
-        value_crc: u32,
-        token: u64,
-    ) -> Result<(), StorageError> {
-        let at = self.make_room(&put.key, value.len())?;
-        // Making room may have failed the group that held its parts.
-        if let Some(error) = lock(&put.progress).failed.clone() {
-            return Err(error);
-        }
-        self.reserve_slot(&put.key, put.hash)?;
-        self.overlay.insert(put.key.clone(), true);
-        let record = Record {
-            kind,
-            part: 0,
-            client: put.client,
-            operation: put.operation,
-            key: put.key.clone(),
-            hash: put.hash,
-            value,
-            value_crc,
-        };
-        self.append(
-            at,
-            record,
-            Then::Put {
-                token,
-                value_len: put.value_len,
-            },
-        );
-        Ok(())
-    }
-
-    fn place_delete(
-        &mut self,
-        client: u64,
-        operation: u64,
-        key: Vec<u8>,
-        token: u64,
-    ) -> Result<(), StorageError> {
-        let at = self.make_room(&key, 0)?;
-        let hash = self.dataset.hash(&key);
-        let existed = self.is_there(&key, hash);
-        self.overlay.insert(key.clone(), false);
-        let record = Record {
-            kind: record_kind::TOMBSTONE,
-            part: u32::from(existed),
-            client,
-            operation,
-            key,
-            hash,
-            value: Vec::new(),
-            value_crc: crc32c(&[]),
-        };
-        self.append(at, record, Then::Delete { token, existed });
-        Ok(())
-    }
-
-    /// Whether a key is there once the group is published.
-    fn is_there(&self, key: &[u8], hash: KeyHash) -> bool {
-        self.overlay.get(key).copied().unwrap_or_else(|| {
-            let index = self.dataset.read_index();
-            index
-                .find(hash, |locator| self.dataset.key_is(locator, key))
-                .is_some()
-        })
-    }
-
-    /// Has the index promise a slot where publishing the key will need one.
-    fn reserve_slot(&self, key: &[u8], hash: KeyHash) -> Result<(), StorageError> {
-        if self.is_there(key, hash) {
-            return Ok(());
-        }
-        let mut index = self.dataset.write_index();
-        let mut splits = Vec::new();
-        let reserved = index.reserve(hash, &self.dataset.place(), &mut splits);
-        self.dataset.note_splits(splits);
-        reserved
     }
 
     /// Finds a place for a record: ends group and segment where it does not fit, and has memory for it.
@@ -458,6 +284,17 @@ impl<D: Domain> Log<D> {
     }
 }
 
+/// Has a queue take nothing more where its log thread is lost to a bug: refused is better than never answered.
+struct CloseOnPanic(Arc<Queue>);
+
+impl Drop for CloseOnPanic {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.0.close(Close::Finish);
+        }
+    }
+}
+
 /// Where the next record goes.
 #[derive(Debug, Clone, Copy)]
 struct Place {
@@ -465,29 +302,4 @@ struct Place {
     offset: u64,
     /// Its length, rounded up to whole units.
     len: u64,
-}
-
-/// The head of a put whose parts are all placed, if they are those announced.
-fn head_value(put: &PutState, value_crc: u32) -> Result<Vec<u8>, StorageError> {
-    let progress = lock(&put.progress);
-    if let Some(error) = progress.failed.clone() {
-        return Err(error);
-    }
-    let computed = progress.crc.finish();
-    if computed != value_crc {
-        return Err(StorageError::Crc {
-            announced: value_crc,
-            computed,
-        });
-    }
-    let head = HeadValue {
-        total_len_bytes: put.value_len,
-        part_len_bytes: put.part_bytes as u32,
-        part_count: progress.parts.len() as u32,
-        total_crc: value_crc,
-        reserved: 0,
-    };
-    let mut value = Vec::with_capacity(head.as_bytes().len() + progress.parts.as_bytes().len());
-    encode_head(&head, &progress.parts, &mut value);
-    Ok(value)
 }

@@ -4,6 +4,7 @@
 mod basic;
 mod changes;
 mod crash;
+mod extents;
 mod faults;
 mod index;
 mod model;

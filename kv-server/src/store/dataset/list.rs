@@ -1,0 +1,51 @@
+//! Listing the keys of a dataset, page by page.
+
+use kv_fabric::Domain;
+use kv_proto::control::{Bytes, ListEntry};
+use kv_proto::layout::Locator;
+
+use super::Dataset;
+
+impl<D: Domain> Dataset<D> {
+    /// Keys from slot hash `cursor` on, in the order of their slot hashes: at most `limit`, within `room_bytes` of a
+    /// frame; the cursor of the next page, and whether this was the last.
+    ///
+    /// All keys of one slot hash come in one page. Where those of the first do not fit: nothing, and not the last.
+    pub fn list(&self, cursor: u64, limit: usize, room_bytes: usize) -> (Vec<ListEntry>, u64, bool) {
+        let mut entries: Vec<(u64, ListEntry)> = Vec::new();
+        let mut room = room_bytes;
+        let mut from = cursor;
+        loop {
+            let (slots, next) = self.read_index().slots_from(from);
+            for slot in slots {
+                let Some(segment) = self.segment(slot.locator.segment) else {
+                    continue;
+                };
+                let Some(key) = segment.key_at(&slot.locator) else {
+                    continue;
+                };
+                let need = 2 + key.len() + 8 + size_of::<Locator>();
+                if entries.len() == limit || need > room {
+                    return cut_page(entries, slot.hash);
+                }
+                room -= need;
+                let entry = ListEntry {
+                    key: Bytes(key),
+                    value_len_bytes: segment.value_len(&slot.locator),
+                    locator: slot.locator,
+                };
+                entries.push((slot.hash, entry));
+            }
+            match next {
+                Some(next) => from = next,
+                None => return (entries.into_iter().map(|(_, entry)| entry).collect(), 0, true),
+            }
+        }
+    }
+}
+
+/// A page that ends before the keys of slot hash `hash`.
+fn cut_page(mut entries: Vec<(u64, ListEntry)>, hash: u64) -> (Vec<ListEntry>, u64, bool) {
+    entries.retain(|(at, _)| *at < hash);
+    (entries.into_iter().map(|(_, entry)| entry).collect(), hash, false)
+}
