@@ -34,12 +34,9 @@ impl<T> Pipe<T> {
         }
     }
 
-    /// Sends something on its way; when it arrives.
+    /// Sends something on its way; when it may arrive, if what is before it has.
     fn push(&mut self, item: T, faults: &Faults) -> Instant {
-        let mut due = Instant::now() + faults.frame_delay(&mut self.random);
-        if let Some((before, _)) = self.waiting.back() {
-            due = due.max(*before);
-        }
+        let due = Instant::now() + faults.frame_delay(&mut self.random);
         self.waiting.push_back((due, item));
         due
     }
