@@ -36,6 +36,11 @@ struct SessionInner<F: Fabric> {
     datasets: Registry<F>,
 }
 
+/// Whether asking again later can help: nothing was done.
+pub(crate) fn is_passing(status: Status) -> bool {
+    matches!(status, Status::Busy | Status::ShuttingDown)
+}
+
 /// A session on fabric `F`. Clones share it.
 pub struct SessionOn<F: Fabric> {
     inner: Arc<SessionInner<F>>,
@@ -104,7 +109,7 @@ impl<F: Fabric> SessionOn<F> {
             let reply = self.shared().ask(up.generation, request.clone(), None, deadline);
             let last = match reply {
                 Some(Reply::Answer(answer)) => return Ok(answer),
-                Some(Reply::Refused(refusal)) if refusal.status == Status::Busy => refusal.text,
+                Some(Reply::Refused(refusal)) if is_passing(refusal.status) => refusal.text,
                 Some(Reply::Refused(refusal)) => return Err(refused(what, refusal)),
                 _ if idempotent => "the session ended before the answer".to_owned(),
                 _ => {
@@ -310,7 +315,7 @@ impl<F: Fabric> Core<F> {
             let state = Some(Arc::clone(&self.state));
             match self.shared().ask(up.generation, request, state, deadline) {
                 Some(Reply::Answer(answer)) => Ok(answer),
-                Some(Reply::Refused(refusal)) if refusal.status != Status::Busy => {
+                Some(Reply::Refused(refusal)) if !is_passing(refusal.status) => {
                     Err(NotOpen::Refused(refusal))
                 }
                 _ => Err(NotOpen::Again),
@@ -352,7 +357,7 @@ impl<F: Fabric> Core<F> {
             let last = match self.try_open(&up, deadline) {
                 Ok(view) => match shared.ask(up.generation, request(view.dataset), None, deadline) {
                     Some(Reply::Answer(answer)) => return Ok(answer),
-                    Some(Reply::Refused(refusal)) if refusal.status == Status::Busy => refusal.text,
+                    Some(Reply::Refused(refusal)) if is_passing(refusal.status) => refusal.text,
                     Some(Reply::Refused(refusal)) if refusal.status == Status::Unknown => {
                         return Err(ClientError::Unknown { what: what() });
                     }

@@ -1,4 +1,45 @@
-//! Reads samples of a verbs-kv server by one-sided READs, and stores them.
+//! Reads samples of a verbs-kv server with one-sided RDMA READs that never wake the server's CPU, and stores them.
+//!
+//! ```no_run
+//! use kv_client::{AccessKey, Client, ClientOptions, ReadError};
+//!
+//! fn main() -> Result<(), Box<dyn std::error::Error>> {
+//!     let key = AccessKey::load("/etc/verbs-kv/keys.toml".as_ref(), None)?;
+//!     let client = Client::connect("rdma://storage1:7471/images", ClientOptions::new(key))?;
+//!     println!("{}", client.describe());
+//!
+//!     // Durable and visible when `put` returns.
+//!     client.put(b"cat/0001.png", &std::fs::read("cat.png")?)?;
+//!
+//!     // Many values at once: buckets and records of all keys fly together.
+//!     let keys = ["cat/0001.png", "cat/0002.png"];
+//!     for (key, value) in keys.iter().zip(client.get_many(&keys)) {
+//!         match value {
+//!             Ok(value) => println!("{key}: {} bytes", value.len()),
+//!             Err(ReadError::NotFound) => println!("{key}: not there"),
+//!             Err(error) => return Err(error.into()),
+//!         }
+//!     }
+//!
+//!     // A known place costs one READ, straight into registered memory, without a copy.
+//!     let at = client.locate(b"cat/0001.png")?;
+//!     let mut buffer = client.allocate(1 << 20)?;
+//!     let len = client.get_at_into(&at, Some(b"cat/0001.png"), &mut buffer, 0)?;
+//!     println!("first bytes: {:?}", &buffer[..len.min(8)]);
+//!     Ok(())
+//! }
+//! ```
+//!
+//! # What is promised
+//! - A value is returned only if its record says that it is the one asked for, and its checksums agree; a torn, moved or
+//!   reused piece of memory is noticed and read again.
+//! - A call returns when it is done, or when it has not got on for [`ClientOptions::deadline`]. Lost connections,
+//!   restarts of the server and ended leases are dealt with in between.
+//! - Memory that a call borrows is not written after the call returned.
+//!
+//! # Threads
+//! A session has one background thread, which renews its lease and sleeps otherwise. All else happens in the thread that
+//! calls. A [`Client`] can be shared; a clone has data connections of its own, so threads do not wait for each other.
 
 mod api;
 mod backoff;

@@ -13,7 +13,7 @@ pub struct ClientOptions {
     pub client_id: Option<u64>,
     /// Longest wait for a connection.
     pub connect_timeout: Duration,
-    /// Longest time that one call takes, retries and reconnections included.
+    /// Longest time that a call goes without getting on, retries and reconnections included.
     pub deadline: Duration,
     /// Data connections of one [`crate::Client`].
     pub data_connections: u16,

@@ -398,3 +398,7 @@ impl Session {
         Ok(Event::Up(established))
     }
 }
+
+#[cfg(test)]
+#[path = "session_tests.rs"]
+mod tests;

@@ -353,7 +353,7 @@ impl<'c, 'v, F: Fabric> Putting<'c, 'v, F> {
         let op = &mut self.ops[index];
         let what = op.what();
         match refusal.status {
-            Status::Busy => {
+            Status::Busy | Status::ShuttingDown => {
                 self.busy = true;
                 op.begin_again(refusal.text);
             }

@@ -80,7 +80,7 @@ impl<F: TestFabric> World<F> {
             data: folder.path().join("data"),
             memory_budget_bytes: 512 << 20,
             segment_bytes: 8 << 20,
-            part_bytes: 1 << 20,
+            part_bytes: 2 << 20,
             gather_budget_bytes: 64 << 20,
         };
         let mut options = Options::default();
@@ -145,4 +145,19 @@ pub fn value(seed: u64, len: usize) -> Vec<u8> {
     }
     out.truncate(len);
     out
+}
+
+/// A value that says which one it is, so that a reader can check it without knowing what was stored last.
+pub fn told(seed: u64, len: usize) -> Vec<u8> {
+    let mut out = seed.to_le_bytes().to_vec();
+    out.extend_from_slice(&value(seed, len));
+    out
+}
+
+/// The seed of a value that [`told`] made; panics if a byte of it is wrong.
+pub fn tell(bytes: &[u8]) -> u64 {
+    let (seed, rest) = bytes.split_first_chunk().expect("a value of 8 bytes or more");
+    let seed = u64::from_le_bytes(*seed);
+    assert!(rest == value(seed, rest.len()), "wrong bytes in value {seed:#x}");
+    seed
 }

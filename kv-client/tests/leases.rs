@@ -1,0 +1,116 @@
+//! A client that was stopped past its lease notices, discards, and goes on.
+
+mod harness;
+
+use std::io::{BufRead, BufReader};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use harness::{TestFabric, World, options, tell, told};
+use kv_client::on::SessionOn;
+use kv_fabric::local::Local;
+use rustix::process::{Pid, Signal, kill_process};
+
+const CHILD: &str = "VKV_TEST_CHILD";
+const KEYS: u64 = 40;
+const LEASE: Duration = Duration::from_millis(400);
+const PATIENCE: Duration = Duration::from_secs(30);
+
+fn key(index: u64) -> Vec<u8> {
+    format!("key {index}").into_bytes()
+}
+
+/// Reads all keys again and again, by lookup and by locator, until it has had two sessions and then read all once more.
+fn child(address: &str) {
+    let session = SessionOn::<Local>::connect(Local::make(), address, options("reader")).unwrap();
+    let dataset = session.open("d").unwrap();
+    let until = Instant::now() + PATIENCE;
+    let mut rounds_left = None;
+    while rounds_left != Some(0) {
+        assert!(Instant::now() < until, "{:?}", dataset.counters());
+        for index in 0..KEYS {
+            assert_eq!(tell(&dataset.get(&key(index)).unwrap()) % KEYS, index);
+            let at = dataset.locate(&key(index)).unwrap();
+            assert_eq!(tell(&dataset.get_at(&at, None).unwrap()) % KEYS, index);
+        }
+        if rounds_left.is_none() {
+            println!("\nready");
+        }
+        if dataset.counters().sessions > 1 {
+            rounds_left = Some(rounds_left.map_or(1, |left: u32| left - 1));
+        }
+    }
+    let counters = dataset.counters();
+    assert_eq!(counters.sessions, 2, "{counters:?}");
+}
+
+#[test]
+fn a_stopped_client_discards_what_it_had_and_goes_on() {
+    if let Ok(address) = std::env::var(CHILD) {
+        return child(&address);
+    }
+    let world = World::<Local>::with(Local::make(), |_, options| {
+        options.lease_ms = LEASE.as_millis() as u32;
+    });
+    let dataset = world.dataset("d");
+    for index in 0..KEYS {
+        dataset.put(&key(index), &told(index, 3000)).unwrap();
+    }
+    let mut reader = Command::new(std::env::current_exe().unwrap())
+        .args([
+            "--exact",
+            "a_stopped_client_discards_what_it_had_and_goes_on",
+            "--nocapture",
+        ])
+        .env(CHILD, &world.address)
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut lines = BufReader::new(reader.stdout.take().unwrap()).lines();
+    assert!(
+        lines.any(|line| line.unwrap() == "ready"),
+        "the reader never began"
+    );
+    let pid = Pid::from_child(&reader);
+    kill_process(pid, Signal::STOP).unwrap();
+    // Meanwhile everything moves: what the reader has cached is wrong when it goes on.
+    let until = Instant::now() + LEASE * 4;
+    let mut seed = KEYS;
+    while Instant::now() < until {
+        for index in 0..KEYS {
+            dataset.put(&key(index), &told(seed + index, 3000)).unwrap();
+        }
+        for extra in 0..200 {
+            dataset
+                .put(&key(seed + extra + KEYS), b"makes the index split")
+                .unwrap();
+        }
+        seed += KEYS;
+    }
+    kill_process(pid, Signal::CONT).unwrap();
+    for line in lines {
+        println!("{}", line.unwrap());
+    }
+    assert!(reader.wait().unwrap().success());
+}
+
+#[test]
+fn an_idle_session_keeps_its_lease() {
+    let world = World::<Local>::with(Local::make(), |_, options| {
+        options.lease_ms = LEASE.as_millis() as u32;
+    });
+    let dataset = world.dataset("d");
+    dataset.put(b"k", b"v").unwrap();
+    dataset.get(b"k").unwrap();
+    let before = dataset.counters();
+    std::thread::sleep(LEASE * 4);
+    let counters = dataset.counters();
+    assert_eq!(counters.sessions, 1);
+    // Every third of the lease, and not more often.
+    assert!(
+        (8..=20).contains(&(counters.renewals - before.renewals)),
+        "{counters:?}"
+    );
+    dataset.get(b"k").unwrap();
+    assert_eq!(dataset.counters().retries, before.retries);
+}
