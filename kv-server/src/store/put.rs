@@ -128,11 +128,12 @@ impl Put {
     /// Most bytes that one [`Put::append`] may take: give windows no longer than this.
     #[must_use]
     pub fn append_max(&self) -> usize {
-        let beside_a_part = self.state.charge.bytes().saturating_sub(self.state.part_bytes);
-        let most = if self.state.is_large() {
-            beside_a_part
-        } else {
+        let held_bytes = self.state.charge.bytes();
+        let most = if held_bytes >= self.state.value_len {
             self.state.value_len
+        } else {
+            // What is left beside a part that is not full yet.
+            held_bytes - self.state.part_bytes
         };
         most as usize
     }

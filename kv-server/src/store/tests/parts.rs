@@ -130,3 +130,32 @@ fn too_much_arriving_is_busy_and_nothing_was_begun() {
         Ok(BeginPut::New(_))
     ));
 }
+
+/// A value a byte longer than a part once had windows of one byte.
+#[test]
+fn windows_are_not_small_for_any_length() {
+    let directory = scratch();
+    let rig = Rig::open(directory.path());
+    rig.store.create("set").unwrap();
+    let dataset = rig.dataset("set");
+    let part = dataset.part_bytes();
+    for (operation, len) in (1..).zip([
+        1,
+        part - 1,
+        part,
+        part + 1,
+        2 * part,
+        MIB,
+        MIB + part + 1,
+        50 * MIB,
+    ]) {
+        let BeginPut::New(put) = dataset.begin_put(1, operation, b"key", len).unwrap() else {
+            panic!("begun before");
+        };
+        assert!(
+            put.append_max() as u64 >= len.min(MIB),
+            "{len}: {}",
+            put.append_max()
+        );
+    }
+}

@@ -405,9 +405,13 @@ pub(crate) fn figure_in(stat: &[(String, u64)], figure: &str) -> u64 {
 /// A directory that is gone with its value; in memory where there is a place for that: what a disk keeps when its
 /// power is cut is not seen here, so waiting for one adds nothing.
 pub(crate) fn scratch() -> tempfile::TempDir {
-    tempfile::tempdir_in("/dev/shm")
-        .or_else(|_| tempfile::tempdir())
-        .unwrap()
+    let memory = rustix::fs::statvfs("/dev/shm").is_ok_and(|it| it.f_bavail * it.f_frsize > 2048 * MIB);
+    let made = if memory {
+        tempfile::tempdir_in("/dev/shm")
+    } else {
+        tempfile::tempdir()
+    };
+    made.unwrap()
 }
 
 /// Bytes that follow from a seed.
