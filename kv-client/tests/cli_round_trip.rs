@@ -330,6 +330,14 @@ fn keys_are_listed_fetched_and_deleted() {
     run(server.kv().args(["rm", &uri, "--key-hex", "63FF"])).expect(0, &[]);
     assert_eq!(server.keys("d").into_iter().collect::<Vec<_>>(), [b"b\n"]);
     run(server.kv().args(["get", &uri, "a/2"])).expect(1, &["no such key"]);
+
+    for number in 0..300 {
+        write(&tree, format!("many/{number}").as_bytes(), b"x");
+    }
+    server.ingest("d", &[tree.as_os_str()]).0.expect(0, &[]);
+    let removed = run(server.kv().args(["rm", &uri, "--prefix", "", "--yes"]));
+    assert_eq!(removed.expect(0, &[]).stdout, "deleted 304 keys\n");
+    assert!(server.keys("d").is_empty());
 }
 
 #[test]

@@ -17,6 +17,7 @@ mod stop;
 mod store;
 mod verify;
 
+use std::io::IsTerminal;
 use std::process::ExitCode;
 
 use clap::Parser;
@@ -26,11 +27,11 @@ use failure::Failure;
 fn main() -> ExitCode {
     // The library's warnings are for people too; RUST_LOG asks for more.
     let filter = tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| "warn".into());
-    tracing_subscriber::fmt()
+    let colours = std::io::stderr().is_terminal();
+    let log = tracing_subscriber::fmt()
         .with_env_filter(filter)
-        .with_writer(std::io::stderr)
-        .without_time()
-        .init();
+        .with_ansi(colours);
+    log.with_writer(std::io::stderr).without_time().init();
     match cli::Cli::parse().run() {
         Ok(code) => code.into(),
         Err(Failure::BrokenPipe) => failure::OK.into(),

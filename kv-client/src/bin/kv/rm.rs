@@ -2,6 +2,9 @@
 
 use std::ffi::OsString;
 use std::os::unix::ffi::OsStrExt;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, PoisonError};
+use std::thread;
 
 use clap::Args;
 use kv_client::Client;
@@ -10,6 +13,9 @@ use crate::cli::Common;
 use crate::failure::{Ended, Failure, OK};
 use crate::keys::{from_argument, shown};
 use crate::output::{count, print, say};
+
+/// Threads that delete.
+const JOBS: usize = 8;
 
 const AFTER_HELP: &str = "\
 Examples:
@@ -59,32 +65,71 @@ pub(crate) fn run(arguments: Arguments, common: &Common) -> Ended {
             found
         }
     };
-    let (mut removed, mut missing) = (0_u64, 0_u64);
-    for key in &keys {
-        match client.delete(key) {
-            Ok(true) => removed += 1,
-            Ok(false) => {
-                say(format_args!("kv: {}: there is no such key", shown(key)));
-                missing += 1;
-            }
-            Err(error) => {
-                return Err(Failure::new(format!(
-                    "deleting {} from {}: {error} ({} deleted before)",
-                    shown(key),
-                    arguments.uri,
-                    count(removed, "key")
-                )));
-            }
-        }
+    let Deleted {
+        deleted,
+        missing,
+        failure,
+    } = delete(&client, &keys);
+    for key in &missing {
+        say(format_args!("kv: {}: there is no such key", shown(key)));
     }
-    print(format_args!("deleted {}", count(removed, "key")))?;
-    if missing > 0 {
+    if let Some(why) = failure {
+        let before = count(deleted, "key");
+        return Err(Failure::new(format!(
+            "deleting from {}: {why} ({before} deleted before)",
+            arguments.uri
+        )));
+    }
+    print(format_args!("deleted {}", count(deleted, "key")))?;
+    if !missing.is_empty() {
         return Err(Failure::new(format!(
             "{} not there (named above)",
-            count(missing, "key")
+            count(missing.len() as u64, "key")
         )));
     }
     Ok(OK)
+}
+
+#[derive(Default)]
+struct Deleted<'a> {
+    deleted: u64,
+    missing: Vec<&'a [u8]>,
+    failure: Option<String>,
+}
+
+/// Deletes with several threads, whose deletions the server makes durable together. Stops at the first failure.
+fn delete<'a>(client: &Client, keys: &'a [Vec<u8>]) -> Deleted<'a> {
+    let next = AtomicUsize::new(0);
+    let outcome = Mutex::new(Deleted::default());
+    let work = |client: &Client| {
+        while let Some(key) = keys.get(next.fetch_add(1, Ordering::Relaxed)) {
+            let answer = client.delete(key);
+            let mut outcome = outcome.lock().unwrap_or_else(PoisonError::into_inner);
+            match answer {
+                Ok(true) => outcome.deleted += 1,
+                Ok(false) => outcome.missing.push(key),
+                Err(error) => {
+                    outcome
+                        .failure
+                        .get_or_insert_with(|| format!("key {}: {error}", shown(key)));
+                }
+            }
+            if outcome.failure.is_some() {
+                return;
+            }
+        }
+    };
+    thread::scope(|scope| {
+        for _ in 1..JOBS.min(keys.len()) {
+            let client = client.clone();
+            let work = &work;
+            scope.spawn(move || work(&client));
+        }
+        work(client);
+    });
+    let mut outcome = outcome.into_inner().unwrap_or_else(PoisonError::into_inner);
+    outcome.missing.sort_unstable();
+    outcome
 }
 
 fn keys_with(client: &Client, prefix: &[u8], uri: &str) -> Result<Vec<Vec<u8>>, Failure> {

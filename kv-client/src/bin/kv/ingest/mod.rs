@@ -93,11 +93,12 @@ struct Failed {
 pub(crate) fn run(arguments: Arguments, common: &Common) -> Ended {
     let target = target(&arguments.uri)?;
     let name = dataset_of(&target, &arguments.uri)?;
-    let stop =
-        Stop::on_signals().map_err(|error| Failure::new(format!("installing signal handlers: {error}")))?;
     common.check()?;
     let sources = arguments.input.scan(arguments.quiet)?;
     let server = common.server(&target)?;
+    // Until here nothing is in flight, and a signal ends the process as usual.
+    let stop =
+        Stop::on_signals().map_err(|error| Failure::new(format!("installing signal handlers: {error}")))?;
     let started = Instant::now();
     let tally = {
         let client = open(&server, name, arguments.create).map_err(|error| {

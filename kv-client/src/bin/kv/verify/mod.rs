@@ -84,11 +84,12 @@ struct Report {
 
 pub(crate) fn run(arguments: Arguments, common: &Common) -> Ended {
     dataset_of(&target(&arguments.uri)?, &arguments.uri)?;
-    let stop =
-        Stop::on_signals().map_err(|error| Failure::new(format!("installing signal handlers: {error}")))?;
     common.check()?;
     let sources = arguments.input.scan(arguments.quiet)?;
     let (server, client) = common.dataset(&arguments.uri)?;
+    // Until here nothing is in flight, and a signal ends the process as usual.
+    let stop =
+        Stop::on_signals().map_err(|error| Failure::new(format!("installing signal handlers: {error}")))?;
     let started = Instant::now();
     let progress = Progress::new(
         "verifying",
