@@ -20,6 +20,7 @@ use std::time::Instant;
 
 use crate::{ControlOptions, Fabric, FabricError, Memory, MemoryKind, PRIVATE_MAX_BYTES, Stage, bell, check};
 
+mod connection;
 mod control;
 mod data;
 mod domain;
