@@ -40,7 +40,9 @@ fn serve(setup: &Setup, listen: &str, extra: &[&str]) -> Command {
     let keys = keys.to_str().unwrap();
     let base = ["serve", "--data", data, "--listen", listen, "--keys", keys];
     let small = ["--memory-budget", "256M", "--segment-bytes", "4M"];
-    server(&[&base[..], &small, extra].concat())
+    // Long, so that a test on a slow machine need not renew.
+    let long = ["--lease-ms", "120000", "--max-lag-ms", "240000"];
+    server(&[&base[..], &small, &long, extra].concat())
 }
 
 impl<F: TestFabric> Process<F> {
