@@ -31,23 +31,31 @@ pub struct Command {
     pub action: Action,
 }
 
+const TRY: &str = "\
+For a try on one machine without RDMA:
+  kv-server keygen --name me --role admin --out keys.toml
+  kv-server serve --data ./data --keys keys.toml --listen local:./verbs-kv.sock";
+
 /// What to do.
 #[derive(Debug, Subcommand)]
 pub enum Action {
     /// Serve a data directory until SIGTERM or SIGINT.
+    ///
+    /// SIGTERM or SIGINT ends the server when what is queued has been stored and answered; a second one ends it at
+    /// once, and loses nothing that was answered. SIGHUP reads the key file again: sessions whose key is gone or
+    /// changed end, the others go on.
+    ///
+    /// Datasets are made with `kv dataset create`, over the network, with a key of role admin. Sizes are bytes, or a
+    /// number with K, M, G or T, as 512M. What is logged, to standard error, is chosen with RUST_LOG, as
+    /// RUST_LOG=kv_server=debug.
+    #[command(after_long_help = TRY)]
     Serve(Box<Serve>),
     /// Make an access key: print its entry of a key file, or append it to one.
     Keygen(Keygen),
 }
 
-/// Serves a data directory.
-///
-/// SIGTERM or SIGINT ends the server when what is queued has been stored and answered; a second one ends it at once,
-/// and loses nothing that was answered. SIGHUP reads the key file again.
-/// Datasets are made with `kv dataset create`, over the network, with a key of role admin.
-/// What is logged is chosen with RUST_LOG (for example RUST_LOG=kv_server=debug); it goes to standard error.
+/// How to serve a data directory.
 #[derive(Debug, Args)]
-#[command(verbatim_doc_comment)]
 pub struct Serve {
     /// Directory of the datasets, on the NVMe file system. It is made where it does not exist.
     #[arg(long, value_name = "DIR")]

@@ -13,7 +13,7 @@ use kv_fabric::local::Local;
 use kv_fabric::verbs::Verbs;
 use kv_server::config::{Action, Address, Command, Keygen, Serve};
 use kv_server::control::server::Remote;
-use kv_server::control::{Keys, Server, keys};
+use kv_server::control::{Keys, Options, Server, keys};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
@@ -37,14 +37,17 @@ fn main() -> ExitCode {
 
 fn serve_on_fabric(arguments: &Serve) -> Result<(), String> {
     log_to_stderr();
+    // What was given is looked at before the machine is.
+    let options = arguments.options()?;
+    let keys = Keys::load(&arguments.keys).map_err(|error| error.to_string())?;
     match &arguments.listen {
         Address::Rdma(address) => {
             let fabric = Verbs::for_listener(address).map_err(|error| error.to_string())?;
-            serve(arguments, fabric, address)
+            serve(arguments, options, keys, fabric, address)
         }
         Address::Local(path) => {
             let fabric = Local::new().map_err(|error| error.to_string())?;
-            serve(arguments, fabric, path)
+            serve(arguments, options, keys, fabric, path)
         }
     }
 }
@@ -60,9 +63,13 @@ fn log_to_stderr() {
         .init();
 }
 
-fn serve<F: Fabric>(arguments: &Serve, fabric: F, address: &str) -> Result<(), String> {
-    let options = arguments.options()?;
-    let keys = Keys::load(&arguments.keys).map_err(|error| error.to_string())?;
+fn serve<F: Fabric>(
+    arguments: &Serve,
+    options: Options,
+    keys: Keys,
+    fabric: F,
+    address: &str,
+) -> Result<(), String> {
     // Signals that come during a long start are kept, and obeyed when it is done.
     let mut signals = Signals::new([SIGTERM, SIGINT, SIGHUP]).map_err(|error| format!("signals: {error}"))?;
     let fabric = Arc::new(fabric);
