@@ -1,7 +1,7 @@
 //! Sessions and their datasets over one fabric: the generic core under [`crate::Server`] and [`crate::Client`].
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
 use std::time::Duration;
 
 use kv_fabric::Fabric;
@@ -154,8 +154,9 @@ impl<F: Fabric> SessionOn<F> {
         let request = Request::Drop {
             name: Bytes::from(name.as_bytes()),
         };
-        self.ask(&format!("drop dataset `{name}`"), &request, false)
-            .map(drop)
+        self.ask(&format!("drop dataset `{name}`"), &request, false)?;
+        self.forget(name);
+        Ok(())
     }
 
     /// As [`crate::Server::rename`].
@@ -167,8 +168,15 @@ impl<F: Fabric> SessionOn<F> {
             from: Bytes::from(from.as_bytes()),
             to: Bytes::from(to.as_bytes()),
         };
-        self.ask(&format!("rename dataset `{from}` to `{to}`"), &request, false)
-            .map(drop)
+        self.ask(&format!("rename dataset `{from}` to `{to}`"), &request, false)?;
+        self.forget(from);
+        Ok(())
+    }
+
+    /// The name is no longer that dataset's: who opens it from now on gets another one.
+    fn forget(&self, name: &str) {
+        let mut datasets = self.inner.datasets.lock().unwrap_or_else(PoisonError::into_inner);
+        datasets.remove(name);
     }
 
     /// As [`crate::Server::datasets`].
@@ -223,7 +231,8 @@ impl<F: Fabric> SessionOn<F> {
                     name: name.to_owned(),
                     state: Arc::new(DatasetState::new()),
                     tally: Arc::default(),
-                    opening: Mutex::new(None),
+                    opening: Mutex::new(()),
+                    id: OnceLock::new(),
                 });
                 datasets.insert(name.to_owned(), Arc::downgrade(&core));
                 core
@@ -240,8 +249,10 @@ pub(crate) struct Core<F: Fabric> {
     name: String,
     state: Arc<DatasetState>,
     tally: Arc<Tally>,
-    /// Held by the one that opens; the dataset's id once it is known.
-    opening: Mutex<Option<DatasetId>>,
+    /// Held by the one that opens.
+    opening: Mutex<()>,
+    /// Set by the first opening.
+    id: OnceLock<DatasetId>,
 }
 
 /// Why a dataset is not open.
@@ -270,8 +281,7 @@ impl<F: Fabric> Core<F> {
     }
 
     pub(crate) fn id(&self) -> DatasetId {
-        let id = self.opening.lock().unwrap_or_else(PoisonError::into_inner);
-        id.unwrap_or_default()
+        self.id.get().copied().unwrap_or_default()
     }
 
     fn open_first(&self) -> Result<(), ClientError> {
@@ -310,7 +320,7 @@ impl<F: Fabric> Core<F> {
     }
 
     fn try_open(&self, up: &Up, deadline: Deadline) -> Result<Arc<View>, NotOpen> {
-        let mut known = self.opening.lock().unwrap_or_else(PoisonError::into_inner);
+        let _opening = self.opening.lock().unwrap_or_else(PoisonError::into_inner);
         let ask = |request| {
             let state = Some(Arc::clone(&self.state));
             match self.shared().ask(up.generation, request, state, deadline) {
@@ -324,16 +334,17 @@ impl<F: Fabric> Core<F> {
         if self.state.view().1.generation != up.generation {
             let name = Bytes::from(self.name.as_bytes());
             if let Answer::Open { dataset, .. } = ask(Request::Open { name })? {
-                if known.is_some_and(|known| known != dataset) {
-                    return Err(NotOpen::Replaced);
-                }
-                *known = Some(dataset);
+                self.id.get_or_init(|| dataset);
             }
         }
         loop {
             let (_, view) = self.state.view();
             if view.generation != up.generation {
                 return Err(NotOpen::Again);
+            }
+            // A client of the dataset that had the name must not slip into the one that has it now.
+            if view.dataset != self.id() {
+                return Err(NotOpen::Replaced);
             }
             let Some(first) = view.table_next else {
                 return Ok(view);

@@ -137,7 +137,8 @@ pub enum ClientError {
         /// Whether more bytes were there.
         longer: bool,
     },
-    /// The connection was lost while a value was streamed; what was given cannot be asked for again.
+    /// The connection was lost, or the server gave the value up, while it was streamed: what the source gave cannot be
+    /// asked for again.
     #[error("the connection was lost while the value was sent: nothing was stored; put it again")]
     StreamLost,
     /// Whether the operation was done is not known.

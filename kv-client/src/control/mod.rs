@@ -139,7 +139,7 @@ impl<F: Fabric> Shared<F> {
 
     fn ring(&self) {
         // The counter is drained at every wake, so it cannot overflow; other errors cannot happen to an eventfd.
-        let rung = rustix::io::write(&self.wake, &1_u64.to_ne_bytes());
+        let rung = rustix::io::write(&self.wake, &1_u64.to_le_bytes());
         debug_assert!(rung.is_ok() || rung == Err(rustix::io::Errno::AGAIN));
     }
 
@@ -167,9 +167,17 @@ impl<F: Fabric> Shared<F> {
 
     /// Says that READs posted from now on belong to the present epoch. The tables must be looked at after this.
     #[inline]
-    pub(crate) fn pin(&self, pin: &AtomicU64) {
+    pub(crate) fn pin(&self, pin: &AtomicU64) -> u64 {
+        let epoch = self.epoch();
         // Pairs with `quiesced`: either it sees this pin, or the reader sees the tables that the epoch began with.
-        pin.store(self.epoch.load(Ordering::SeqCst), Ordering::SeqCst);
+        pin.store(epoch, Ordering::SeqCst);
+        epoch
+    }
+
+    /// The present epoch.
+    #[inline]
+    pub(crate) fn epoch(&self) -> u64 {
+        self.epoch.load(Ordering::SeqCst)
     }
 
     /// Begins an epoch: the tables have forgotten what was retired.
@@ -371,5 +379,44 @@ pub(crate) fn unexpected(peer: &str, answer: &Answer) -> ClientError {
     ClientError::Protocol {
         peer: peer.to_owned(),
         why: format!("it answered with {answer:?}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::AccessKey;
+    use kv_fabric::local::Local;
+
+    #[test]
+    fn an_epoch_quiesces_when_every_reader_has_left_the_older_ones() {
+        let options = ClientOptions::new(AccessKey::new("k", [0; 32]));
+        let fabric = Arc::new(Local::new().unwrap());
+        let shared = Shared::new(fabric, "nowhere".to_owned(), options).unwrap();
+        let (first, second) = (shared.add_pin(), shared.add_pin());
+        let before = shared.pin(&first);
+        let epoch = shared.next_epoch();
+        assert!(before < epoch && !shared.quiesced(epoch));
+        shared.pin(&second);
+        assert!(!shared.quiesced(epoch));
+        first.store(UNPINNED, Ordering::SeqCst);
+        assert!(shared.quiesced(epoch));
+        let later = shared.next_epoch();
+        assert!(!shared.quiesced(later));
+        // A reader that is gone holds nothing up.
+        drop(second);
+        assert!(shared.quiesced(later));
+    }
+
+    #[test]
+    fn a_lease_counts_only_for_its_own_session() {
+        let options = ClientOptions::new(AccessKey::new("k", [0; 32]));
+        let fabric = Arc::new(Local::new().unwrap());
+        let shared = Shared::new(fabric, "nowhere".to_owned(), options).unwrap();
+        shared.generation.store(3, Ordering::SeqCst);
+        shared.lease_end_ns.store(100, Ordering::SeqCst);
+        assert!(shared.leased(3, 99));
+        assert!(!shared.leased(3, 100));
+        assert!(!shared.leased(2, 99));
     }
 }

@@ -101,7 +101,7 @@ fn fail_inbox<F: Fabric>(shared: &Shared<F>) {
 /// Sleeps until the bell rings, `fd` is readable, or `left_ns` have passed.
 fn sleep<F: Fabric>(shared: &Shared<F>, fd: Option<rustix::fd::BorrowedFd<'_>>, left_ns: u64) {
     let wake = PollFd::new(&shared.wake, PollFlags::IN);
-    let timeout = (left_ns != u64::MAX).then(|| Timespec {
+    let timeout = (left_ns != u64::MAX).then_some(Timespec {
         tv_sec: (left_ns / 1_000_000_000) as i64,
         tv_nsec: (left_ns % 1_000_000_000) as _,
     });

@@ -105,6 +105,7 @@ struct Putting<'c, 'v, F: Fabric> {
     mailbox: Arc<Mailbox>,
     active: usize,
     busy: bool,
+    up: Option<Arc<Up>>,
 }
 
 impl<'c, 'v, F: Fabric> Putting<'c, 'v, F> {
@@ -116,6 +117,7 @@ impl<'c, 'v, F: Fabric> Putting<'c, 'v, F> {
             mailbox: Arc::default(),
             active: 0,
             busy: false,
+            up: None,
         }
     }
 
@@ -133,6 +135,7 @@ impl<'c, 'v, F: Fabric> Putting<'c, 'v, F> {
                     break;
                 }
             };
+            self.up = Some(Arc::clone(&up));
             match self.core.open(&up, self.deadline) {
                 Ok(view) => {
                     self.session(&up, &view, &mut backoff);
@@ -394,7 +397,13 @@ impl<'c, 'v, F: Fabric> Putting<'c, 'v, F> {
                 Stage::Committing => ClientError::Unknown {
                     what: self.ops[index].what(),
                 },
-                _ => self.timeout(index),
+                Stage::Waiting => self.timeout(index),
+                Stage::Allocating | Stage::Appending => {
+                    if let Some(up) = self.up.clone() {
+                        self.abort(index, &up);
+                    }
+                    self.timeout(index)
+                }
             };
             self.ops[index].finish(Err(error));
         }

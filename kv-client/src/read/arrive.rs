@@ -134,7 +134,8 @@ impl<F: Fabric> Pass<'_, '_, F> {
 
     fn settle(&mut self, index: usize, result: Result<Found, ReadError>) {
         self.advanced = true;
-        add(&self.lane.counters.gets, u64::from(result.is_ok()));
+        let value = result.is_ok() && self.items[index].want != Want::Locator;
+        add(&self.lane.counters.gets, u64::from(value));
         self.items[index].result = Some(result);
     }
 

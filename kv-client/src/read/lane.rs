@@ -60,6 +60,8 @@ pub(crate) enum Trouble {
     NoConnection,
     /// The deadline passed.
     Deadline,
+    /// What is wanted does not fit what the connection or the arena holds.
+    NoRoom,
 }
 
 /// Why a lane cannot be made ready.
@@ -81,6 +83,7 @@ pub(crate) struct Lane<F: Fabric> {
     connections: u64,
     arena: Option<F::Region>,
     pin: Arc<AtomicU64>,
+    pinned: u64,
     pub(crate) view: Arc<View>,
     view_version: u64,
     next_number: u64,
@@ -104,6 +107,7 @@ impl<F: Fabric> Lane<F> {
             connections: 0,
             arena: None,
             pin: shared.add_pin(),
+            pinned: UNPINNED,
             view,
             view_version,
             next_number: 1,
@@ -153,7 +157,7 @@ impl<F: Fabric> Lane<F> {
     /// Pins the epoch and takes the latest view; whether READs may be posted under it at `now_ns`.
     #[inline]
     pub(crate) fn enter(&mut self, now_ns: u64) -> bool {
-        self.shared.pin(&self.pin);
+        self.pinned = self.shared.pin(&self.pin);
         if self.state.version() != self.view_version {
             (self.view_version, self.view) = self.state.view();
         }
@@ -219,10 +223,11 @@ impl<F: Fabric> Lane<F> {
         })
     }
 
-    /// Whether there is a newer view than the one that is read under.
+    /// Whether there is a newer view, or a newer epoch, than the one that is read under: what flies must land before
+    /// more is posted, or the session's retirements would wait for the end of the batch.
     #[inline]
     pub(crate) fn is_behind(&self) -> bool {
-        self.state.version() != self.view_version
+        self.state.version() != self.view_version || self.shared.epoch() != self.pinned
     }
 
     /// Whether the lease still runs.

@@ -221,6 +221,7 @@ impl<'c, F: Fabric> Call<'c, F> {
                     unhurried = true;
                 }
                 Trouble::NoImage => item.result = Some(Err(ReadError::NoImage)),
+                Trouble::NoRoom => item.result = Some(Err(ReadError::NoResources)),
                 Trouble::Fabric(status) => {
                     self.last = ReadError::Fabric(status);
                     refresh |= status == ReadStatus::RemoteAccess;

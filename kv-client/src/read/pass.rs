@@ -238,6 +238,7 @@ impl<'p, 'k, F: Fabric> Pass<'p, 'k, F> {
     /// Posts one chain of what is wanted; whether there was anything that could be.
     fn fill(&mut self, now_ns: u64) -> Result<bool, Trouble> {
         let mut chain = Chain::new();
+        let mut waits = false;
         while chain.room() > 0 && self.lane.room() > chain.len() {
             let step = if let Some(&page) = self.pages.front() {
                 self.plan_page(page, &mut chain)
@@ -252,13 +253,14 @@ impl<'p, 'k, F: Fabric> Pass<'p, 'k, F> {
                 break;
             };
             if matches!(step, Step::Wait) {
+                waits = true;
                 break;
             }
         }
         if chain.len() == 0 {
             // With nothing in flight, nothing can make room: what is wanted does not fit at all.
-            if self.flights.is_empty() && self.has_work() && self.lane.room() == 0 {
-                return Err(Trouble::NoConnection);
+            if self.flights.is_empty() && (waits || self.lane.room() == 0) && self.has_work() {
+                return Err(Trouble::NoRoom);
             }
             return Ok(false);
         }
