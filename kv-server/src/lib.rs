@@ -1,7 +1,33 @@
 //! The server of verbs-kv: datasets on NVMe, whose images clients read with one-sided READs.
 //!
-//! - [`control`]: the endpoint's thread; sessions, leases, keys, and everything that is asked in frames.
+//! - [`store`]: segments, their images, the index, the log, recovery. Everything that is on a medium or is READ.
+//! - [`control`]: one thread that answers frames, accepts connections, and keeps leases.
 //! - [`config`]: the command line of the `kv-server` binary.
+//! - [`error`]: why the store did not do what was asked.
+//!
+//! The binary is a thin shell around [`control::Server`], which tests and benchmarks embed:
+//!
+//! ```no_run
+//! use kv_fabric::local::Local;
+//! use kv_server::control::{Keys, Options, Server};
+//! use kv_server::store::StoreOptions;
+//!
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let store = StoreOptions {
+//!     data: "/mnt/nvme/data".into(),
+//!     memory_budget_bytes: 8 << 30,
+//!     segment_bytes: 1 << 30,
+//!     part_bytes: 32 << 20,
+//!     gather_budget_bytes: 256 << 20,
+//! };
+//! let keys = Keys::load("keys.toml".as_ref())?;
+//! let server = Server::<Local>::start(Local::new()?, "/run/verbs-kv.sock", store, keys, Options::default())?;
+//! println!("serving at {}", server.address());
+//! server.stop();
+//! server.join()?;
+//! # Ok(())
+//! # }
+//! ```
 
 pub mod config;
 pub mod control;
