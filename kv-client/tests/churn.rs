@@ -9,6 +9,7 @@ use harness::{TestFabric, World, options, tell, told};
 use kv_client::ReadError;
 use kv_fabric::local::Local;
 use kv_fabric::sim::Sim;
+use kv_fabric::verbs::Verbs;
 
 const KEYS: u64 = 16;
 
@@ -138,4 +139,16 @@ fn keys_are_found_while_the_index_splits_over_local() {
 #[test]
 fn keys_are_found_while_the_index_splits_over_sim() {
     growth::<Sim>(3000);
+}
+
+#[test]
+#[ignore = "needs an RDMA device: VKV_TEST_DEVICE=rxe0"]
+fn overwritten_values_are_current_over_verbs() {
+    overwrites::<Verbs>(Duration::from_secs(4));
+}
+
+#[test]
+#[ignore = "needs an RDMA device: VKV_TEST_DEVICE=rxe0"]
+fn keys_are_found_while_the_index_splits_over_verbs() {
+    growth::<Verbs>(2000);
 }

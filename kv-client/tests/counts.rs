@@ -5,6 +5,7 @@ mod harness;
 use harness::{TestFabric, World, options, value};
 use kv_client::{Counters, GlobalLocator, ReadError};
 use kv_fabric::local::Local;
+use kv_fabric::verbs::Verbs;
 
 fn since(before: Counters, after: Counters) -> Counters {
     let mut spent = after;
@@ -20,8 +21,18 @@ fn since(before: Counters, after: Counters) -> Counters {
 
 #[test]
 fn a_known_value_costs_one_read_and_an_unknown_one_three() {
+    exact_counts::<Local>();
+}
+
+#[test]
+#[ignore = "needs an RDMA device: VKV_TEST_DEVICE=rxe0"]
+fn a_known_value_costs_one_read_and_an_unknown_one_three_over_verbs() {
+    exact_counts::<Verbs>();
+}
+
+fn exact_counts<F: TestFabric>() {
     const COUNT: usize = 3000;
-    let world = World::<Local>::new();
+    let world = World::<F>::new();
     let writer = world.dataset("d");
     let items: Vec<_> = (0..COUNT)
         .map(|index| (format!("key {index}"), value(index as u64, index % 3000)))
@@ -85,7 +96,7 @@ fn a_known_value_costs_one_read_and_an_unknown_one_three() {
 
 #[test]
 fn splits_and_parts_are_counted_apart() {
-    let world = World::<Local>::with(TestFabric::make(), |store, _| store.part_bytes = 2 << 20);
+    let world = World::<Local>::with(|store, _| store.part_bytes = 2 << 20);
     let dataset = world.dataset("d");
     dataset.put(b"split", &value(1, 2 << 20)).unwrap();
     dataset.put(b"parts", &value(2, 5 << 20)).unwrap();

@@ -37,7 +37,7 @@ fn world(seed: u64) -> World<Sim> {
         seed,
         ..SimOptions::default()
     });
-    World::with(Arc::new(fabric), |_, options| options.lease_ms = 800)
+    World::over(|_| Arc::new(fabric), |_, options| options.lease_ms = 800)
 }
 
 /// SplitMix64.

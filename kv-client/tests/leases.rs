@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use harness::{TestFabric, World, options, tell, told};
 use kv_client::on::SessionOn;
 use kv_fabric::local::Local;
+use kv_fabric::verbs::Verbs;
 use rustix::process::{Pid, Signal, kill_process};
 
 const CHILD: &str = "VKV_TEST_CHILD";
@@ -21,8 +22,9 @@ fn key(index: u64) -> Vec<u8> {
 }
 
 /// Reads all keys again and again, by lookup and by locator, until it has had two sessions and then read all once more.
-fn child(address: &str) {
-    let session = SessionOn::<Local>::connect(Local::make(), address, options("reader")).unwrap();
+fn child<F: TestFabric>(address: &str) {
+    let fabric = F::client(&F::server(address), address);
+    let session = SessionOn::<F>::connect(fabric, address, options("reader")).unwrap();
     let dataset = session.open("d").unwrap();
     let until = Instant::now() + PATIENCE;
     let mut rounds_left = None;
@@ -46,22 +48,29 @@ fn child(address: &str) {
 
 #[test]
 fn a_stopped_client_discards_what_it_had_and_goes_on() {
+    stopped::<Local>("a_stopped_client_discards_what_it_had_and_goes_on");
+}
+
+#[test]
+#[ignore = "needs an RDMA device: VKV_TEST_DEVICE=rxe0"]
+fn a_stopped_client_discards_what_it_had_and_goes_on_over_verbs() {
+    stopped::<Verbs>("a_stopped_client_discards_what_it_had_and_goes_on_over_verbs");
+}
+
+fn stopped<F: TestFabric>(test: &str) {
     if let Ok(address) = std::env::var(CHILD) {
-        return child(&address);
+        return child::<F>(&address);
     }
-    let world = World::<Local>::with(Local::make(), |_, options| {
-        options.lease_ms = LEASE.as_millis() as u32;
+    let lease = LEASE * F::SLOWER;
+    let world = World::<F>::with(|_, options| {
+        options.lease_ms = lease.as_millis() as u32;
     });
     let dataset = world.dataset("d");
     for index in 0..KEYS {
         dataset.put(&key(index), &told(index, 3000)).unwrap();
     }
     let mut reader = Command::new(std::env::current_exe().unwrap())
-        .args([
-            "--exact",
-            "a_stopped_client_discards_what_it_had_and_goes_on",
-            "--nocapture",
-        ])
+        .args(["--exact", test, "--nocapture", "--include-ignored"])
         .env(CHILD, &world.address)
         .stdout(Stdio::piped())
         .spawn()
@@ -74,7 +83,7 @@ fn a_stopped_client_discards_what_it_had_and_goes_on() {
     let pid = Pid::from_child(&reader);
     kill_process(pid, Signal::STOP).unwrap();
     // Meanwhile everything moves: what the reader has cached is wrong when it goes on.
-    let until = Instant::now() + LEASE * 4;
+    let until = Instant::now() + lease * 4;
     let mut seed = KEYS;
     while Instant::now() < until {
         for index in 0..KEYS {
@@ -96,7 +105,7 @@ fn a_stopped_client_discards_what_it_had_and_goes_on() {
 
 #[test]
 fn an_idle_session_keeps_its_lease() {
-    let world = World::<Local>::with(Local::make(), |_, options| {
+    let world = World::<Local>::with(|_, options| {
         options.lease_ms = LEASE.as_millis() as u32;
     });
     let dataset = world.dataset("d");

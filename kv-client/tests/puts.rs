@@ -3,7 +3,6 @@
 mod harness;
 
 use std::io::{self, Read};
-use std::sync::Arc;
 
 use harness::{World, options, value};
 use kv_client::{ClientError, ReadError};
@@ -138,7 +137,7 @@ fn several_threads_put_through_one_session() {
 
 #[test]
 fn a_full_memory_budget_is_said_and_what_was_answered_stays() {
-    let world = World::<Local>::with(Arc::new(Local::new().unwrap()), |store, _| {
+    let world = World::<Local>::with(|store, _| {
         store.memory_budget_bytes = 48 << 20;
     });
     let dataset = world.dataset("d");

@@ -22,7 +22,7 @@ fn status(error: &ClientError) -> Option<Status> {
 #[test]
 fn a_wrong_secret_an_unknown_key_and_a_weak_role_are_refused() {
     let world = World::<Local>::new();
-    let connect = |options| SessionOn::<Local>::connect(Local::make(), &world.address, options);
+    let connect = |options| SessionOn::<Local>::connect(Local::server(""), &world.address, options);
     for key in [
         AccessKey::new("reader", [8; 32]),
         AccessKey::new("nobody", harness::SECRET),
@@ -86,7 +86,7 @@ fn datasets_that_are_not_there_or_cannot_be_are_named() {
 
 #[test]
 fn a_dropped_dataset_is_closed_for_its_readers() {
-    let world = World::<Local>::with(Local::make(), |_, options| options.lease_ms = 300);
+    let world = World::<Local>::with(|_, options| options.lease_ms = 300);
     let dataset = world.dataset("d");
     dataset.put(b"k", b"v").unwrap();
     assert_eq!(dataset.get(b"k").unwrap(), b"v");

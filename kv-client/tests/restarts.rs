@@ -9,6 +9,7 @@ use harness::{TestFabric, World, options, tell, told};
 use kv_client::{ClientError, ClientOptions, ReadError};
 use kv_fabric::local::Local;
 use kv_fabric::sim::Sim;
+use kv_fabric::verbs::Verbs;
 
 const COUNT: u64 = 400;
 
@@ -102,4 +103,10 @@ fn a_server_that_stays_away_is_reported_at_the_deadline() {
     assert_eq!(dataset.get_at(&at, Some(b"k")).unwrap(), b"v");
     dataset.put(b"k", b"w").unwrap();
     assert_eq!(dataset.get(b"k").unwrap(), b"w");
+}
+
+#[test]
+#[ignore = "needs an RDMA device: VKV_TEST_DEVICE=rxe0"]
+fn fetches_go_on_across_restarts_over_verbs() {
+    fetch_across_restarts::<Verbs>();
 }

@@ -7,6 +7,7 @@ use kv_client::ReadError;
 use kv_client::on::DatasetOn;
 use kv_fabric::local::Local;
 use kv_fabric::sim::Sim;
+use kv_fabric::verbs::Verbs;
 
 const SIZES: [usize; 10] = [
     0,
@@ -106,4 +107,10 @@ fn every_size_over_local() {
 #[test]
 fn every_size_over_sim() {
     every_size::<Sim>();
+}
+
+#[test]
+#[ignore = "needs an RDMA device: VKV_TEST_DEVICE=rxe0"]
+fn every_size_over_verbs() {
+    every_size::<Verbs>();
 }

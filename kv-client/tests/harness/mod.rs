@@ -4,6 +4,7 @@
 
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::Duration;
 
 use kv_client::on::{DatasetOn, SessionOn};
@@ -11,6 +12,7 @@ use kv_client::{AccessKey, ClientOptions};
 use kv_fabric::Fabric;
 use kv_fabric::local::Local;
 use kv_fabric::sim::Sim;
+use kv_fabric::verbs::Verbs;
 use kv_proto::auth::Role;
 use kv_server::control::keys::Key;
 use kv_server::control::{Handle, Keys, Options, Server};
@@ -20,33 +22,67 @@ pub const SECRET: [u8; 32] = [7; 32];
 
 /// A fabric that tests can make.
 pub trait TestFabric: Fabric {
-    fn make() -> Arc<Self>;
+    /// By how much leases must be longer than over shared memory.
+    const SLOWER: u32 = 1;
+    /// An address to listen on, alone.
     fn address(folder: &Path) -> String;
+    /// The server's end.
+    fn server(address: &str) -> Arc<Self>;
+    /// A client's end.
+    fn client(server: &Arc<Self>, address: &str) -> Arc<Self>;
 }
 
 impl TestFabric for Local {
-    fn make() -> Arc<Self> {
+    fn address(folder: &Path) -> String {
+        folder.join("socket").to_str().unwrap().to_owned()
+    }
+
+    fn server(_address: &str) -> Arc<Self> {
         Arc::new(Self::new().unwrap())
     }
 
-    fn address(folder: &Path) -> String {
-        folder.join("socket").to_str().unwrap().to_owned()
+    fn client(_server: &Arc<Self>, address: &str) -> Arc<Self> {
+        Self::server(address)
     }
 }
 
 impl TestFabric for Sim {
-    fn make() -> Arc<Self> {
+    fn address(_folder: &Path) -> String {
+        "server:7471".to_owned()
+    }
+
+    fn server(_address: &str) -> Arc<Self> {
         Arc::new(Self::new(kv_fabric::sim::SimOptions::default()))
     }
 
+    fn client(server: &Arc<Self>, _address: &str) -> Arc<Self> {
+        Arc::clone(server)
+    }
+}
+
+impl TestFabric for Verbs {
+    const SLOWER: u32 = 6;
+
     fn address(_folder: &Path) -> String {
-        "server:7471".to_owned()
+        static PORT: AtomicU16 = AtomicU16::new(7900);
+        let host = std::env::var("VKV_TEST_ADDR");
+        let host = host.expect("VKV_TEST_ADDR names no address: run inside soft-roce-ci/run");
+        format!("{host}:{}", PORT.fetch_add(1, Ordering::Relaxed))
+    }
+
+    fn server(address: &str) -> Arc<Self> {
+        Arc::new(Self::for_listener(address).unwrap())
+    }
+
+    fn client(_server: &Arc<Self>, address: &str) -> Arc<Self> {
+        Arc::new(Self::for_peer(address).unwrap())
     }
 }
 
 pub struct World<F: Fabric> {
     pub folder: tempfile::TempDir,
     pub fabric: Arc<F>,
+    pub client: Arc<F>,
     pub address: String,
     pub store: StoreOptions,
     pub options: Options,
@@ -71,11 +107,22 @@ pub fn options(key: &str) -> ClientOptions {
 
 impl<F: TestFabric> World<F> {
     pub fn new() -> Self {
-        Self::with(F::make(), |_, _| {})
+        Self::with(|_, _| {})
     }
 
-    pub fn with(fabric: Arc<F>, edit: impl FnOnce(&mut StoreOptions, &mut Options)) -> Self {
-        let folder = tempfile::tempdir().unwrap();
+    pub fn with(edit: impl FnOnce(&mut StoreOptions, &mut Options)) -> Self {
+        Self::over(F::server, edit)
+    }
+
+    pub fn over(
+        fabric: impl FnOnce(&str) -> Arc<F>,
+        edit: impl FnOnce(&mut StoreOptions, &mut Options),
+    ) -> Self {
+        // Where the guest has its NVMe device, the data goes there.
+        let folder = match std::env::var_os("VKV_NVME") {
+            Some(nvme) => tempfile::tempdir_in(nvme).unwrap(),
+            None => tempfile::tempdir().unwrap(),
+        };
         let mut store = StoreOptions {
             data: folder.path().join("data"),
             memory_budget_bytes: 512 << 20,
@@ -85,8 +132,11 @@ impl<F: TestFabric> World<F> {
         };
         let mut options = Options::default();
         edit(&mut store, &mut options);
+        let address = F::address(folder.path());
+        let fabric = fabric(&address);
         let mut world = Self {
-            address: F::address(folder.path()),
+            client: F::client(&fabric, &address),
+            address,
             folder,
             fabric,
             store,
@@ -122,7 +172,7 @@ impl<F: TestFabric> World<F> {
     }
 
     pub fn session(&self, options: ClientOptions) -> SessionOn<F> {
-        SessionOn::connect(Arc::clone(&self.fabric), &self.address, options).unwrap()
+        SessionOn::connect(Arc::clone(&self.client), &self.address, options).unwrap()
     }
 
     /// A dataset that was just created, opened by an admin.
