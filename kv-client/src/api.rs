@@ -8,9 +8,10 @@ use std::ops::{Deref, DerefMut};
 use kv_fabric::local::Local;
 use kv_fabric::verbs::Verbs;
 
-use crate::dataset::{DatasetOn, SessionOn};
+use crate::dataset::DatasetOn;
 use crate::list::ListOn;
 use crate::memory::BufferOn;
+use crate::server::SessionOn;
 use crate::{
     ClientError, ClientOptions, Counters, DatasetId, DatasetInfo, Entry, GlobalLocator, PutOutcome,
     ReadError, Target,

@@ -51,9 +51,11 @@ mod key;
 mod list;
 mod mailbox;
 mod memory;
+mod opening;
 mod options;
 mod put;
 mod read;
+mod server;
 mod session;
 mod tables;
 mod target;
@@ -69,7 +71,8 @@ pub use types::{Counters, DatasetId, DatasetInfo, Entry, GlobalLocator, Locator,
 
 /// The same over a fabric of the caller's choice, `kv_fabric::sim` included.
 pub mod on {
-    pub use crate::dataset::{DatasetOn, SessionOn};
+    pub use crate::dataset::DatasetOn;
     pub use crate::list::ListOn;
     pub use crate::memory::BufferOn;
+    pub use crate::server::SessionOn;
 }

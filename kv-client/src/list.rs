@@ -6,7 +6,7 @@ use std::sync::Arc;
 use kv_fabric::Fabric;
 use kv_proto::control::{Answer, Request};
 
-use crate::dataset::Core;
+use crate::opening::Core;
 use crate::read::arrive::global;
 use crate::{ClientError, Entry};
 

@@ -8,6 +8,7 @@
 //! - Retirements: readers pin the *epoch* that they read under. A number is acknowledged only when no pin is older than
 //!   the epoch that began after the tables had forgotten what was retired.
 
+mod serving;
 mod thread;
 
 use std::os::fd::OwnedFd;

@@ -20,8 +20,8 @@ use kv_proto::layout::KEY_MAX_BYTES;
 
 use crate::backoff::Backoff;
 use crate::clock::{Deadline, boot_ns};
-use crate::dataset::Core;
 use crate::memory::BufferOn;
+use crate::opening::Core;
 use crate::{ClientError, ReadError};
 use counters::add;
 use item::Item;

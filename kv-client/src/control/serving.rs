@@ -1,0 +1,409 @@
+//! A session that stands, served: requests, WRITEs, answers, renewals and acknowledgements, until it ends.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Weak};
+use std::time::{Duration, Instant};
+
+use kv_fabric::{ControlConnection, ControlEvent, Fabric, FabricError};
+use kv_proto::control::{Answer, DatasetChange, Refused, Request, Status};
+
+use super::thread::sleep;
+use super::{Command, Shared, Up, Write, lock, reply_lost};
+use crate::clock::boot_ns;
+use crate::mailbox::{Mailbox, Reply};
+use crate::session::{Event, Session};
+use crate::tables::DatasetState;
+
+/// Bytes of WRITEs outstanding at most, one window at least: what a RENEW may have to wait for.
+const WRITE_AHEAD_BYTES: usize = 1 << 20;
+/// Wait before a full queue is tried again.
+const BUSY_WAIT_NS: u64 = 1_000_000;
+/// Longest wait for the answer to BYE.
+const BYE_WAIT: Duration = Duration::from_millis(200);
+
+/// A request whose reply is owed.
+struct Owed<F: Fabric> {
+    reply: Option<(Arc<Mailbox>, u64)>,
+    dataset: Option<Arc<DatasetState>>,
+    closes: Option<[u8; 16]>,
+    /// Held until the WRITE is done with it.
+    write: Option<Write<F>>,
+    answered: Option<Reply>,
+}
+
+/// Why serving ended.
+enum End {
+    Closed,
+    Lost(String),
+}
+
+pub(super) struct Serving<'a, F: Fabric> {
+    shared: &'a Shared<F>,
+    connection: F::Control,
+    session: Session,
+    up: Arc<Up>,
+    queue: VecDeque<Command<F>>,
+    owed: HashMap<u64, Owed<F>>,
+    next_ticket: u64,
+    written_ahead: usize,
+    datasets: HashMap<[u8; 16], Weak<DatasetState>>,
+    /// Waiters for a RENEW that is not sent yet, and for the one outstanding.
+    renew_queued: Vec<(Arc<Mailbox>, u64)>,
+    renew_sent: Vec<(Arc<Mailbox>, u64)>,
+    /// A number to acknowledge once the epoch has quiesced.
+    pending: Option<(u64, u64)>,
+    stalled: bool,
+}
+
+impl<'a, F: Fabric> Serving<'a, F> {
+    pub(super) fn new(shared: &'a Shared<F>, connection: F::Control, session: Session, up: Arc<Up>) -> Self {
+        shared.sessions.fetch_add(1, Ordering::Relaxed);
+        shared.generation.store(up.generation, Ordering::SeqCst);
+        shared
+            .lease_end_ns
+            .store(session.lease_end_ns(), Ordering::SeqCst);
+        let mut state = lock(&shared.state);
+        state.up = Some(Arc::clone(&up));
+        state.failure = None;
+        shared.changed.notify_all();
+        drop(state);
+        Self {
+            shared,
+            connection,
+            session,
+            up,
+            queue: VecDeque::new(),
+            owed: HashMap::new(),
+            next_ticket: 1,
+            written_ahead: 0,
+            datasets: HashMap::new(),
+            renew_queued: Vec::new(),
+            renew_sent: Vec::new(),
+            pending: None,
+            stalled: false,
+        }
+    }
+
+    pub(super) fn run(mut self) {
+        let end = self.serve();
+        if let End::Lost(why) = &end {
+            tracing::debug!(address = self.shared.address, why, "the session is over");
+        }
+        self.shared.lease_end_ns.store(0, Ordering::SeqCst);
+        lock(&self.shared.state).up = None;
+        for dataset in self.datasets.values().filter_map(Weak::upgrade) {
+            dataset.close();
+        }
+        // The connection goes first: after that nothing reads the sources of WRITEs any more.
+        let Self {
+            shared,
+            connection,
+            queue,
+            owed,
+            renew_queued,
+            renew_sent,
+            ..
+        } = self;
+        drop(connection);
+        for owed in owed.into_values() {
+            let Owed { reply, write, .. } = owed;
+            drop(write);
+            if let Some((mailbox, tag)) = reply {
+                mailbox.deliver(tag, Reply::Lost);
+            }
+        }
+        queue.into_iter().for_each(reply_lost);
+        for (mailbox, tag) in renew_queued.into_iter().chain(renew_sent) {
+            mailbox.deliver(tag, Reply::Lost);
+        }
+        shared.changed.notify_all();
+    }
+
+    fn serve(&mut self) -> End {
+        let mut events = Vec::new();
+        loop {
+            if boot_ns() >= self.session.lease_end_ns() {
+                return End::Lost("the lease is over".to_owned());
+            }
+            if lock(&self.shared.state).closing {
+                self.say_goodbye();
+                return End::Closed;
+            }
+            self.take_commands();
+            if let Err(why) = self.pump() {
+                return End::Lost(why);
+            }
+            let polled = self.connection.poll(&mut events);
+            let nothing = events.is_empty();
+            for event in events.drain(..) {
+                if let Err(why) = self.handle(event) {
+                    return End::Lost(why);
+                }
+            }
+            if let Err(error) = polled {
+                return End::Lost(error.to_string());
+            }
+            if nothing {
+                let now = boot_ns();
+                let next = self.session.renew_at_ns().min(self.session.lease_end_ns());
+                let busy = if self.stalled {
+                    now + BUSY_WAIT_NS
+                } else {
+                    u64::MAX
+                };
+                let left = next.min(busy).saturating_sub(now);
+                sleep(self.shared, Some(self.connection.fd()), left);
+            }
+        }
+    }
+
+    fn take_commands(&mut self) {
+        let commands = std::mem::take(&mut *lock(&self.shared.inbox));
+        for command in commands {
+            match command {
+                Command::Request { generation, .. } if generation != self.up.generation => {
+                    reply_lost(command)
+                }
+                Command::Request { .. } => self.queue.push_back(command),
+                Command::Renew { generation, .. } if generation != self.up.generation => reply_lost(command),
+                Command::Renew { mailbox, tag, .. } => {
+                    self.renew_queued.push((mailbox, tag));
+                    self.session.hurry(boot_ns());
+                }
+            }
+        }
+    }
+
+    /// Sends what can be sent: a renewal that is due before everything else.
+    fn pump(&mut self) -> Result<(), String> {
+        self.stalled = false;
+        let now = boot_ns();
+        if now >= self.session.renew_at_ns() {
+            if let Some((number, epoch)) = self.pending
+                && self.shared.quiesced(epoch)
+            {
+                self.session.acknowledge(number);
+                self.pending = None;
+            }
+            let frame = self.session.renew(now).map_err(|error| error.to_string())?;
+            self.renew_sent.append(&mut self.renew_queued);
+            self.send(&frame)?;
+        }
+        while self.session.has_credit() {
+            let Some(Command::Request { write, .. }) = self.queue.front() else {
+                break;
+            };
+            let len = write.as_ref().map_or(0, |write| write.len);
+            if self.written_ahead > 0 && len > 0 && self.written_ahead + len > WRITE_AHEAD_BYTES {
+                break;
+            }
+            let Some(command) = self.queue.pop_front() else {
+                break;
+            };
+            if let Some(command) = self.begin(command)? {
+                self.queue.push_front(command);
+                self.stalled = true;
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// Frames are never more than the credits that both sides have, so a queue that is full drains by itself.
+    fn send(&mut self, frame: &[u8]) -> Result<(), String> {
+        loop {
+            match self.connection.send(frame) {
+                Ok(()) => return Ok(()),
+                Err(FabricError::Busy(_)) if boot_ns() < self.session.lease_end_ns() => {
+                    let mut events = Vec::new();
+                    let polled = self.connection.poll(&mut events);
+                    for event in events {
+                        self.handle(event)?;
+                    }
+                    polled.map_err(|error| error.to_string())?;
+                }
+                Err(error) => return Err(error.to_string()),
+            }
+        }
+    }
+
+    /// Begins a request; gives it back if its WRITE must wait.
+    fn begin(&mut self, command: Command<F>) -> Result<Option<Command<F>>, String> {
+        let Command::Request {
+            request,
+            reply,
+            write,
+            dataset,
+            generation,
+        } = command
+        else {
+            return Ok(None);
+        };
+        let ticket = self.next_ticket;
+        if let Some(write) = &write {
+            let region = write.source.region();
+            let offset = write.source.start() + write.offset;
+            match self.connection.write(ticket, region, offset, write.len, write.to) {
+                Ok(()) => self.written_ahead += write.len,
+                Err(FabricError::Busy(_)) => {
+                    return Ok(Some(Command::Request {
+                        generation,
+                        request,
+                        reply,
+                        write: Some(Write {
+                            source: Arc::clone(&write.source),
+                            ..*write
+                        }),
+                        dataset,
+                    }));
+                }
+                Err(error) => return Err(error.to_string()),
+            }
+        }
+        self.next_ticket += 1;
+        let closes = match &request {
+            Request::Close { dataset } => Some(*dataset),
+            _ => None,
+        };
+        let owed = Owed {
+            reply,
+            dataset,
+            closes,
+            write,
+            answered: None,
+        };
+        self.owed.insert(ticket, owed);
+        match self.session.request(ticket, &request, boot_ns()) {
+            Ok(frame) => self.send(&frame)?,
+            Err(error) => {
+                // A request too long for a frame is refused here as the server would.
+                let refused = Refused {
+                    status: Status::BadFrame,
+                    text: error.to_string(),
+                };
+                self.answered(ticket, Reply::Refused(refused));
+            }
+        }
+        Ok(None)
+    }
+
+    fn handle(&mut self, event: ControlEvent) -> Result<(), String> {
+        match event {
+            ControlEvent::Written(ticket) => {
+                let written = self.owed.get_mut(&ticket).and_then(|owed| owed.write.take());
+                self.written_ahead -= written.map_or(0, |write| write.len);
+                self.settle(ticket);
+                Ok(())
+            }
+            ControlEvent::Frame(frame) => {
+                let event = self.session.receive(&frame, boot_ns());
+                match event.map_err(|error| error.to_string())? {
+                    Event::Answer { ticket, result } => {
+                        let reply = match result {
+                            Ok(answer) => self.noted(ticket, answer),
+                            Err(refused) => Reply::Refused(refused),
+                        };
+                        self.answered(ticket, reply);
+                        Ok(())
+                    }
+                    Event::Renewed { retired, changes } => {
+                        self.renewed(retired, &changes);
+                        Ok(())
+                    }
+                    Event::Over => Err("the server ended the session".to_owned()),
+                    Event::Send(_) | Event::Up(_) => Err("an answer out of order".to_owned()),
+                }
+            }
+        }
+    }
+
+    /// Lets the dataset know before the caller does, so that it sees answers in their order.
+    fn noted(&mut self, ticket: u64, answer: Answer) -> Reply {
+        if let Some(owed) = self.owed.get(&ticket) {
+            if let Some(dataset) = &owed.dataset {
+                dataset.answered(self.up.generation, self.up.info.epoch, &answer);
+                if let Answer::Open { dataset: id, .. } = &answer {
+                    self.datasets.insert(*id, Arc::downgrade(dataset));
+                }
+            }
+            if let Some(id) = &owed.closes {
+                self.datasets.remove(id);
+            }
+        }
+        Reply::Answer(answer)
+    }
+
+    fn answered(&mut self, ticket: u64, reply: Reply) {
+        if let Some(owed) = self.owed.get_mut(&ticket) {
+            owed.answered = Some(reply);
+        }
+        self.settle(ticket);
+    }
+
+    /// Replies once the answer is there and the WRITE is done with its source.
+    fn settle(&mut self, ticket: u64) {
+        let ready = |owed: &Owed<F>| owed.answered.is_some() && owed.write.is_none();
+        if !self.owed.get(&ticket).is_some_and(ready) {
+            return;
+        }
+        if let Some(Owed {
+            reply: Some((mailbox, tag)),
+            answered: Some(reply),
+            ..
+        }) = self.owed.remove(&ticket)
+        {
+            mailbox.deliver(tag, reply);
+        }
+    }
+
+    fn renewed(&mut self, retired: u64, changes: &[DatasetChange]) {
+        self.shared.renewals.fetch_add(1, Ordering::Relaxed);
+        for change in changes {
+            if let Some(dataset) = self.datasets.get(&change.dataset).and_then(Weak::upgrade) {
+                dataset.renewed(change);
+            }
+        }
+        if self.session.lags() {
+            self.pending = Some((retired, self.shared.next_epoch()));
+        }
+        self.shared
+            .lease_end_ns
+            .store(self.session.lease_end_ns(), Ordering::SeqCst);
+        for (mailbox, tag) in self.renew_sent.drain(..) {
+            mailbox.deliver(tag, Reply::Renewed);
+        }
+        if !self.renew_queued.is_empty() {
+            self.session.hurry(boot_ns());
+        }
+    }
+
+    fn say_goodbye(&mut self) {
+        // Requests handed in before the end (a CLOSE, an ABORT) still go out.
+        self.take_commands();
+        let _ = self.pump();
+        let Some(frame) = self.session.bye(boot_ns()) else {
+            return;
+        };
+        if self.connection.send(&frame).is_err() {
+            return;
+        }
+        let until = Instant::now() + BYE_WAIT;
+        let mut events = Vec::new();
+        while self.session.is_up() && Instant::now() < until {
+            if self.connection.poll(&mut events).is_err() {
+                return;
+            }
+            if events.is_empty() {
+                sleep(self.shared, Some(self.connection.fd()), 10_000_000);
+            }
+            for event in events.drain(..) {
+                if let ControlEvent::Frame(frame) = event
+                    && self.session.receive(&frame, boot_ns()).is_err()
+                {
+                    return;
+                }
+            }
+        }
+    }
+}

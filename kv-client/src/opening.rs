@@ -1,0 +1,217 @@
+//! What the clients of one dataset share: its state, and how it is opened.
+
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+
+use kv_fabric::Fabric;
+use kv_proto::control::{Answer, Bytes, Request, Status};
+
+use crate::backoff::Backoff;
+use crate::clock::Deadline;
+use crate::control::{Command, Shared, Up, refused};
+use crate::mailbox::Reply;
+use crate::read::counters::Tally;
+use crate::read::lane::NotReady;
+use crate::server::{ASK_WAITS, SessionOn, is_passing};
+use crate::tables::{DatasetState, View};
+use crate::{ClientError, DatasetId, ReadError};
+
+/// What the clients of one dataset share.
+pub(crate) struct Core<F: Fabric> {
+    session: SessionOn<F>,
+    name: String,
+    state: Arc<DatasetState>,
+    tally: Arc<Tally>,
+    /// Held by the one that opens.
+    opening: Mutex<()>,
+    /// Set by the first opening.
+    id: OnceLock<DatasetId>,
+}
+
+/// Why a dataset is not open.
+enum NotOpen {
+    Again,
+    Refused(kv_proto::control::Refused),
+    /// The name is another dataset's now.
+    Replaced,
+}
+
+impl<F: Fabric> Core<F> {
+    pub(crate) fn new(session: SessionOn<F>, name: &str) -> Self {
+        Self {
+            session,
+            name: name.to_owned(),
+            state: Arc::new(DatasetState::new()),
+            tally: Arc::default(),
+            opening: Mutex::new(()),
+            id: OnceLock::new(),
+        }
+    }
+
+    pub(crate) fn name(&self) -> &str {
+        &self.name
+    }
+
+    pub(crate) fn tally(&self) -> &Arc<Tally> {
+        &self.tally
+    }
+
+    pub(crate) fn strange<T>(&self, answer: &Answer) -> Result<T, ClientError> {
+        self.session.strange(answer)
+    }
+
+    /// The error of a dataset that cannot be opened for `what`.
+    pub(crate) fn unopened(&self, what: String, why: NotReady) -> Option<ClientError> {
+        match why {
+            NotReady::Again => None,
+            NotReady::Never(source) => Some(ClientError::Read { what, source }),
+        }
+    }
+
+    pub(crate) fn session(&self) -> &SessionOn<F> {
+        &self.session
+    }
+
+    pub(crate) fn shared(&self) -> &Shared<F> {
+        self.session.shared()
+    }
+
+    pub(crate) fn state(&self) -> &DatasetState {
+        &self.state
+    }
+
+    pub(crate) fn state_shared(&self) -> Arc<DatasetState> {
+        Arc::clone(&self.state)
+    }
+
+    pub(crate) fn id(&self) -> DatasetId {
+        self.id.get().copied().unwrap_or_default()
+    }
+
+    pub(crate) fn open_first(&self) -> Result<(), ClientError> {
+        let shared = self.shared();
+        let deadline = Deadline::after(shared.options.deadline);
+        let what = || format!("open dataset `{}`", self.name);
+        let mut backoff = Backoff::new(ASK_WAITS.0, ASK_WAITS.1);
+        loop {
+            let up = shared.ensure(deadline, false)?;
+            match self.try_open(&up, deadline) {
+                Ok(_) => return Ok(()),
+                Err(NotOpen::Refused(refusal)) => return Err(refused(what(), refusal)),
+                Err(NotOpen::Replaced) => return Err(ClientError::Closed),
+                Err(NotOpen::Again) => {}
+            }
+            if !backoff.sleep(deadline) {
+                return Err(ClientError::Timeout {
+                    what: what(),
+                    after: shared.options.deadline,
+                    last: "the session ended again and again".to_owned(),
+                });
+            }
+        }
+    }
+
+    /// Opens the dataset in session `up`, its segment table included, unless it is.
+    pub(crate) fn open(&self, up: &Up, deadline: Deadline) -> Result<Arc<View>, NotReady> {
+        self.try_open(up, deadline).map_err(|why| match why {
+            NotOpen::Again => NotReady::Again,
+            NotOpen::Refused(refusal) if refusal.status == Status::NoDataset => {
+                NotReady::Never(ReadError::Closed)
+            }
+            NotOpen::Refused(refusal) => NotReady::Never(ReadError::Refused(refusal.status)),
+            NotOpen::Replaced => NotReady::Never(ReadError::Closed),
+        })
+    }
+
+    fn try_open(&self, up: &Up, deadline: Deadline) -> Result<Arc<View>, NotOpen> {
+        let _opening = self.opening.lock().unwrap_or_else(PoisonError::into_inner);
+        let ask = |request| {
+            let state = Some(Arc::clone(&self.state));
+            match self.shared().ask(up.generation, request, state, deadline) {
+                Some(Reply::Answer(answer)) => Ok(answer),
+                Some(Reply::Refused(refusal)) if !is_passing(refusal.status) => {
+                    Err(NotOpen::Refused(refusal))
+                }
+                _ => Err(NotOpen::Again),
+            }
+        };
+        if self.state.view().1.generation != up.generation {
+            let name = Bytes::from(self.name.as_bytes());
+            if let Answer::Open { dataset, .. } = ask(Request::Open { name })? {
+                self.id.get_or_init(|| dataset);
+            }
+        }
+        loop {
+            let (_, view) = self.state.view();
+            if view.generation != up.generation {
+                return Err(NotOpen::Again);
+            }
+            // A client of the dataset that had the name must not slip into the one that has it now.
+            if view.dataset != self.id() {
+                return Err(NotOpen::Replaced);
+            }
+            let Some(first) = view.table_next else {
+                return Ok(view);
+            };
+            let dataset = view.dataset;
+            ask(Request::Table { dataset, first })?;
+        }
+    }
+
+    /// Asks something of the dataset until there is an answer.
+    pub(crate) fn ask(
+        &self,
+        what: impl Fn() -> String,
+        request: impl Fn(DatasetId) -> Request,
+    ) -> Result<Answer, ClientError> {
+        let shared = self.shared();
+        let deadline = Deadline::after(shared.options.deadline);
+        let mut backoff = Backoff::new(ASK_WAITS.0, ASK_WAITS.1);
+        loop {
+            let up = shared.ensure(deadline, false)?;
+            let last = match self.try_open(&up, deadline) {
+                Ok(view) => match shared.ask(up.generation, request(view.dataset), None, deadline) {
+                    Some(Reply::Answer(answer)) => return Ok(answer),
+                    Some(Reply::Refused(refusal)) if is_passing(refusal.status) => refusal.text,
+                    Some(Reply::Refused(refusal)) if refusal.status == Status::Unknown => {
+                        return Err(ClientError::Unknown { what: what() });
+                    }
+                    Some(Reply::Refused(refusal)) => return Err(refused(what(), refusal)),
+                    _ => "the session ended before the answer".to_owned(),
+                },
+                Err(NotOpen::Refused(refusal)) => return Err(refused(what(), refusal)),
+                Err(NotOpen::Replaced) => return Err(ClientError::Closed),
+                Err(NotOpen::Again) => "the dataset could not be opened".to_owned(),
+            };
+            if !backoff.sleep(deadline) {
+                return Err(ClientError::Timeout {
+                    what: what(),
+                    after: shared.options.deadline,
+                    last,
+                });
+            }
+        }
+    }
+}
+
+impl<F: Fabric> Drop for Core<F> {
+    fn drop(&mut self) {
+        let (_, view) = self.state.view();
+        let registry = &self.session.inner.datasets;
+        let datasets = registry.lock().unwrap_or_else(PoisonError::into_inner);
+        // While the lock is held nobody can open the name anew; one who did already needs it open.
+        let replaced = datasets
+            .get(&self.name)
+            .is_some_and(|core| core.strong_count() > 0);
+        if view.generation != 0 && !replaced {
+            self.shared().submit(Command::Request {
+                generation: view.generation,
+                request: Request::Close {
+                    dataset: view.dataset,
+                },
+                reply: None,
+                write: None,
+                dataset: None,
+            });
+        }
+    }
+}

@@ -1,0 +1,228 @@
+//! A session over one fabric: the generic core under [`crate::Server`].
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::time::Duration;
+
+use kv_fabric::Fabric;
+use kv_proto::control::{Answer, Bytes, Request, Status};
+
+use crate::backoff::Backoff;
+use crate::clock::Deadline;
+use crate::control::{Handle, Shared, refused, unexpected};
+use crate::dataset::DatasetOn;
+use crate::mailbox::Reply;
+use crate::opening::Core;
+use crate::put::pool::Pool;
+use crate::{ClientError, ClientOptions, DatasetId, DatasetInfo};
+
+/// First and longest wait between attempts at a request.
+pub(crate) const ASK_WAITS: (Duration, Duration) = (Duration::from_millis(1), Duration::from_millis(200));
+
+type Registry<F> = Mutex<HashMap<String, Weak<Core<F>>>>;
+
+pub(crate) struct SessionInner<F: Fabric> {
+    pub(crate) handle: Handle<F>,
+    pool: Arc<Pool<F>>,
+    pub(crate) datasets: Registry<F>,
+}
+
+/// Whether asking again later can help: nothing was done.
+pub(crate) fn is_passing(status: Status) -> bool {
+    matches!(status, Status::Busy | Status::ShuttingDown)
+}
+
+/// A session on fabric `F`. Clones share it.
+pub struct SessionOn<F: Fabric> {
+    pub(crate) inner: Arc<SessionInner<F>>,
+}
+
+impl<F: Fabric> Clone for SessionOn<F> {
+    fn clone(&self) -> Self {
+        Self {
+            inner: Arc::clone(&self.inner),
+        }
+    }
+}
+
+fn text(bytes: &Bytes) -> String {
+    String::from_utf8_lossy(&bytes.0).into_owned()
+}
+
+pub(crate) fn figures(answer: Answer) -> Result<Vec<(String, u64)>, Answer> {
+    match answer {
+        Answer::Stat { items } => Ok(items.iter().map(|item| (text(&item.name), item.value)).collect()),
+        other => Err(other),
+    }
+}
+
+impl<F: Fabric> SessionOn<F> {
+    /// Begins a session with the server at `address`.
+    ///
+    /// # Errors
+    /// [`ClientError`]: the first thing that went wrong.
+    pub fn connect(
+        fabric: impl Into<Arc<F>>,
+        address: &str,
+        options: ClientOptions,
+    ) -> Result<Self, ClientError> {
+        let handle = Handle::start(fabric.into(), address.to_owned(), options)?;
+        let inner = SessionInner {
+            handle,
+            pool: Arc::new(Pool::new()),
+            datasets: Registry::default(),
+        };
+        Ok(Self {
+            inner: Arc::new(inner),
+        })
+    }
+
+    pub(crate) fn shared(&self) -> &Shared<F> {
+        &self.inner.handle.shared
+    }
+
+    pub(crate) fn pool(&self) -> &Arc<Pool<F>> {
+        &self.inner.pool
+    }
+
+    /// The fabric and what it chose.
+    #[must_use]
+    pub fn describe(&self) -> String {
+        self.shared().fabric.describe()
+    }
+
+    /// Asks until there is an answer. A request that is not `idempotent` is not asked again once it may have arrived.
+    fn ask(&self, what: &str, request: &Request, idempotent: bool) -> Result<Answer, ClientError> {
+        let deadline = Deadline::after(self.shared().options.deadline);
+        let mut backoff = Backoff::new(ASK_WAITS.0, ASK_WAITS.1);
+        loop {
+            let up = self.shared().ensure(deadline, false)?;
+            let reply = self.shared().ask(up.generation, request.clone(), None, deadline);
+            let last = match reply {
+                Some(Reply::Answer(answer)) => return Ok(answer),
+                Some(Reply::Refused(refusal)) if is_passing(refusal.status) => refusal.text,
+                Some(Reply::Refused(refusal)) => return Err(refused(what, refusal)),
+                _ if idempotent => "the session ended before the answer".to_owned(),
+                _ => {
+                    return Err(ClientError::Unknown {
+                        what: what.to_owned(),
+                    });
+                }
+            };
+            if !backoff.sleep(deadline) {
+                return Err(ClientError::Timeout {
+                    what: what.to_owned(),
+                    after: self.shared().options.deadline,
+                    last,
+                });
+            }
+        }
+    }
+
+    pub(crate) fn strange<T>(&self, answer: &Answer) -> Result<T, ClientError> {
+        Err(unexpected(&self.shared().address, answer))
+    }
+
+    /// As [`crate::Server::create`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn create(&self, name: &str) -> Result<DatasetId, ClientError> {
+        let request = Request::Create {
+            name: Bytes::from(name.as_bytes()),
+        };
+        match self.ask(&format!("create dataset `{name}`"), &request, false)? {
+            Answer::Create { dataset } => Ok(dataset),
+            other => self.strange(&other),
+        }
+    }
+
+    /// As [`crate::Server::drop_dataset`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn drop_dataset(&self, name: &str) -> Result<(), ClientError> {
+        let request = Request::Drop {
+            name: Bytes::from(name.as_bytes()),
+        };
+        self.ask(&format!("drop dataset `{name}`"), &request, false)?;
+        self.forget(name);
+        Ok(())
+    }
+
+    /// As [`crate::Server::rename`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn rename(&self, from: &str, to: &str) -> Result<(), ClientError> {
+        let request = Request::Rename {
+            from: Bytes::from(from.as_bytes()),
+            to: Bytes::from(to.as_bytes()),
+        };
+        self.ask(&format!("rename dataset `{from}` to `{to}`"), &request, false)?;
+        self.forget(from);
+        Ok(())
+    }
+
+    /// The name is no longer that dataset's: who opens it from now on gets another one.
+    fn forget(&self, name: &str) {
+        let mut datasets = self.inner.datasets.lock().unwrap_or_else(PoisonError::into_inner);
+        datasets.remove(name);
+    }
+
+    /// As [`crate::Server::datasets`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn datasets(&self) -> Result<Vec<DatasetInfo>, ClientError> {
+        let mut all = Vec::new();
+        let mut after = Bytes::default();
+        loop {
+            match self.ask("list datasets", &Request::Datasets { after: after.clone() }, true)? {
+                Answer::Datasets { items, done } => {
+                    let last = items.last().map(|item| item.name.clone());
+                    all.extend(items.iter().map(|item| DatasetInfo {
+                        name: text(&item.name),
+                        id: item.dataset,
+                        keys: item.keys,
+                        value_bytes: item.value_bytes,
+                    }));
+                    match last {
+                        // Names that do not go forward would be asked for without end.
+                        Some(last) if done == 0 && last.0 > after.0 => after = last,
+                        _ => return Ok(all),
+                    }
+                }
+                other => return self.strange(&other),
+            }
+        }
+    }
+
+    /// As [`crate::Server::stat`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn stat(&self) -> Result<Vec<(String, u64)>, ClientError> {
+        let answer = self.ask("stat the server", &Request::Stat { dataset: [0; 16] }, true)?;
+        figures(answer).or_else(|other| self.strange(&other))
+    }
+
+    /// As [`crate::Server::open`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn open(&self, name: &str) -> Result<DatasetOn<F>, ClientError> {
+        let core = {
+            let mut datasets = self.inner.datasets.lock().unwrap_or_else(PoisonError::into_inner);
+            datasets.retain(|_, core| core.strong_count() > 0);
+            let known = datasets.get(name).and_then(Weak::upgrade);
+            known.unwrap_or_else(|| {
+                let core = Arc::new(Core::new(self.clone(), name));
+                datasets.insert(name.to_owned(), Arc::downgrade(&core));
+                core
+            })
+        };
+        core.open_first()?;
+        Ok(DatasetOn::over(core))
+    }
+}
