@@ -267,3 +267,60 @@ fn a_segment_that_cannot_be_read_is_lost_and_the_rest_served() {
     assert_eq!(rig.get("one", b"key"), None);
     assert_eq!(rig.figure("one", "lost_segments_count"), 1);
 }
+
+/// A head that begins the next segment, while the group that held its parts fails on the way there, once named parts
+/// that were never written.
+#[test]
+fn a_head_does_not_outlive_its_parts() {
+    let directory = scratch();
+    let hold = Arc::new(AtomicBool::new(false));
+    let (syncs, failing) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicBool::new(false)));
+    let rig = {
+        let (hold, syncs, failing) = (Arc::clone(&hold), Arc::clone(&syncs), Arc::clone(&failing));
+        let faults = move |call: Call, path: &Path| {
+            if path.extension().is_none_or(|extension| extension != "segment") {
+                return None;
+            }
+            if call == Call::Sync {
+                syncs.fetch_add(1, Ordering::AcqRel);
+                while hold.load(Ordering::Acquire) {
+                    std::thread::yield_now();
+                }
+            }
+            let fails = call == Call::Write && failing.swap(false, Ordering::AcqRel);
+            fails.then(|| (0, io::Error::from_raw_os_error(ENOSPC)))
+        };
+        Rig::with(options(directory.path()), faulty(Box::new(faults))).unwrap()
+    };
+    rig.store.create("set").unwrap();
+    let dataset = rig.dataset("set");
+    let record = |len: u64| (64 + 5 + len).next_multiple_of(64);
+    let parts = 3 * record(dataset.part_bytes());
+    // Room for the parts and one unit: the head needs more.
+    let end = dataset.segment_bytes - parts - 64;
+    let mut tail = 64;
+    while end - tail > record(dataset.part_bytes()) {
+        rig.put("set", b"fills", &[1; 20_000]).unwrap();
+        tail += record(20_000);
+    }
+    let before = syncs.load(Ordering::Acquire);
+    hold.store(true, Ordering::Release);
+    let last = vec![2; (end - tail - 64 - 5) as usize];
+    let first = rig.start_put(&dataset, (1, 1), b"holds", &last).unwrap();
+    while syncs.load(Ordering::Acquire) == before {
+        std::thread::yield_now();
+    }
+    let large = bytes(3, 3 * dataset.part_bytes() as usize);
+    let second = rig.start_put(&dataset, (1, 2), b"large", &large).unwrap();
+    failing.store(true, Ordering::Release);
+    hold.store(false, Ordering::Release);
+    rig.answer(first).unwrap();
+    assert_eq!(rig.answer(second).unwrap_err().status(), Status::NoSpace);
+    assert!(
+        !failing.load(Ordering::Acquire),
+        "the write of the parts did fail"
+    );
+    assert_eq!(rig.get("set", b"large"), None);
+    rig.put_as("set", (1, 2), b"large", &large).unwrap();
+    assert_eq!(rig.get("set", b"large"), Some(large));
+}

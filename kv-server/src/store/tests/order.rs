@@ -5,8 +5,10 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, Weak};
 
 use super::support::{Rig, TestDomain, bytes, faulty, options, scratch};
-use crate::store::Dataset;
+use crate::error::StorageError;
 use crate::store::files::Call;
+use crate::store::limits::LOG_QUEUE_OPS_MAX;
+use crate::store::{BeginDelete, Dataset};
 
 #[test]
 fn nothing_is_named_before_its_sync() {
@@ -80,4 +82,111 @@ fn what_waits_during_a_sync_shares_the_next_one() {
         sequence = put.sequence;
     }
     assert_eq!(rig.figure("set", "groups_synced_count") - groups, 2);
+}
+
+/// A rig whose syncs wait while the switch is on, and how many wait.
+fn holding(root: &Path) -> (Rig, Arc<AtomicBool>, Arc<AtomicUsize>) {
+    let (hold, waiting) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
+    let (on, count) = (Arc::clone(&hold), Arc::clone(&waiting));
+    let faults = move |call: Call, path: &Path| {
+        if call == Call::Sync && path.extension().is_some_and(|extension| extension == "segment") {
+            count.fetch_add(1, Ordering::AcqRel);
+            while on.load(Ordering::Acquire) {
+                std::thread::yield_now();
+            }
+        }
+        None
+    };
+    let rig = Rig::with(options(root), faulty(Box::new(faults))).unwrap();
+    rig.store.create("set").unwrap();
+    rig.put("set", b"first", b"opens the segment").unwrap();
+    (rig, hold, waiting)
+}
+
+/// Queues one put that waits in its sync, and more behind it; their tokens.
+fn queue_behind_a_sync(rig: &Rig, hold: &AtomicBool, waiting: &AtomicUsize, more: u64) -> Vec<u64> {
+    let dataset = rig.dataset("set");
+    let before = waiting.load(Ordering::Acquire);
+    hold.store(true, Ordering::Release);
+    let mut tokens = vec![rig.start_put(&dataset, (1, 1), b"holds", b"the log").unwrap()];
+    while waiting.load(Ordering::Acquire) == before {
+        std::thread::yield_now();
+    }
+    tokens.extend((2..more + 2).map(|operation| {
+        rig.start_put(&dataset, (1, operation), &operation.to_le_bytes(), b"value")
+            .unwrap()
+    }));
+    tokens
+}
+
+#[test]
+fn dropping_fails_what_waits_and_answers_all() {
+    let directory = scratch();
+    let (rig, hold, waiting) = holding(directory.path());
+    let tokens = queue_behind_a_sync(&rig, &hold, &waiting, 200);
+    std::thread::scope(|scope| {
+        let dropping = scope.spawn(|| rig.store.drop_dataset("set").unwrap());
+        while rig.store.by_name("set").is_some() {
+            std::thread::yield_now();
+        }
+        hold.store(false, Ordering::Release);
+        dropping.join().unwrap();
+    });
+    let answers: Vec<_> = tokens.into_iter().map(|token| rig.answer(token)).collect();
+    assert!(answers[0].is_ok(), "it was in its sync already");
+    assert!(
+        answers[1..]
+            .iter()
+            .all(|answer| matches!(answer, Err(StorageError::NoDataset(_))))
+    );
+}
+
+#[test]
+fn shutting_down_finishes_what_waits_and_takes_nothing_more() {
+    let directory = scratch();
+    let (rig, hold, waiting) = holding(directory.path());
+    let dataset = rig.dataset("set");
+    let tokens = queue_behind_a_sync(&rig, &hold, &waiting, 200);
+    std::thread::scope(|scope| {
+        let down = scope.spawn(|| rig.store.shutdown());
+        while !matches!(
+            dataset.begin_put(2, 1, b"late", 1),
+            Err(StorageError::ShuttingDown)
+        ) {
+            std::thread::yield_now();
+        }
+        hold.store(false, Ordering::Release);
+        down.join().unwrap();
+    });
+    for token in tokens {
+        rig.answer(token).unwrap();
+    }
+    drop((rig, dataset));
+    let rig = Rig::open(directory.path());
+    assert_eq!(rig.figure("set", "keys_count"), 202);
+}
+
+#[test]
+fn a_full_queue_is_busy_and_loses_nothing() {
+    let directory = scratch();
+    let (rig, hold, waiting) = holding(directory.path());
+    let dataset = rig.dataset("set");
+    let mut tokens = queue_behind_a_sync(&rig, &hold, &waiting, 0);
+    let refused = loop {
+        let token = rig.token();
+        match dataset.delete(3, token, b"nothing", token) {
+            Ok(BeginDelete::Queued) => tokens.push(token),
+            Ok(other) => panic!("{other:?}"),
+            Err(error) => break (token, error),
+        }
+        assert!(tokens.len() <= LOG_QUEUE_OPS_MAX + 1);
+    };
+    assert!(matches!(refused.1, StorageError::Busy(_)), "{}", refused.1);
+    hold.store(false, Ordering::Release);
+    for token in tokens {
+        rig.answer(token).unwrap();
+    }
+    // Not begun: the same number is new.
+    let again = dataset.delete(3, refused.0, b"nothing", refused.0).unwrap();
+    assert!(matches!(again, BeginDelete::Queued));
 }
