@@ -29,6 +29,7 @@ mod index;
 mod journal;
 mod limits;
 mod log;
+mod open;
 mod operations;
 mod options;
 mod put;
@@ -41,7 +42,7 @@ use budget::Budget;
 pub use completions::{Committed, Completion, Completions};
 pub use dataset::{BeginDelete, BeginPut, Dataset};
 use dataset::{Contents, Figures};
-use description::{Description, directory_name, parse_directory_name};
+use description::{Description, directory_name};
 use files::Files;
 use home::Home;
 use index::{Index, Place};
@@ -50,7 +51,6 @@ use log::Close;
 use operations::Operations;
 pub use options::StoreOptions;
 pub use put::Put;
-use recover::{Opened, recover};
 
 /// Takes a lock, also one whose holder panicked: every critical section leaves its data whole.
 pub(crate) fn lock<T: ?Sized>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -127,121 +127,6 @@ impl<D: Domain> std::fmt::Debug for Store<D> {
 }
 
 impl<D: Domain> Store<D> {
-    /// Opens a data directory, or makes one: takes it for this process, raises the epoch, and brings every dataset
-    /// back. What was active in a segment is sealed at the end of its longest valid prefix.
-    ///
-    /// # Errors
-    /// - [`StorageError::InUse`], [`StorageError::NotADataDirectory`], [`StorageError::FormatVersion`],
-    ///   [`StorageError::Unwritable`], [`StorageError::Damaged`]: why the directory is not opened; nothing in it was
-    ///   changed.
-    /// - [`StorageError::Memory`] if the images do not fit the budget.
-    /// - [`StorageError::Option`] for an option that cannot be.
-    pub fn open(
-        options: StoreOptions,
-        make_domain: impl Fn() -> Result<D, FabricError> + Send + Sync + 'static,
-    ) -> Result<Self, StorageError> {
-        Self::open_with(options, Files::default(), make_domain)
-    }
-
-    /// [`Store::open`] with chosen files: tests have calls on them fail.
-    pub(crate) fn open_with(
-        options: StoreOptions,
-        files: Files,
-        make_domain: impl Fn() -> Result<D, FabricError> + Send + Sync + 'static,
-    ) -> Result<Self, StorageError> {
-        options.check()?;
-        options.check_gather(options.part_bytes.min(options.segment_bytes / 4))?;
-        let home = Home::open(&files, &options.data)?;
-        let shared = Arc::new(Shared {
-            files,
-            home,
-            budget: Budget::new(options.memory_budget_bytes),
-            gather: Budget::new(options.gather_budget_bytes),
-            retired: AtomicU64::new(0),
-            completions: Completions::new()?,
-        });
-        let store = Self {
-            shared,
-            options,
-            make_domain: Box::new(make_domain),
-            datasets: Mutex::new(Datasets {
-                by_id: HashMap::new(),
-                names: BTreeMap::new(),
-            }),
-            changing: Mutex::new(()),
-            removing: Mutex::default(),
-        };
-        store.recover_all()?;
-        Ok(store)
-    }
-
-    fn recover_all(&self) -> Result<(), StorageError> {
-        let shared = &self.shared;
-        let root = shared.home.datasets();
-        let mut found = Vec::new();
-        for name in shared.files.names(&root)? {
-            let path = root.join(&name);
-            if name.ends_with(".new") || name.ends_with(".dropped") {
-                shared.files.remove_directory(&path)?;
-                continue;
-            }
-            let Some(id) = parse_directory_name(&name) else {
-                tracing::warn!(path = %path.display(), "is no dataset; it is left alone");
-                continue;
-            };
-            match Description::read(&shared.files, &path, id) {
-                Ok(description) => found.push((Opened::new(shared, &path, id)?, description, path)),
-                Err(error) => {
-                    tracing::error!(%error, "a dataset is lost: its description cannot be read; its files are kept");
-                    // Its numbers are used all the same.
-                    drop(Opened::new(shared, &path, id)?);
-                }
-            }
-        }
-        let needed_bytes = found.iter().map(|(opened, ..)| opened.image_bytes()).sum();
-        if needed_bytes > shared.budget.allowed_bytes() {
-            return Err(StorageError::Memory {
-                needed_bytes,
-                used_bytes: 0,
-                allowed_bytes: shared.budget.allowed_bytes(),
-            });
-        }
-        for (opened, description, path) in found {
-            self.options.check_gather(description.part_bytes)?;
-            let domain = (self.make_domain)()?;
-            let (contents, sequence_next) = recover(shared, &description, &path, opened, &domain)?;
-            self.add(description, path, domain, contents, sequence_next)?;
-        }
-        Ok(())
-    }
-
-    fn add(
-        &self,
-        description: Description,
-        directory: PathBuf,
-        domain: D,
-        contents: Contents<D>,
-        sequence_next: u64,
-    ) -> Result<(), StorageError> {
-        let (id, name) = (description.id, description.name.clone());
-        let dataset = Arc::new(Dataset::new(
-            Arc::clone(&self.shared),
-            description,
-            directory,
-            Arc::new(domain),
-            contents,
-        ));
-        let mut datasets = lock(&self.datasets);
-        if let Some(other) = datasets.names.get(&name) {
-            tracing::error!(%name, this = directory_name(&id), other = directory_name(other), "two datasets have one name; this one is not served");
-            return Ok(());
-        }
-        log::start(&dataset, sequence_next)?;
-        datasets.names.insert(name, id);
-        datasets.by_id.insert(id, dataset);
-        Ok(())
-    }
-
     /// Epoch: one more at every start.
     pub fn epoch(&self) -> u64 {
         self.shared.home.epoch()

@@ -4,10 +4,12 @@
 mod basic;
 mod changes;
 mod crash;
+mod datasets;
 mod extents;
 mod faults;
 mod index;
 mod model;
 mod order;
 mod parts;
+mod reader;
 mod support;

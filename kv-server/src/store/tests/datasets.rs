@@ -1,0 +1,230 @@
+//! Datasets as a whole, the directory that they are in, and the memory that they take.
+
+use super::support::{MIB, Miss, Rig, bytes, options, scratch};
+use crate::error::StorageError;
+use crate::store::files::Files;
+use crate::store::{BeginPut, StoreOptions};
+
+#[test]
+fn datasets_are_created_renamed_and_dropped_durably() {
+    let directory = scratch();
+    let rig = Rig::open(directory.path());
+    rig.store.create("one").unwrap();
+    let id = rig.store.create("two").unwrap();
+    rig.put("one", b"key", b"of one").unwrap();
+    rig.put("two", b"key", b"of two").unwrap();
+    rig.store.rename("one", "three").unwrap();
+    assert!(matches!(
+        rig.store.rename("three", "two"),
+        Err(StorageError::Exists(_))
+    ));
+    assert!(matches!(
+        rig.store.rename("one", "four"),
+        Err(StorageError::NoDataset(_))
+    ));
+    let two = rig.dataset("two");
+    let BeginPut::New(put) = two.begin_put(1, 1, b"late", 0).unwrap() else {
+        panic!("begun before");
+    };
+    let before = rig.store.retired();
+    assert_eq!(rig.store.drop_dataset("two").unwrap(), id);
+    assert!(rig.store.by_name("two").is_none());
+    let token = rig.token();
+    two.commit(put, 0, token);
+    assert!(matches!(rig.answer(token), Err(StorageError::NoDataset(_))));
+    assert!(matches!(
+        two.begin_put(1, 2, b"late", 0),
+        Err(StorageError::NoDataset(_))
+    ));
+    assert_ne!(
+        two.changes(before, 4000).unwrap().flags & kv_proto::control::change_flag::DROPPED,
+        0
+    );
+    assert_eq!(
+        rig.store.list().iter().map(|set| set.name()).collect::<Vec<_>>(),
+        ["three"]
+    );
+    drop(rig);
+    let rig = Rig::open(directory.path());
+    assert_eq!(
+        rig.store.list().iter().map(|set| set.name()).collect::<Vec<_>>(),
+        ["three"]
+    );
+    assert_eq!(rig.get("three", b"key"), Some(b"of one".to_vec()));
+    assert_eq!(
+        std::fs::read_dir(directory.path().join("datasets"))
+            .unwrap()
+            .count(),
+        1
+    );
+}
+
+#[test]
+fn memory_of_a_dropped_dataset_stays_until_it_is_released() {
+    let directory = scratch();
+    let rig = Rig::open(directory.path());
+    rig.store.create("other").unwrap();
+    let used = || super::support::figure_in(&rig.store.stat(), "memory_used_bytes");
+    let (before, registered) = (used(), rig.network.registrations());
+    let id = rig.store.create("set").unwrap();
+    rig.put("set", b"key", b"value").unwrap();
+    let reader = rig.reader("set");
+    let dataset = rig.dataset("set");
+    rig.store.drop_dataset("set").unwrap();
+    rig.store.release(&id, rig.store.retired() - 1);
+    // Not acknowledged yet: a client reads on.
+    assert_eq!(reader.lookup(b"key").unwrap().1, b"value");
+    rig.store.release(&id, rig.store.retired());
+    assert_eq!(reader.lookup(b"key"), Err(Miss::Stale));
+    assert!(rig.store.by_id(&id).is_none());
+    drop(dataset);
+    assert_eq!((used(), rig.network.registrations()), (before, registered));
+}
+
+#[test]
+fn a_directory_is_refused_that_is_not_this_servers() {
+    let directory = scratch();
+    let open = |options: StoreOptions| Rig::with(options, Files::default()).map(|_| ());
+    let rig = Rig::open(directory.path());
+    let error = open(options(directory.path())).unwrap_err();
+    assert!(
+        matches!(error, StorageError::InUse { pid: Some(pid), .. } if pid == std::process::id()),
+        "{error}"
+    );
+    drop(rig);
+
+    let foreign = scratch();
+    std::fs::write(foreign.path().join("photo.png"), b"png").unwrap();
+    let error = open(options(foreign.path())).unwrap_err();
+    assert!(error.to_string().contains("photo.png"), "{error}");
+    assert_eq!(
+        std::fs::read_dir(foreign.path()).unwrap().count(),
+        1,
+        "nothing was written there"
+    );
+
+    let superblock = directory.path().join("superblock");
+    let good = std::fs::read(&superblock).unwrap();
+    let mut other = good.clone();
+    other[4] = 9;
+    std::fs::write(&superblock, &other).unwrap();
+    let error = open(options(directory.path())).unwrap_err();
+    assert!(
+        matches!(error, StorageError::FormatVersion { found: 9, .. }),
+        "{error}"
+    );
+    for at in [0, 20, 30, 40, 63] {
+        let mut broken = good.clone();
+        broken[at] ^= 1;
+        std::fs::write(&superblock, &broken).unwrap();
+        let error = open(options(directory.path())).unwrap_err();
+        assert!(
+            matches!(error, StorageError::Damaged { .. }),
+            "byte {at}: {error}"
+        );
+        assert_eq!(std::fs::read(&superblock).unwrap(), broken, "left as it was");
+    }
+    std::fs::write(&superblock, good).unwrap();
+    open(options(directory.path())).unwrap();
+
+    let error = open(options(std::path::Path::new("/proc/nowhere"))).unwrap_err();
+    assert!(matches!(error, StorageError::Unwritable { .. }), "{error}");
+}
+
+#[test]
+fn options_that_cannot_be_are_refused_with_a_remedy() {
+    let directory = scratch();
+    let base = options(directory.path());
+    for wrong in [
+        StoreOptions {
+            segment_bytes: MIB - 1,
+            ..base.clone()
+        },
+        StoreOptions {
+            segment_bytes: (8 << 30) + 1,
+            ..base.clone()
+        },
+        StoreOptions {
+            part_bytes: 0,
+            ..base.clone()
+        },
+        StoreOptions {
+            part_bytes: (32 << 20) + 1,
+            ..base.clone()
+        },
+        StoreOptions {
+            gather_budget_bytes: 1000,
+            ..base.clone()
+        },
+    ] {
+        let error = Rig::with(wrong, Files::default()).map(|_| ()).unwrap_err();
+        assert!(matches!(error, StorageError::Option { .. }), "{error}");
+    }
+}
+
+#[test]
+fn the_memory_budget_is_kept_and_named() {
+    let directory = scratch();
+    let small = StoreOptions {
+        memory_budget_bytes: 3 * MIB,
+        ..options(directory.path())
+    };
+    let rig = Rig::with(small.clone(), Files::default()).unwrap();
+    rig.store.create("set").unwrap();
+    let mut stored = 0_u64;
+    let error = loop {
+        match rig.put("set", &stored.to_le_bytes(), &bytes(stored, 30_000)) {
+            Ok(_) => stored += 1,
+            Err(error) => break error,
+        }
+    };
+    assert!(
+        matches!(error, StorageError::Memory { allowed_bytes, .. } if allowed_bytes == 3 * MIB),
+        "{error}"
+    );
+    assert!(error.to_string().contains("--memory-budget"), "{error}");
+    assert!(stored >= 60, "{stored} of about 2 MiB");
+    for key in 0..stored {
+        assert_eq!(rig.get("set", &key.to_le_bytes()), Some(bytes(key, 30_000)));
+    }
+    drop(rig);
+    let error = Rig::with(
+        StoreOptions {
+            memory_budget_bytes: MIB,
+            ..small.clone()
+        },
+        Files::default(),
+    )
+    .map(|_| ())
+    .unwrap_err();
+    assert!(
+        matches!(error, StorageError::Memory { needed_bytes, .. } if needed_bytes > MIB),
+        "{error}"
+    );
+    let rig = Rig::with(small, Files::default()).unwrap();
+    assert_eq!(rig.get("set", &0_u64.to_le_bytes()), Some(bytes(0, 30_000)));
+}
+
+#[test]
+fn many_restarts_leak_nothing() {
+    let directory = scratch();
+    let rig = Rig::open(directory.path());
+    rig.store.create("set").unwrap();
+    rig.put("set", b"key", &bytes(1, 200_000)).unwrap();
+    drop(rig);
+    let mut used = Vec::new();
+    for _ in 0..20 {
+        let rig = Rig::open(directory.path());
+        assert_eq!(rig.get("set", b"key"), Some(bytes(1, 200_000)));
+        used.push((
+            super::support::figure_in(&rig.store.stat(), "memory_used_bytes"),
+            rig.network.registrations(),
+            rig.figure("set", "segments_count"),
+        ));
+        let network = rig.network.clone();
+        drop(rig);
+        assert_eq!(network.registrations(), 0);
+    }
+    used.dedup();
+    assert_eq!(used.len(), 1, "{used:?}");
+}
