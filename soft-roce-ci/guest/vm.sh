@@ -67,7 +67,7 @@ start_guest() {
         qemu-system-x86_64 -nodefaults -no-user-config -display none -no-reboot
         -accel "tcg,thread=multi" -cpu "max,-pclmulqdq" -smp "$smp" -m "$mem"
         -kernel "$kernel_dir/vmlinux" -initrd "$initramfs"
-        -append "console=ttyS0 panic=-1 oops=panic quiet nokaslr mitigations=off tsc=reliable $(boot_word job "$run_dir/job") $(boot_word modules "$kernel_dir/lib/modules")"
+        -append "console=ttyS0 panic=-1 oops=panic quiet nokaslr mitigations=off tsc=reliable no_timer_check $(boot_word job "$run_dir/job") $(boot_word modules "$kernel_dir/lib/modules")"
         -serial "file:$(qemu_value "$run_dir/console")"
     )
     share() { # share TAG FOLDER OPTIONS
