@@ -26,12 +26,12 @@ use crate::{
 /// Completions taken at a time.
 const POLL_BATCH: usize = 64;
 
-/// One descriptor that is readable while any of `fds` is.
+/// One descriptor that is readable while any of `fds` is; its events carry their places in `fds`.
 pub(super) fn epoll_of(fds: &[BorrowedFd<'_>]) -> Result<OwnedFd, FabricError> {
     let failed = |error| FabricError::call("epoll", error);
     let all = epoll::create(epoll::CreateFlags::CLOEXEC).map_err(failed)?;
-    for fd in fds {
-        epoll::add(&all, fd, epoll::EventData::new_u64(0), epoll::EventFlags::IN).map_err(failed)?;
+    for (place, fd) in (0..).zip(fds) {
+        epoll::add(&all, fd, epoll::EventData::new_u64(place), epoll::EventFlags::IN).map_err(failed)?;
     }
     Ok(all)
 }

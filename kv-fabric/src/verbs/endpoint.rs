@@ -13,6 +13,8 @@ use std::time::{Duration, Instant};
 use rdma_core_rs as rdma;
 use rdma_core_rs::cm::{CmEventKind, CmKey};
 
+use rustix::event::{Timespec, epoll};
+
 use super::client::epoll_of;
 use super::link::{Link, Parts, Sends};
 use super::memory::{Held, VerbsDomain};
@@ -30,6 +32,12 @@ const REQUESTS_MAX: usize = 1024;
 const EVENTS_PER_POLL: usize = 256;
 /// Longest that the last frames of a connection may take to leave before it is destroyed.
 const FAREWELL: Duration = Duration::from_millis(2);
+
+/// What [`epoll_of`] numbers the endpoint's descriptors.
+const SOURCE_EVENTS: u64 = 0;
+const SOURCE_COMPLETIONS: u64 = 1;
+/// The third are asynchronous events of the device.
+const SOURCES: usize = 3;
 
 enum Purpose {
     Control {
@@ -175,8 +183,9 @@ impl VerbsEndpoint {
         self.requests.insert(id, request);
     }
 
-    fn take_frames(&mut self, out: &mut Vec<EndpointEvent>) -> Result<(), FabricError> {
-        for _ in 0..EVENTS_PER_POLL {
+    /// Takes at most one event for each connection; more of them make the descriptor readable again.
+    fn take_completion_events(&mut self) -> Result<(), FabricError> {
+        for _ in 0..self.by_cq.len().clamp(1, EVENTS_PER_POLL) {
             let Some(key) = self
                 .completions
                 .poll_event()
@@ -188,10 +197,13 @@ impl VerbsEndpoint {
                 self.fresh.push_back(id);
             }
         }
+        Ok(())
+    }
+
+    fn take_frames(&mut self, out: &mut Vec<EndpointEvent>) {
         while let Some(id) = self.fresh.pop_front() {
             self.poll_link(id, out);
         }
-        Ok(())
     }
 
     /// Takes all frames of a connection and leaves its queue armed.
@@ -308,9 +320,25 @@ impl Endpoint for VerbsEndpoint {
     }
 
     fn poll(&mut self, events: &mut Vec<EndpointEvent>) -> Result<(), FabricError> {
-        self.take_async_events()?;
-        self.take_cm_events(events)?;
-        self.take_frames(events)
+        // Asked first: looking at a source that has nothing costs a system call each.
+        let mut ready = [epoll::Event {
+            flags: epoll::EventFlags::empty(),
+            data: epoll::EventData::new_u64(0),
+        }; SOURCES];
+        let count = match epoll::wait(&self.fd, &mut ready, Some(&Timespec::default())) {
+            Ok(count) => count,
+            Err(rustix::io::Errno::INTR) => 0,
+            Err(error) => return Err(FabricError::call("epoll", error)),
+        };
+        for event in &ready[..count] {
+            match event.data.u64() {
+                SOURCE_EVENTS => self.take_cm_events(events)?,
+                SOURCE_COMPLETIONS => self.take_completion_events()?,
+                _ => self.take_async_events()?,
+            }
+        }
+        self.take_frames(events);
+        Ok(())
     }
 
     fn accept_control(

@@ -115,9 +115,12 @@ impl<F: Fabric> Control<F> {
         let mut events = Vec::new();
         let mut quiet = true;
         while !self.shared.stopping() {
-            let polled = self.sleep(quiet).and_then(|()| self.events(&mut events));
-            quiet = match polled {
-                Ok(quiet) => quiet,
+            let polled = self
+                .sleep(quiet)
+                .and_then(|finished| Ok((finished, self.events(&mut events)?)));
+            let finished;
+            (finished, quiet) = match polled {
+                Ok(polled) => polled,
                 Err(error) => {
                     self.store.shutdown();
                     return Err(error);
@@ -126,7 +129,9 @@ impl<F: Fabric> Control<F> {
             if let Some(keys) = self.shared.take_keys() {
                 self.replace_keys(keys);
             }
-            self.completed();
+            if finished {
+                self.completed();
+            }
             self.retry_parked();
             self.expire();
             self.release();
@@ -134,8 +139,9 @@ impl<F: Fabric> Control<F> {
         self.stop(&mut events)
     }
 
-    /// Sleeps until there is something to do; only looks whether there is where the endpoint is not `quiet`.
-    fn sleep(&mut self, quiet: bool) -> Result<(), FabricError> {
+    /// Sleeps until there is something to do; only looks whether there is where the endpoint is not `quiet`. Whether
+    /// writes have finished.
+    fn sleep(&mut self, quiet: bool) -> Result<bool, FabricError> {
         let timeout = if quiet {
             self.next_deadline().map(|at| timespec(at - BootMs::now()))
         } else {
@@ -155,7 +161,7 @@ impl<F: Fabric> Control<F> {
         if !fds[2].revents().is_empty() {
             self.shared.quiet();
         }
-        Ok(())
+        Ok(!fds[1].revents().is_empty())
     }
 
     /// Takes what happened at the endpoint; whether that was all. Peers that never stop asking hold up neither
