@@ -76,3 +76,8 @@ pub mod on {
     pub use crate::memory::BufferOn;
     pub use crate::server::SessionOn;
 }
+
+/// The README's example, so that it compiles.
+#[cfg(doctest)]
+#[doc = include_str!("../../README.md")]
+struct Readme;

@@ -35,8 +35,21 @@ fn main() -> ExitCode {
     }
 }
 
+/// Every extent of an image and every local peer takes a descriptor: as many as this process may have.
+fn raise_descriptor_limit() {
+    let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile);
+    let raised = rustix::process::Rlimit {
+        current: limit.maximum,
+        maximum: limit.maximum,
+    };
+    if let Err(error) = rustix::process::setrlimit(rustix::process::Resource::Nofile, raised) {
+        tracing::warn!(%error, soft_limit = ?limit.current, "the limit of open files cannot be raised");
+    }
+}
+
 fn serve_on_fabric(arguments: &Serve) -> Result<(), String> {
     log_to_stderr();
+    raise_descriptor_limit();
     // What was given is looked at before the machine is.
     let options = arguments.options()?;
     let keys = Keys::load(&arguments.keys).map_err(|error| error.to_string())?;
