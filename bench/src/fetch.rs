@@ -1,5 +1,6 @@
 //! Fetching every sample of a dataset in a seeded random order, each byte compared with its source file.
 
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::Read;
 use std::time::{Duration, Instant};
@@ -21,10 +22,8 @@ const NAMED_MAX: usize = 20;
 pub(crate) struct Pass {
     /// Samples asked for.
     pub(crate) gets: u64,
-    /// Samples whose every byte is its source's.
-    pub(crate) verified: u64,
-    /// Samples that are not.
-    pub(crate) mismatched: u64,
+    /// Samples of which not every byte is its source's.
+    pub(crate) mismatched: BTreeSet<usize>,
     /// Bytes that were right.
     pub(crate) bytes: u64,
     /// Time inside the client.
@@ -72,13 +71,10 @@ pub(crate) fn pass(
                 Err(error) => Some(error.to_string()),
             };
             match trouble {
-                None => {
-                    pass.verified += 1;
-                    pass.bytes += sample.len_bytes;
-                }
+                None => pass.bytes += sample.len_bytes,
                 Some(trouble) => {
-                    pass.mismatched += 1;
-                    if pass.mismatched as usize <= NAMED_MAX {
+                    pass.mismatched.insert(index);
+                    if pass.mismatched.len() <= NAMED_MAX {
                         eprintln!("mismatch: {}: {trouble}", sample.path.display());
                     }
                 }

@@ -7,6 +7,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use crate::Error;
+use crate::processes::end_of;
 
 /// Longest that one side may take to start or to finish.
 const PATIENCE: Duration = Duration::from_secs(120);
@@ -100,11 +101,12 @@ impl Perftest<'_> {
             .spawn()
             .map_err(missing)?;
         let mut client = Reaped(client);
+        let status = end_of(&mut client.0, PATIENCE)?;
+        // Its table fits the pipe, so nothing was lost by waiting for its end first.
         let mut text = String::new();
         if let Some(stdout) = client.0.stdout.as_mut() {
             stdout.read_to_string(&mut text)?;
         }
-        let status = client.0.wait()?;
         if !status.success() {
             return Err(format!("{program} ended with {status}: {}", text.trim()).into());
         }

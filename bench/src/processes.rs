@@ -75,7 +75,7 @@ impl Server {
         if let Some(pid) = rustix::process::Pid::from_raw(self.child.id() as i32) {
             rustix::process::kill_process(pid, rustix::process::Signal::TERM)?;
         }
-        Ok(self.child.wait()?)
+        end_of(&mut self.child, READY_PATIENCE)
     }
 
     /// Time on a processor of all its threads so far, us, from `/proc/PID/task/*/schedstat`.
@@ -100,6 +100,22 @@ impl Drop for Server {
         // Both fail where it has been reaped, which is what is wanted.
         let _ = self.child.kill();
         let _ = self.child.wait();
+    }
+}
+
+/// Waits for a child's end, so long at most.
+pub(crate) fn end_of(child: &mut Child, patience: Duration) -> Result<ExitStatus, Error> {
+    let deadline = Instant::now() + patience;
+    loop {
+        if let Some(status) = child.try_wait()? {
+            return Ok(status);
+        }
+        if Instant::now() > deadline {
+            child.kill()?;
+            child.wait()?;
+            return Err(format!("a child did not end within {patience:?} and was killed").into());
+        }
+        std::thread::sleep(Duration::from_millis(5));
     }
 }
 

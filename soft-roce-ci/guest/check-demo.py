@@ -22,7 +22,7 @@ hold("reads_per_get_cold is at most 3", demo["reads_per_get_cold"] <= 3.0)
 renewals = demo["server_renewals_during_fetch"]
 hold("no frame but renewals during the fetch", demo["server_frames_during_fetch"] == renewals)
 # What is aimed at is 1 ms a renewal; a busy machine's emulated processor takes longer over the same instructions.
-hold("server CPU at most 5 ms a renewal", demo["server_cpu_us_during_fetch"] <= 5000 * renewals)
+hold("server CPU at most 5 ms a renewal", demo["server_cpu_us_during_fetch"] <= 5000 * (renewals + 1))
 hold("idle server below 1 % of a core", demo["server_idle_cpu_us_per_s"] < 10_000)
 if demo["network"] == "verbs":
     hold("the device counted packets", (demo["rdma_packets"] or 0) > demo["gets"])
