@@ -141,6 +141,13 @@ impl Puts {
         Ok(window.offset)
     }
 
+    /// Notes that one is not silent.
+    pub fn heard(&mut self, operation: u64, now: BootMs) {
+        if let Some(progress) = self.open.get_mut(&operation) {
+            progress.heard = now;
+        }
+    }
+
     /// Forgets one and frees its window; whether it was there.
     pub fn end(&mut self, operation: u64) -> bool {
         let Some(progress) = self.open.remove(&operation) else {
@@ -217,6 +224,20 @@ mod tests {
         assert!(puts.end(7) && !puts.end(7));
         assert_eq!(status(puts.written(7, 5, true, NOW)), Some(Status::Stale));
         assert_eq!(puts.windows, Windows::new(4 << 20));
+    }
+
+    #[test]
+    fn the_stalest_is_the_one_not_heard_of() {
+        let options = Options::default();
+        let mut puts = Puts::new(1 << 20);
+        for operation in [1, 2] {
+            puts.begin(operation, A, 1, 1 << 20, NOW, &options).unwrap();
+        }
+        puts.heard(1, BootMs(9));
+        puts.heard(3, BootMs(9));
+        assert_eq!(puts.stalest(), Some((2, NOW)));
+        puts.end(2);
+        assert_eq!(puts.stalest(), Some((1, BootMs(9))));
     }
 
     #[test]

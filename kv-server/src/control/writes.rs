@@ -331,20 +331,28 @@ impl<F: Fabric> Control<F> {
         }
     }
 
-    /// Tries what waits for memory again, in order, until one still finds none.
+    /// Tries each of what waits for memory again, once: what one waits for says nothing of the others.
     pub(super) fn retry_parked(&mut self) {
-        while let Some(parked) = self.parked.pop_front() {
+        for _ in 0..self.parked.len() {
+            let Some(parked) = self.parked.pop_front() else {
+                return;
+            };
             let Some(peer) = self.peers.get_mut(&parked.connection) else {
                 continue;
             };
             let same = |open: &OpenPut<F::Domain>| open.begun == parked.begun;
             let result = if peer.puts.get(&parked.operation).is_some_and(same) {
+                // It is the server that lets it wait: its client is not silent.
+                peer.session.puts.heard(parked.operation, BootMs::now());
                 self.copy(parked.connection, parked.request, parked.operation, parked.taking)
             } else {
                 Err(Status::Stale.into())
             };
             let outcome = match result {
-                Ok(None) => return self.parked.push_front(parked),
+                Ok(None) => {
+                    self.parked.push_back(parked);
+                    continue;
+                }
                 Ok(Some(outcome)) => Ok(outcome),
                 Err(refusal) => Err(refusal),
             };
