@@ -3,6 +3,9 @@
 use kv_proto::control::{FRAME_MAX_BYTES, RECEIVES_DEFAULT};
 use kv_proto::layout::DATASETS_PER_SESSION_MAX;
 
+/// The values that one session has arriving take one part in so many of the memory for such, unless there is but one.
+pub(super) const SESSION_GATHER_FRACTION: u64 = 2;
+
 /// Limits and times of sessions. [`Options::default`] is what the binary uses unless told otherwise.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Options {

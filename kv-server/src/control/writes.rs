@@ -11,6 +11,7 @@ use kv_proto::layout::Locator;
 
 use super::clock::BootMs;
 use super::leases::DatasetId;
+use super::options::SESSION_GATHER_FRACTION;
 use super::run::{Control, Outcome};
 use super::session::Refusal;
 use crate::error::StorageError;
@@ -26,6 +27,8 @@ pub(super) struct OpenPut<D: Domain> {
     dataset: Arc<Dataset<D>>,
     /// Tells it from others of the same operation.
     begun: u64,
+    /// Memory that it may hold, bytes.
+    gather_bytes: u64,
     /// Whether one of its requests waits for memory.
     parked: bool,
 }
@@ -154,6 +157,13 @@ impl<F: Fabric> Control<F> {
             BeginPut::Unknown => return Err(Status::Unknown.into()),
             BeginPut::New(put) => put,
         };
+        let gather_bytes = dataset.gather_bytes(value_len_bytes);
+        let held_bytes: u64 = peer.puts.values().map(|open| open.gather_bytes).sum();
+        let most_bytes = dataset.gather_budget_bytes() / SESSION_GATHER_FRACTION;
+        if held_bytes > 0 && held_bytes + gather_bytes > most_bytes {
+            let text = format!("the session's arriving values may hold {held_bytes} of {most_bytes} bytes");
+            return Err(Refusal::new(Status::Busy, text));
+        }
         let most = put.append_max().min(options.window_max_bytes as usize) as u32;
         let window =
             peer.session
@@ -163,6 +173,7 @@ impl<F: Fabric> Control<F> {
             put,
             dataset,
             begun,
+            gather_bytes,
             parked: false,
         };
         peer.puts.insert(operation, open);

@@ -438,6 +438,42 @@ pub(crate) fn memory_for_arriving_values_is_waited_for<F: TestFabric>() {
     assert_eq!(raw.figure([0; 16], "writes_waiting_count"), 0);
 }
 
+pub(crate) fn slow_writers_of_large_values_leave_room_for_others<F: TestFabric>() {
+    let mut setup = Setup::new();
+    setup.store.gather_budget_bytes = 16 << 20;
+    let server = setup.start::<F>();
+    // Each large value may hold two parts, 2 MiB, as it begins, and none of these goes on.
+    let begin = |raw: &mut Raw<F>, dataset| -> usize {
+        (1..=16)
+            .take_while(
+                |operation| match raw.alloc(dataset, *operation, b"slow", 5 << 20) {
+                    Ok(_) => true,
+                    Err(refused) => {
+                        assert_eq!(refused.status, Status::Busy, "{}", refused.text);
+                        false
+                    }
+                },
+            )
+            .count()
+    };
+    let (mut first, opened) = server.with_dataset("cats");
+    let dataset = opened.dataset;
+    // One session holds half of the memory; all that is large, three quarters.
+    assert_eq!(begin(&mut first, dataset), 4);
+    let mut second = server.session(&server.setup.writer);
+    second.open("cats");
+    assert_eq!(begin(&mut second, dataset), 2);
+    second.put_as(dataset, 99, b"small", &value(100_000, 1)).unwrap();
+    let refused = first.alloc(dataset, 99, b"small", 1).unwrap_err();
+    assert_eq!(refused.status, Status::Busy, "{}", refused.text);
+    // What is given up makes room, for its own session and for others.
+    first.ask(&Request::Abort { operation: 1 }).unwrap();
+    first
+        .put_as(dataset, 99, b"small too", &value(100_000, 2))
+        .unwrap();
+    second.alloc(dataset, 17, b"slow", 5 << 20).unwrap();
+}
+
 pub(crate) fn requests_that_are_no_connection_requests_are_refused_with_a_text<F: TestFabric>() {
     let server = Setup::new().start::<F>();
     let refused = |private: &[u8]| match Raw::connect_with(&server.fabric, &server.address, private) {

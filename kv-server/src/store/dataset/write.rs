@@ -13,6 +13,11 @@ use super::super::{Committed, Completion};
 use super::Dataset;
 use crate::error::StorageError;
 
+/// A value is large if it takes more than one part in so many of the memory for arriving values.
+const LARGE_FRACTION: u64 = 64;
+/// One part in so many of that memory is for values that are not large.
+const SMALL_RESERVE_FRACTION: u64 = 4;
+
 /// What came of beginning a put.
 #[derive(Debug)]
 pub enum BeginPut {
@@ -50,6 +55,18 @@ impl<D: Domain> Dataset<D> {
         self.queue.check()
     }
 
+    /// Memory that a value of this length may hold while it arrives, bytes.
+    #[must_use]
+    pub fn gather_bytes(&self, value_len: u64) -> u64 {
+        gather_bytes(value_len, self.part_bytes)
+    }
+
+    /// Memory for all values that are arriving at this server, bytes.
+    #[must_use]
+    pub fn gather_budget_bytes(&self) -> u64 {
+        self.shared.gather.allowed_bytes()
+    }
+
     /// Begins a put of `value_len` bytes under `key`, as operation `operation` of `client_id`.
     ///
     /// # Errors
@@ -76,7 +93,14 @@ impl<D: Domain> Dataset<D> {
             Begin::Unknown => return Ok(BeginPut::Unknown),
             Begin::New(attempt) => attempt,
         };
-        let Ok(charge) = self.shared.gather.take(gather_bytes(value_len, self.part_bytes)) else {
+        let needed_bytes = self.gather_bytes(value_len);
+        let gather = &self.shared.gather;
+        // Large values leave room for others, however slowly they arrive; one at a time passes in any case.
+        let allowed_bytes = gather.allowed_bytes();
+        let room = needed_bytes <= allowed_bytes / LARGE_FRACTION
+            || gather.used_bytes() == 0
+            || gather.used_bytes() + needed_bytes <= allowed_bytes - allowed_bytes / SMALL_RESERVE_FRACTION;
+        let Some(charge) = room.then(|| gather.take(needed_bytes).ok()).flatten() else {
             self.operations.abort(client_id, operation, attempt);
             return Err(StorageError::Busy("the memory for arriving values is in use"));
         };
