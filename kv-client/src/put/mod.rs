@@ -3,6 +3,7 @@
 //! Each value is an operation with a number of its own. When the session is lost, or the server drops the operation,
 //! it begins again under the same number: the server answers what is already done instead of doing it again.
 
+mod op;
 pub(crate) mod pool;
 mod source;
 
@@ -20,9 +21,9 @@ use crate::dataset::{DatasetOn, shown};
 use crate::mailbox::{Mailbox, Reply};
 use crate::opening::Core;
 use crate::read::arrive::global;
-use crate::read::check_key;
 use crate::tables::View;
 use crate::{ClientError, PutOutcome};
+use op::{Op, Stage};
 use pool::SLOT_BYTES;
 use source::Source;
 
@@ -32,71 +33,6 @@ const BUSY_WAITS: (Duration, Duration) = (Duration::from_millis(1), Duration::fr
 const BUFFERED_MAX_BYTES: u64 = 1 << 20;
 /// How often the server may say that its storage failed, or that bytes did not arrive whole.
 const FAILURES_MAX: u32 = 3;
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Stage {
-    /// To be begun, or begun again.
-    Waiting,
-    Allocating,
-    Appending,
-    Committing,
-    Done,
-}
-
-/// One value on its way.
-struct Op<'v> {
-    key: &'v [u8],
-    source: Source<'v>,
-    operation: u64,
-    stage: Stage,
-    window: (u64, usize),
-    /// Bytes taken from the source, the window under way included.
-    sent: u64,
-    failures: u32,
-    last: String,
-    result: Option<Result<PutOutcome, ClientError>>,
-}
-
-impl<'v> Op<'v> {
-    fn new(key: &'v [u8], source: Source<'v>, operation: u64) -> Self {
-        let bad_key = check_key(key).is_err();
-        Self {
-            key,
-            source,
-            operation,
-            stage: if bad_key { Stage::Done } else { Stage::Waiting },
-            window: (0, 0),
-            sent: 0,
-            failures: 0,
-            last: "no answer".to_owned(),
-            result: bad_key.then_some(Err(ClientError::BadKey { len_bytes: key.len() })),
-        }
-    }
-
-    fn what(&self) -> String {
-        format!("put {}", shown(self.key))
-    }
-
-    fn finish(&mut self, result: Result<PutOutcome, ClientError>) {
-        self.stage = Stage::Done;
-        self.result = Some(result);
-    }
-
-    /// Begins again from ALLOC, if the bytes can be had again.
-    fn begin_again(&mut self, why: String) {
-        if self.source.rewind() || self.sent == 0 {
-            self.stage = Stage::Waiting;
-            self.sent = 0;
-            self.last = why;
-        } else if self.stage == Stage::Committing {
-            // The bytes are gone, but the server may have stored them: its memory of the operation tells.
-            self.stage = Stage::Waiting;
-            self.last = why;
-        } else {
-            self.finish(Err(ClientError::StreamLost));
-        }
-    }
-}
 
 /// Puts of one call, in one session at a time.
 struct Putting<'c, 'v, F: Fabric> {
@@ -253,6 +189,8 @@ impl<'c, 'v, F: Fabric> Putting<'c, 'v, F> {
                     ..
                 },
             ) => {
+                // Whatever was sent under this number before is dropped.
+                op.committed = false;
                 let end = u64::from(window_offset) + u64::from(window_len_bytes);
                 let no_room = window_len_bytes == 0 && op.source.len() > 0;
                 if end > u64::from(up.info.staging_len_bytes) || no_room {
@@ -329,6 +267,7 @@ impl<'c, 'v, F: Fabric> Putting<'c, 'v, F> {
         let (operation, len_bytes) = (op.operation, len as u32);
         let request = if last {
             op.stage = Stage::Committing;
+            op.committed = true;
             let value_crc = op.source.crc();
             Request::Commit {
                 operation,
@@ -356,6 +295,10 @@ impl<'c, 'v, F: Fabric> Putting<'c, 'v, F> {
     fn refused(&mut self, index: usize, refusal: Refused) {
         let op = &mut self.ops[index];
         let what = op.what();
+        if op.stage == Stage::Committing && refusal.status != Status::Io {
+            // The operation is as if it had never been.
+            op.committed = false;
+        }
         match refusal.status {
             Status::Busy | Status::ShuttingDown => {
                 self.busy = true;
@@ -368,7 +311,7 @@ impl<'c, 'v, F: Fabric> Putting<'c, 'v, F> {
                 op.failures += 1;
                 op.begin_again(refusal.text);
             }
-            _ => op.finish(Err(refused(what, refusal))),
+            _ => op.fail(refused(what, refusal)),
         }
     }
 
@@ -392,21 +335,17 @@ impl<'c, 'v, F: Fabric> Putting<'c, 'v, F> {
     /// The deadline has passed.
     fn give_up(&mut self) {
         for index in 0..self.ops.len() {
-            let error = match self.ops[index].stage {
+            match self.ops[index].stage {
                 Stage::Done => continue,
-                // The server may have stored it.
-                Stage::Committing => ClientError::Unknown {
-                    what: self.ops[index].what(),
-                },
-                Stage::Waiting => self.timeout(index),
+                Stage::Waiting | Stage::Committing => {}
                 Stage::Allocating | Stage::Appending => {
                     if let Some(up) = self.up.clone() {
                         self.abort(index, &up);
                     }
-                    self.timeout(index)
                 }
-            };
-            self.ops[index].finish(Err(error));
+            }
+            let timeout = self.timeout(index);
+            self.ops[index].fail(timeout);
         }
     }
 
@@ -414,6 +353,11 @@ impl<'c, 'v, F: Fabric> Putting<'c, 'v, F> {
         let mut error = Some(error);
         for index in 0..self.ops.len() {
             if self.ops[index].stage == Stage::Done {
+                continue;
+            }
+            if self.ops[index].committed {
+                let timeout = self.timeout(index);
+                self.ops[index].fail(timeout);
                 continue;
             }
             let own = error.take().unwrap_or_else(|| self.timeout(index));

@@ -1,0 +1,126 @@
+//! One value on its way.
+
+use super::source::Source;
+use crate::dataset::shown;
+use crate::read::check_key;
+use crate::{ClientError, PutOutcome};
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Stage {
+    /// To be begun, or begun again.
+    Waiting,
+    Allocating,
+    Appending,
+    Committing,
+    Done,
+}
+
+/// One value on its way.
+pub(super) struct Op<'v> {
+    pub(super) key: &'v [u8],
+    pub(super) source: Source<'v>,
+    pub(super) operation: u64,
+    pub(super) stage: Stage,
+    pub(super) window: (u64, usize),
+    /// Bytes taken from the source, the window under way included.
+    pub(super) sent: u64,
+    /// COMMIT was sent, and nothing said since that it was not done.
+    pub(super) committed: bool,
+    pub(super) failures: u32,
+    pub(super) last: String,
+    pub(super) result: Option<Result<PutOutcome, ClientError>>,
+}
+
+impl<'v> Op<'v> {
+    pub(super) fn new(key: &'v [u8], source: Source<'v>, operation: u64) -> Self {
+        let bad_key = check_key(key).is_err();
+        Self {
+            key,
+            source,
+            operation,
+            stage: if bad_key { Stage::Done } else { Stage::Waiting },
+            window: (0, 0),
+            sent: 0,
+            committed: false,
+            failures: 0,
+            last: "no answer".to_owned(),
+            result: bad_key.then_some(Err(ClientError::BadKey { len_bytes: key.len() })),
+        }
+    }
+
+    pub(super) fn what(&self) -> String {
+        format!("put {}", shown(self.key))
+    }
+
+    pub(super) fn finish(&mut self, result: Result<PutOutcome, ClientError>) {
+        self.stage = Stage::Done;
+        self.result = Some(result);
+    }
+
+    /// Ends with `error`, or as unknown where the server may have stored the value.
+    pub(super) fn fail(&mut self, error: ClientError) {
+        let error = if self.committed {
+            ClientError::Unknown { what: self.what() }
+        } else {
+            error
+        };
+        self.finish(Err(error));
+    }
+
+    /// Begins again from ALLOC, if the bytes can be had again, or if the server may have them: its memory of the
+    /// operation tells.
+    pub(super) fn begin_again(&mut self, why: String) {
+        if self.source.rewind() {
+            self.sent = 0;
+        } else if self.sent > 0 && !self.committed {
+            return self.finish(Err(ClientError::StreamLost));
+        }
+        self.stage = Stage::Waiting;
+        self.last = why;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sent<'v>(source: Source<'v>, stage: Stage, committed: bool) -> Op<'v> {
+        let mut op = Op::new(b"k", source, 1);
+        (op.stage, op.sent, op.committed) = (stage, 5, committed);
+        op
+    }
+
+    #[test]
+    fn a_stream_whose_commit_was_sent_is_asked_for_however_often_it_begins_again() {
+        let mut bytes = &b"value"[..];
+        let mut op = sent(Source::stream(5, &mut bytes), Stage::Committing, true);
+        for _ in 0..3 {
+            op.begin_again("the session ended".to_owned());
+            assert_eq!((op.stage, op.sent), (Stage::Waiting, 5));
+            // ALLOC is refused, the operation being committed, or lost.
+            op.stage = Stage::Allocating;
+        }
+        op.committed = false;
+        op.begin_again("dropped".to_owned());
+        assert!(matches!(op.result, Some(Err(ClientError::StreamLost))));
+    }
+
+    #[test]
+    fn bytes_begin_again_from_the_first() {
+        for committed in [false, true] {
+            let mut op = sent(Source::bytes(b"value"), Stage::Appending, committed);
+            op.begin_again("the session ended".to_owned());
+            assert_eq!((op.stage, op.sent, op.committed), (Stage::Waiting, 0, committed));
+        }
+    }
+
+    #[test]
+    fn the_end_of_what_may_be_stored_is_unknown_whatever_ended_it() {
+        for committed in [false, true] {
+            let mut op = sent(Source::bytes(b"value"), Stage::Waiting, committed);
+            op.fail(ClientError::Closed);
+            let unknown = matches!(op.result, Some(Err(ClientError::Unknown { .. })));
+            assert_eq!(unknown, committed);
+        }
+    }
+}
