@@ -24,7 +24,7 @@ pub(crate) enum Call {
 }
 
 impl Call {
-    const fn text(self) -> &'static str {
+    pub(crate) const fn text(self) -> &'static str {
         match self {
             Self::Create => "create",
             Self::Write => "write",
@@ -59,6 +59,12 @@ pub(crate) struct Files {
 pub(crate) struct OpenFile {
     file: File,
     path: PathBuf,
+}
+
+impl OpenFile {
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
 }
 
 impl Files {

@@ -1,6 +1,6 @@
 //! Bringing a segment's file back: its header, its image, its end.
 
-use std::io::IoSlice;
+use std::io::{self, IoSlice};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -98,15 +98,37 @@ impl SegmentFile {
         Ok(Arc::new(segment))
     }
 
-    /// Seals it durably where the scan says that it ends: cuts the torn tail off and writes the trailer.
-    pub(crate) fn seal(&self, files: &Files, scanned: &Scanned) -> Result<(), StorageError> {
+    /// Seals it durably where the scan says that it ends: cuts the torn tail off, makes what counts durable, and only
+    /// then writes the trailer.
+    ///
+    /// What counts is written anew: where a sync had failed, the kernel holds pages for clean that never reached the
+    /// device, and another sync alone would not write them.
+    pub(crate) fn seal<D: Domain>(
+        &self,
+        files: &Files,
+        segment: &Segment<D>,
+        scanned: &Scanned,
+    ) -> Result<(), StorageError> {
+        files.truncate(&self.file, scanned.end)?;
+        let end = scanned.end.min(self.len);
+        let mut piece = vec![0; READ_PIECE_BYTES.min(end as usize)];
+        let mut at = HEADER_BYTES;
+        while at < end {
+            let some = (end - at).min(piece.len() as u64) as usize;
+            if !segment.read(at, &mut piece[..some]) {
+                let missing = io::Error::other("the image of this segment is shorter than its file");
+                return Err(StorageError::io("seal", self.file.path(), missing));
+            }
+            files.write_at(&self.file, &mut [IoSlice::new(&piece[..some])], at)?;
+            at += some as u64;
+        }
+        files.sync(&self.file)?;
         let trailer = segment::trailer(
             self.header.segment,
             self.header.identity,
             scanned.end,
             scanned.sequences,
         );
-        files.truncate(&self.file, scanned.end)?;
         files.write_at(&self.file, &mut [IoSlice::new(trailer.as_bytes())], scanned.end)?;
         files.sync(&self.file)
     }

@@ -1,6 +1,7 @@
 //! Bringing a dataset back from its files.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::io;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -13,6 +14,7 @@ use kv_proto::record::parse_head;
 
 use super::dataset::{Contents, Figures};
 use super::description::Description;
+use super::files::Call;
 use super::index::{Index, Place};
 use super::operations::Operations;
 use super::segment::Segment;
@@ -147,8 +149,7 @@ pub(crate) fn recover<D: Domain>(
         });
         let segment = match recovered {
             Ok(segment) => segment,
-            // Of the whole server, not of this file.
-            Err(error @ (StorageError::Memory { .. } | StorageError::Fabric(_))) => return Err(error),
+            Err(error) if !loses_segment(&error) => return Err(error),
             Err(error) => {
                 tracing::error!(%error, dataset = %description.name, segment = number, "segment lost: what lies in it cannot be served");
                 lost(number, &gathered.figures)
@@ -174,6 +175,23 @@ pub(crate) fn recover<D: Domain>(
         figures: gathered.figures,
     };
     Ok((contents, gathered.sequence_max + 1))
+}
+
+/// Whether an error says that a segment's bytes are gone. Any other is of the whole server, or may be over at the next
+/// start: served without this segment, older values and removed keys would come back.
+fn loses_segment(error: &StorageError) -> bool {
+    match error {
+        StorageError::Damaged { .. } => true,
+        StorageError::Io { call, source, .. } => {
+            *call == Call::Read.text()
+                && (source.raw_os_error() == Some(rustix::io::Errno::IO.raw_os_error())
+                    || matches!(
+                        source.kind(),
+                        io::ErrorKind::NotFound | io::ErrorKind::UnexpectedEof
+                    ))
+        }
+        _ => false,
+    }
 }
 
 fn lost<D: Domain>(number: u32, figures: &Figures) -> Arc<Segment<D>> {
@@ -212,17 +230,15 @@ fn recover_segment<D: Domain>(
         gathered.figures.damaged_records.fetch_add(1, Ordering::Relaxed);
     }
     segment.publish(segment_state::SEALED, scanned.end);
-    if file.sealed.is_none() && is_last {
-        // Kept readable also where this fails: it is found unsealed again at the next start.
-        if let Err(error) = file.seal(&shared.files, &scanned) {
-            tracing::warn!(%error, segment = number, "the segment that was active could not be sealed");
+    if file.sealed.is_none() {
+        if !is_last {
+            tracing::warn!(
+                segment = number,
+                end = scanned.end,
+                "not sealed though a later segment exists: its file was cut short, or a write to it had failed"
+            );
         }
-    } else if file.sealed.is_none() {
-        tracing::warn!(
-            segment = number,
-            end = scanned.end,
-            "not sealed though a later segment exists: its file was cut short, or a write to it had failed"
-        );
+        file.seal(&shared.files, &segment, &scanned)?;
     }
     Ok(segment)
 }

@@ -324,3 +324,68 @@ fn a_head_does_not_outlive_its_parts() {
     rig.put_as("set", (1, 2), b"large", &large).unwrap();
     assert_eq!(rig.get("set", b"large"), Some(large));
 }
+
+/// What a failed sync left behind is served after a restart only once it is durable: written anew, synced, and only
+/// then sealed, in every segment that has no trailer.
+#[test]
+fn every_segment_without_trailer_is_made_durable_before_it_is_served() {
+    let directory = scratch();
+    let switch = Switch::default();
+    let rig = switch.rig(directory.path());
+    rig.store.create("set").unwrap();
+    put(&rig, 0).unwrap();
+    switch.fail(Call::Sync, EIO, 0);
+    put(&rig, 1).unwrap_err();
+    switch.heal();
+    put(&rig, 2).unwrap();
+    let files = super::support::segment_files(&rig.dataset("set"));
+    assert_eq!(files.len(), 2);
+    let copy = scratch();
+    copy_directory(directory.path(), copy.path());
+    for file in files {
+        let target = copy.path().join(file.strip_prefix(directory.path()).unwrap());
+        // Each of the calls on the way fails once: the start ends, and nothing is served.
+        for (call, nth) in [
+            (Call::Truncate, 0),
+            (Call::Write, 0),
+            (Call::Sync, 0),
+            (Call::Write, 1),
+            (Call::Sync, 1),
+        ] {
+            let again = scratch();
+            copy_directory(copy.path(), again.path());
+            let victim = again.path().join(target.strip_prefix(copy.path()).unwrap());
+            let met = AtomicUsize::new(0);
+            let faults = move |at: Call, path: &Path| {
+                let hit = at == call && path == victim && met.fetch_add(1, Ordering::Relaxed) == nth;
+                hit.then(|| (0, io::Error::from_raw_os_error(EIO)))
+            };
+            let error = Rig::with(options(again.path()), faulty(Box::new(faults)))
+                .map(|_| ())
+                .unwrap_err();
+            assert_eq!(error.status(), Status::Io, "{call:?} {nth}: {error}");
+            check(&Rig::open(again.path()), 0..3);
+        }
+        let calls = Arc::new(Mutex::new(Vec::new()));
+        let again = scratch();
+        copy_directory(copy.path(), again.path());
+        let victim = again.path().join(target.strip_prefix(copy.path()).unwrap());
+        let faults = {
+            let (calls, victim) = (Arc::clone(&calls), victim.clone());
+            move |call: Call, path: &Path| {
+                if path == victim && call != Call::Read {
+                    calls.lock().unwrap().push(call);
+                }
+                None
+            }
+        };
+        let rig = Rig::with(options(again.path()), faulty(Box::new(faults))).unwrap();
+        check(&rig, 0..3);
+        assert_eq!(
+            *calls.lock().unwrap(),
+            [Call::Truncate, Call::Write, Call::Sync, Call::Write, Call::Sync]
+        );
+        let sealed = std::fs::read(&victim).unwrap();
+        assert_eq!(sealed[sealed.len() - 64..][..4], *b"VKT1");
+    }
+}
