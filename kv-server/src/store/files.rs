@@ -61,12 +61,6 @@ pub(crate) struct OpenFile {
     path: PathBuf,
 }
 
-impl OpenFile {
-    pub(crate) fn path(&self) -> &Path {
-        &self.path
-    }
-}
-
 impl Files {
     pub(crate) fn written_bytes(&self) -> u64 {
         self.written_bytes.load(Ordering::Relaxed)

@@ -12,7 +12,7 @@ use super::dataset::Contents;
 use super::description::{Description, directory_name, parse_directory_name};
 use super::files::Files;
 use super::home::Home;
-use super::recover::{Opened, recover};
+use super::recover::{Opened, recover, says_lost};
 use super::{Completions, Dataset, Datasets, Shared, Store, StoreOptions, lock, log};
 use crate::error::StorageError;
 
@@ -81,6 +81,7 @@ impl<D: Domain> Store<D> {
             };
             match Description::read(&shared.files, &path, id) {
                 Ok(description) => found.push((Opened::new(shared, &path, id)?, description, path)),
+                Err(error) if !says_lost(&error) => return Err(error),
                 Err(error) => {
                     tracing::error!(%error, "a dataset is lost: its description cannot be read; its files are kept");
                     // Its numbers are used all the same.

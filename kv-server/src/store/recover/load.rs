@@ -1,7 +1,7 @@
 //! Bringing a segment's file back: its header, its image, its end.
 
 use std::io::{self, IoSlice};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use kv_fabric::Domain;
@@ -9,14 +9,15 @@ use kv_proto::DecodeError;
 use kv_proto::layout::{EXTENT_BYTES, SegmentHeader, SegmentTrailer, segment_state};
 use zerocopy::{FromZeros, IntoBytes};
 
-use super::super::files::{Files, OpenFile};
+use super::super::files::Files;
 use super::super::index::{Place, Readable};
 use super::super::limits::READ_PIECE_BYTES;
 use super::super::segment::{self, HEADER_BYTES, Segment};
 use super::scan::Scanned;
 use crate::error::StorageError;
 
-/// A segment file whose header is valid.
+/// A segment file whose header is valid. It is open only while it is read or sealed: a server may have more of them
+/// than a process may have open.
 pub(crate) struct SegmentFile {
     pub(crate) header: SegmentHeader,
     /// End of the records, where a trailer says it.
@@ -25,7 +26,7 @@ pub(crate) struct SegmentFile {
     pub(crate) sequence_max: u64,
     /// Bytes that may be records: without the trailer, and within the segment's limit.
     pub(crate) len: u64,
-    file: OpenFile,
+    path: PathBuf,
 }
 
 impl SegmentFile {
@@ -63,7 +64,7 @@ impl SegmentFile {
             sealed,
             sequence_max: if is_sealed { trailer.sequence_max } else { 0 },
             len: sealed.unwrap_or_else(|| file_len.min(header.limit_bytes)),
-            file,
+            path: path.to_owned(),
         })
     }
 
@@ -81,6 +82,7 @@ impl SegmentFile {
     ) -> Result<Arc<Segment<D>>, StorageError> {
         let segment = Segment::new(self.header.segment, self.header.identity, segment_state::SEALED);
         let mut piece = vec![0; READ_PIECE_BYTES.min(self.len as usize)];
+        let file = files.open(&self.path)?;
         let mut start = 0;
         while start < self.len {
             let extent_len = (self.len - start).min(EXTENT_BYTES);
@@ -88,7 +90,7 @@ impl SegmentFile {
             let mut at = 0;
             while at < extent_len {
                 let some = (extent_len - at).min(piece.len() as u64) as usize;
-                files.read_at(&self.file, &mut piece[..some], start + at)?;
+                files.read_at(&file, &mut piece[..some], start + at)?;
                 extent.memory().write(at as usize, &piece[..some]);
                 at += some as u64;
             }
@@ -109,7 +111,8 @@ impl SegmentFile {
         segment: &Segment<D>,
         scanned: &Scanned,
     ) -> Result<(), StorageError> {
-        files.truncate(&self.file, scanned.end)?;
+        let file = files.open(&self.path)?;
+        files.truncate(&file, scanned.end)?;
         let end = scanned.end.min(self.len);
         let mut piece = vec![0; READ_PIECE_BYTES.min(end as usize)];
         let mut at = HEADER_BYTES;
@@ -117,19 +120,19 @@ impl SegmentFile {
             let some = (end - at).min(piece.len() as u64) as usize;
             if !segment.read(at, &mut piece[..some]) {
                 let missing = io::Error::other("the image of this segment is shorter than its file");
-                return Err(StorageError::io("seal", self.file.path(), missing));
+                return Err(StorageError::io("seal", &self.path, missing));
             }
-            files.write_at(&self.file, &mut [IoSlice::new(&piece[..some])], at)?;
+            files.write_at(&file, &mut [IoSlice::new(&piece[..some])], at)?;
             at += some as u64;
         }
-        files.sync(&self.file)?;
+        files.sync(&file)?;
         let trailer = segment::trailer(
             self.header.segment,
             self.header.identity,
             scanned.end,
             scanned.sequences,
         );
-        files.write_at(&self.file, &mut [IoSlice::new(trailer.as_bytes())], scanned.end)?;
-        files.sync(&self.file)
+        files.write_at(&file, &mut [IoSlice::new(trailer.as_bytes())], scanned.end)?;
+        files.sync(&file)
     }
 }

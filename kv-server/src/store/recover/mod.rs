@@ -27,6 +27,9 @@ pub(crate) mod scan;
 use load::SegmentFile;
 use scan::{Found, scan};
 
+/// An epoch's sequences begin at its number, shifted left by this.
+const EPOCH_SEQUENCE_BITS: u32 = 32;
+
 /// The newest record of a key: it holds by (sequence, segment, offset).
 #[derive(Debug, Clone, Copy)]
 struct Newest {
@@ -35,13 +38,16 @@ struct Newest {
     kind: u8,
 }
 
-/// Segment files of a dataset, opened and judged; what cannot be read is lost.
+/// Segment files of a dataset, judged; what cannot be read is lost.
 pub(crate) struct Opened {
     files: BTreeMap<u32, Result<SegmentFile, StorageError>>,
 }
 
 impl Opened {
-    /// Opens every segment of the dataset in `directory`.
+    /// Judges every segment of the dataset in `directory`, one at a time.
+    ///
+    /// # Errors
+    /// Why a segment could not be judged that may be whole: nothing is served without it.
     pub(crate) fn new(shared: &Shared, directory: &Path, dataset: [u8; 16]) -> Result<Self, StorageError> {
         let mut files = BTreeMap::new();
         for name in shared.files.names(directory)? {
@@ -50,7 +56,11 @@ impl Opened {
                 shared.files.remove(&path)?;
             } else if let Some(number) = parse_segment_name(&name) {
                 shared.home.skip_segment_numbers(number);
-                files.insert(number, SegmentFile::open(&shared.files, &path, number, dataset));
+                let file = SegmentFile::open(&shared.files, &path, number, dataset);
+                match file {
+                    Err(error) if !says_lost(&error) => return Err(error),
+                    file => files.insert(number, file),
+                };
             } else if name != "dataset" {
                 tracing::warn!(path = %path.display(), "is no file of a dataset; it is left alone");
             }
@@ -149,7 +159,7 @@ pub(crate) fn recover<D: Domain>(
         });
         let segment = match recovered {
             Ok(segment) => segment,
-            Err(error) if !loses_segment(&error) => return Err(error),
+            Err(error) if !says_lost(&error) => return Err(error),
             Err(error) => {
                 tracing::error!(%error, dataset = %description.name, segment = number, "segment lost: what lies in it cannot be served");
                 lost(number, &gathered.figures)
@@ -174,12 +184,17 @@ pub(crate) fn recover<D: Domain>(
         operations: gathered.operations,
         figures: gathered.figures,
     };
-    Ok((contents, gathered.sequence_max + 1))
+    // A lost segment may be back at a later start, with sequences that nothing else tells of: each epoch has its own.
+    let sequence_next = gathered
+        .sequence_max
+        .saturating_add(1)
+        .max(shared.home.epoch() << EPOCH_SEQUENCE_BITS);
+    Ok((contents, sequence_next))
 }
 
-/// Whether an error says that a segment's bytes are gone. Any other is of the whole server, or may be over at the next
-/// start: served without this segment, older values and removed keys would come back.
-fn loses_segment(error: &StorageError) -> bool {
+/// Whether an error says that the bytes of a file are gone. Any other is of the whole server, or may be over at the
+/// next start: served without this file, older values and removed keys would come back.
+pub(crate) fn says_lost(error: &StorageError) -> bool {
     match error {
         StorageError::Damaged { .. } => true,
         StorageError::Io { call, source, .. } => {

@@ -12,4 +12,5 @@ mod model;
 mod order;
 mod parts;
 mod reader;
+mod recovery;
 mod support;

@@ -1,0 +1,115 @@
+//! Starts that go wrong for a while: nothing is served in place of what is only out of reach, and nothing is given twice.
+
+use std::io;
+use std::path::Path;
+
+use super::support::{Rig, copy_directory, faulty, options, scratch, segment_files};
+use crate::error::StorageError;
+use crate::store::files::{Call, Files};
+use kv_proto::layout::segment_state;
+
+const EACCES: i32 = 13;
+const ENFILE: i32 = 23;
+const EMFILE: i32 = 24;
+const ENOMEM: i32 = 12;
+
+/// An older value in one segment, the newer one in the next.
+fn overwritten(root: &Path) -> Vec<std::path::PathBuf> {
+    for value in [b"older", b"newer"] {
+        let rig = Rig::open(root);
+        if rig.store.list().is_empty() {
+            rig.store.create("set").unwrap();
+        }
+        rig.put("set", b"key", value).unwrap();
+    }
+    let files = segment_files(&Rig::open(root).dataset("set"));
+    assert_eq!(files.len(), 2);
+    files
+}
+
+#[test]
+fn a_file_that_cannot_be_opened_now_ends_the_start() {
+    let directory = scratch();
+    let files = overwritten(directory.path());
+    let description = files[0].with_file_name("dataset");
+    for victim in [&files[0], &files[1], &description] {
+        for errno in [EMFILE, ENFILE, EACCES, ENOMEM] {
+            // At the first call on it, and at a later one.
+            for nth in 0..3 {
+                let (victim, met) = (victim.clone(), std::sync::atomic::AtomicUsize::new(0));
+                let faults = move |call: Call, path: &Path| {
+                    let hit = call == Call::Read
+                        && path == victim
+                        && met.fetch_add(1, std::sync::atomic::Ordering::Relaxed) == nth;
+                    hit.then(|| (0, io::Error::from_raw_os_error(errno)))
+                };
+                let opened = Rig::with(options(directory.path()), faulty(Box::new(faults)));
+                let error = opened.map(|_| ()).unwrap_err();
+                assert!(
+                    matches!(&error, StorageError::Io { source, .. } if source.raw_os_error() == Some(errno)),
+                    "{error}"
+                );
+            }
+        }
+    }
+    let rig = Rig::open(directory.path());
+    assert_eq!(rig.get("set", b"key"), Some(b"newer".to_vec()));
+    assert_eq!(rig.figure("set", "lost_segments_count"), 0);
+}
+
+#[test]
+fn segment_files_are_open_one_at_a_time() {
+    let directory = scratch();
+    overwritten(directory.path());
+    let root = directory.path().to_owned();
+    let open_now = move || {
+        std::fs::read_dir("/proc/self/fd")
+            .unwrap()
+            .filter_map(|entry| std::fs::read_link(entry.unwrap().path()).ok())
+            .filter(|target| {
+                target.starts_with(&root)
+                    && target.extension().is_some_and(|extension| extension == "segment")
+            })
+            .count()
+    };
+    let most = std::sync::Arc::new(std::sync::atomic::AtomicUsize::new(0));
+    let faults = {
+        let most = std::sync::Arc::clone(&most);
+        move |_: Call, _: &Path| {
+            most.fetch_max(open_now(), std::sync::atomic::Ordering::Relaxed);
+            None
+        }
+    };
+    drop(Rig::with(options(directory.path()), faulty(Box::new(faults))).unwrap());
+    assert_eq!(most.load(std::sync::atomic::Ordering::Relaxed), 1);
+}
+
+/// What a lost segment gave is not given again: back at a later start, its records are older than all that came after.
+#[test]
+fn sequences_of_a_lost_segment_are_not_given_again() {
+    let directory = scratch();
+    let rig = Rig::open(directory.path());
+    rig.store.create("set").unwrap();
+    let mut highest = 0;
+    for count in 0..50_u64 {
+        highest = rig.put("set", b"key", &count.to_le_bytes()).unwrap().sequence;
+    }
+    let file = segment_files(&rig.dataset("set"))[0].clone();
+    drop(rig);
+    let whole = std::fs::read(&file).unwrap();
+    let mut broken = whole.clone();
+    broken[20] ^= 1;
+    std::fs::write(&file, broken).unwrap();
+    let rig = Rig::open(directory.path());
+    assert_eq!(rig.figure("set", "lost_segments_count"), 1);
+    let newer = rig.put("set", b"key", b"newer").unwrap();
+    assert!(newer.sequence > highest, "{} after {highest}", newer.sequence);
+    drop(rig);
+    std::fs::write(&file, whole).unwrap();
+    let copy = scratch();
+    copy_directory(directory.path(), copy.path());
+    let rig = Rig::with(options(copy.path()), Files::default()).unwrap();
+    assert_eq!(rig.get("set", b"key"), Some(b"newer".to_vec()));
+    let row = rig.dataset("set").row(1).unwrap();
+    assert_eq!(row.state, segment_state::SEALED);
+}
