@@ -239,7 +239,10 @@ impl<F: Fabric> DatasetOn<F> {
             operation,
             key: Bytes::from(key),
         };
-        match self.core.ask(|| format!("delete {}", shown(key)), request)? {
+        match self
+            .core
+            .ask(|| format!("delete {}", shown(key)), request, true)?
+        {
             Answer::Delete { existed, .. } => Ok(existed != 0),
             other => self.core.strange(&other),
         }
@@ -251,7 +254,7 @@ impl<F: Fabric> DatasetOn<F> {
     /// As there.
     pub fn stat(&self) -> Result<Vec<(String, u64)>, ClientError> {
         let what = || format!("stat dataset `{}`", self.core.name());
-        let answer = self.core.ask(what, |dataset| Request::Stat { dataset })?;
+        let answer = self.core.ask(what, |dataset| Request::Stat { dataset }, false)?;
         figures(answer).or_else(|other| self.core.strange(&other))
     }
 

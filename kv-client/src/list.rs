@@ -39,7 +39,7 @@ impl<F: Fabric> ListOn<F> {
             cursor: asked,
             limit: PAGE_ENTRIES,
         };
-        match self.core.ask(|| "list keys".to_owned(), request)? {
+        match self.core.ask(|| "list keys".to_owned(), request, false)? {
             Answer::List {
                 entries,
                 cursor,

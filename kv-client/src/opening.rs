@@ -157,11 +157,30 @@ impl<F: Fabric> Core<F> {
         }
     }
 
-    /// Asks something of the dataset until there is an answer.
+    /// Asks something of the dataset until there is an answer. What `changes` the dataset and may have been done is
+    /// unknown where no answer comes.
     pub(crate) fn ask(
         &self,
         what: impl Fn() -> String,
         request: impl Fn(DatasetId) -> Request,
+        changes: bool,
+    ) -> Result<Answer, ClientError> {
+        let mut unsure = false;
+        self.ask_noting(&what, request, &mut unsure).map_err(|error| {
+            if changes && unsure {
+                ClientError::Unknown { what: what() }
+            } else {
+                error
+            }
+        })
+    }
+
+    /// As [`Self::ask`]; sets `unsure` when the request may have been done without an answer.
+    fn ask_noting(
+        &self,
+        what: &impl Fn() -> String,
+        request: impl Fn(DatasetId) -> Request,
+        unsure: &mut bool,
     ) -> Result<Answer, ClientError> {
         let shared = self.shared();
         let deadline = Deadline::after(shared.options.deadline);
@@ -175,8 +194,14 @@ impl<F: Fabric> Core<F> {
                     Some(Reply::Refused(refusal)) if refusal.status == Status::Unknown => {
                         return Err(ClientError::Unknown { what: what() });
                     }
-                    Some(Reply::Refused(refusal)) => return Err(refused(what(), refusal)),
-                    _ => "the session ended before the answer".to_owned(),
+                    Some(Reply::Refused(refusal)) => {
+                        *unsure |= refusal.status == Status::Io;
+                        return Err(refused(what(), refusal));
+                    }
+                    _ => {
+                        *unsure = true;
+                        "the session ended before the answer".to_owned()
+                    }
                 },
                 Err(NotOpen::Refused(refusal)) => return Err(refused(what(), refusal)),
                 Err(NotOpen::Replaced) => return Err(ClientError::Closed),

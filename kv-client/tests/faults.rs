@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use harness::{World, options, tell, told};
-use kv_client::{ClientOptions, ReadError};
+use kv_client::{ClientError, ClientOptions, ReadError};
 use kv_fabric::sim::{ReplayHint, Sim, SimFaults, SimOptions, seed_from_env};
 
 const ROUGH: SimFaults = SimFaults {
@@ -193,4 +193,29 @@ fn reads_that_outlive_the_lease_are_discarded() {
         assert_eq!(tell(&dataset.get(b"k").unwrap()), 1);
     });
     assert!(dataset.counters().sessions > 1, "{:?}", dataset.counters());
+}
+
+/// A DELETE that was sent and not answered may have been done; what only reads was not.
+#[test]
+fn a_delete_without_an_answer_is_unknown() {
+    let seed = seed_from_env(7).unwrap();
+    let _hint = ReplayHint(seed);
+    let world = world(seed);
+    world.dataset("d").put(b"k", b"v").unwrap();
+    let hasty = ClientOptions {
+        deadline: Duration::from_millis(200),
+        ..options("admin")
+    };
+    let dataset = world.session(hasty).open("d").unwrap();
+    world.fabric.set_faults(SimFaults {
+        frame_delay: 1.0,
+        frame_delay_max: Duration::from_secs(30),
+        ..SimFaults::default()
+    });
+    let error = dataset.delete(b"k").unwrap_err();
+    assert!(matches!(error, ClientError::Unknown { .. }), "{error}");
+    assert!(error.to_string().contains("delete `k`"), "{error}");
+    let error = dataset.stat().unwrap_err();
+    assert!(matches!(error, ClientError::Timeout { .. }), "{error}");
+    world.fabric.set_faults(SimFaults::default());
 }

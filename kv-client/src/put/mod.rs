@@ -17,7 +17,7 @@ use kv_proto::control::{Answer, Bytes, Refused, Request, Status};
 use crate::backoff::Backoff;
 use crate::clock::Deadline;
 use crate::control::{Command, Up, Write, refused};
-use crate::dataset::{DatasetOn, shown};
+use crate::dataset::DatasetOn;
 use crate::mailbox::{Mailbox, Reply};
 use crate::opening::Core;
 use crate::read::arrive::global;
