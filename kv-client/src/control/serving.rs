@@ -241,24 +241,32 @@ impl<'a, F: Fabric> Serving<'a, F> {
             return Ok(None);
         };
         let ticket = self.next_ticket;
-        if let Some(write) = &write {
-            let region = write.source.region();
-            let offset = write.source.start() + write.offset;
-            match self.connection.write(ticket, region, offset, write.len, write.to) {
-                Ok(()) => self.written_ahead += write.len,
+        if let Some(due) = &write {
+            let region = due.source.region();
+            let offset = due.source.start() + due.offset;
+            match self.connection.write(ticket, region, offset, due.len, due.to) {
+                Ok(()) => self.written_ahead += due.len,
                 Err(FabricError::Busy(_)) => {
                     return Ok(Some(Command::Request {
                         generation,
                         request,
                         reply,
-                        write: Some(Write {
-                            source: Arc::clone(&write.source),
-                            ..*write
-                        }),
+                        write,
                         dataset,
                     }));
                 }
-                Err(error) => return Err(error.to_string()),
+                Err(error) => {
+                    // Whoever asked is told when the session has ended.
+                    let owed = Owed {
+                        reply,
+                        dataset,
+                        closes: None,
+                        write,
+                        answered: None,
+                    };
+                    self.owed.insert(ticket, owed);
+                    return Err(error.to_string());
+                }
             }
         }
         self.next_ticket += 1;
