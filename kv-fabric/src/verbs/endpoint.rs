@@ -246,9 +246,8 @@ impl VerbsEndpoint {
     fn take_request(&mut self, request: RequestId) -> Result<rdma::cm::ConnectRequest, FabricError> {
         let gone = || FabricError::Closed("the connection request is no longer there".to_owned());
         let request = self.requests.remove(&request).ok_or_else(gone)?;
-        let device = request
-            .context()
-            .map_err(|error| call("find the device", error))?;
+        let device = request.context().map_err(|error| call("find the device", error));
+        let (request, device) = made_for(request, device)?;
         if device.is_same(&self.context) {
             return Ok(request);
         }
@@ -278,6 +277,27 @@ impl VerbsEndpoint {
             },
         );
         id
+    }
+}
+
+fn reject(request: rdma::cm::ConnectRequest, reason: &str) {
+    let reason = crate::check::cut(reason, rdma::cm::PRIVATE_DATA_REJECT_MAX);
+    if let Err(error) = request.reject(reason.as_bytes()) {
+        tracing::debug!(%error, "the peer of a rejected request is gone");
+    }
+}
+
+/// A request with what was made for it; where that failed, its peer is told why.
+fn made_for<T>(
+    request: rdma::cm::ConnectRequest,
+    made: Result<T, FabricError>,
+) -> Result<(rdma::cm::ConnectRequest, T), FabricError> {
+    match made {
+        Ok(made) => Ok((request, made)),
+        Err(error) => {
+            reject(request, &format!("the server cannot take a connection: {error}"));
+            Err(error)
+        }
     }
 }
 
@@ -348,12 +368,16 @@ impl Endpoint for VerbsEndpoint {
     ) -> Result<ConnectionId, FabricError> {
         let failed = |error| call("accept a control connection", error);
         let request = self.take_request(request)?;
-        // A domain of its own: nothing but this connection's staging memory will ever be in it.
-        let pd = rdma::ProtectionDomain::new(&self.context).map_err(failed)?;
-        let (parts, qp) = Parts::new(&pd, &self.completions, options, Sends::Quiet)?;
+        let made = self.param().and_then(|param| {
+            // A domain of its own: nothing but this connection's staging memory will ever be in it.
+            let pd = rdma::ProtectionDomain::new(&self.context).map_err(failed)?;
+            let (parts, qp) = Parts::new(&pd, &self.completions, options, Sends::Quiet)?;
+            Ok((param, pd, parts, qp))
+        });
+        let (request, (param, pd, parts, qp)) = made_for(request, made)?;
         let pending = request.attach(qp, rdma::Access::REMOTE_WRITE).map_err(failed)?;
         parts.post_receives(pending.qp())?;
-        let connection = pending.accept(&self.param()?).map_err(failed)?;
+        let connection = pending.accept(&param).map_err(failed)?;
         let (key, cq_key) = (connection.key(), parts.cq_key());
         let link = Box::new(parts.link(connection)?);
         Ok(self.insert(
@@ -370,13 +394,17 @@ impl Endpoint for VerbsEndpoint {
     fn accept_data(&mut self, request: RequestId, domain: &VerbsDomain) -> Result<ConnectionId, FabricError> {
         let failed = |error| call("accept a data connection", error);
         let request = self.take_request(request)?;
-        let qp = rdma::QueuePair::builder(&domain.0, &self.data_cq, &self.data_cq)
-            .max_send_wr(1)
-            .max_recv_wr(1)
-            .build()
-            .map_err(failed)?;
+        let made = self.param().and_then(|param| {
+            let qp = rdma::QueuePair::builder(&domain.0, &self.data_cq, &self.data_cq)
+                .max_send_wr(1)
+                .max_recv_wr(1)
+                .build()
+                .map_err(failed)?;
+            Ok((param, qp))
+        });
+        let (request, (param, qp)) = made_for(request, made)?;
         let pending = request.attach(qp, rdma::Access::REMOTE_READ).map_err(failed)?;
-        let connection = pending.accept(&self.param()?).map_err(failed)?;
+        let connection = pending.accept(&param).map_err(failed)?;
         let key = connection.key();
         Ok(self.insert(key, None, Purpose::Data(connection)))
     }
@@ -385,10 +413,7 @@ impl Endpoint for VerbsEndpoint {
         let Some(request) = self.requests.remove(&request) else {
             return;
         };
-        let reason = crate::check::cut(reason, rdma::cm::PRIVATE_DATA_REJECT_MAX);
-        if let Err(error) = request.reject(reason.as_bytes()) {
-            tracing::debug!(%error, "the peer of a rejected request is gone");
-        }
+        reject(request, reason);
     }
 
     fn grant_staging(

@@ -114,7 +114,11 @@ impl<F: Fabric> Control<F> {
                 };
                 self.peers.insert(id, peer);
             }
-            Err(error) => self.not_accepted(&name, &error),
+            Err(error) => {
+                // Where the request was still there to be refused, its peer was told why.
+                self.counters.connections_refused += 1;
+                self.not_accepted(&name, &error);
+            }
         }
         Ok(())
     }
@@ -138,6 +142,7 @@ impl<F: Fabric> Control<F> {
         let id = match self.endpoint.accept_data(request, dataset.domain()) {
             Ok(id) => id,
             Err(error) => {
+                self.counters.connections_refused += 1;
                 let name = self.peers.get(&control).map_or("", |peer| peer.name.as_str());
                 tracing::warn!(peer = name, %error, "cannot accept a data connection");
                 return Ok(());
