@@ -106,10 +106,11 @@ pub(crate) struct Index<D: Domain> {
 }
 
 impl<D: Domain> Index<D> {
-    /// An empty index with room for `keys`.
+    /// An empty index with room for about `keys`: never for more groups than splits would have made of them, so that
+    /// an index that fit a budget as it grew fits it again. [`Index::reserve`] splits the rest.
     pub(crate) fn new(scope: IndexScope, keys: u64, place: &Place<'_, D>) -> Result<Self, StorageError> {
-        let groups = keys.div_ceil(GROUP_KEYS_PLANNED).max(1).next_power_of_two();
-        let depth = (groups.trailing_zeros() as u8).min(DIRECTORY_DEPTH_MAX);
+        let groups = (keys / GROUP_KEYS_PLANNED).max(1);
+        let depth = (groups.ilog2() as u8).min(DIRECTORY_DEPTH_MAX);
         let directory = Directory::new(place, depth.max(DIRECTORY_DEPTH_MIN), 1)?;
         let mut index = Self {
             scope,

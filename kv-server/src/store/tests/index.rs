@@ -207,3 +207,29 @@ fn no_memory_for_the_index_refuses_before_anything_is_written() {
     // And one that was deleted gives its slot to another.
     assert_eq!(rig.figure("set", "keys_count"), stored);
 }
+
+/// An index that grew up to the budget fits it again after a restart, however many keys that is.
+#[test]
+fn an_index_takes_no_more_memory_after_a_restart() {
+    let directory = scratch();
+    let rig = roomy(directory.path());
+    rig.store.create("set").unwrap();
+    let mut keys = 0;
+    // Just past the numbers for which a plan of three in four slots doubles.
+    for next in [500, 1000, 2000, 4000, 7700, 15_400] {
+        fill(&rig, keys, next);
+        keys = next;
+        let id = rig.dataset("set").id();
+        rig.store.release(&id, rig.store.retired());
+        let grown = rig.figure("set", "index_bytes");
+        let copy = scratch();
+        super::support::copy_directory(directory.path(), copy.path());
+        let again = roomy(copy.path());
+        assert_eq!(again.figure("set", "keys_count"), keys);
+        let recovered = again.figure("set", "index_bytes");
+        assert!(
+            recovered <= grown,
+            "{keys} keys: {recovered} bytes, {grown} before"
+        );
+    }
+}
