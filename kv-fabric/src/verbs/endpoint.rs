@@ -30,7 +30,8 @@ const BACKLOG: u32 = 256;
 const REQUESTS_MAX: usize = 1024;
 /// Events of one kind taken in one call of `poll`.
 const EVENTS_PER_POLL: usize = 256;
-/// Longest that the last frames of a connection may take to leave before it is destroyed.
+/// Longest that the last frames of connections may take to leave before these are destroyed: of all of them together,
+/// from one call of `poll` to the next.
 const FAREWELL: Duration = Duration::from_millis(2);
 
 /// What [`epoll_of`] numbers the endpoint's descriptors.
@@ -70,6 +71,8 @@ pub struct VerbsEndpoint {
     by_cq: HashMap<u64, ConnectionId>,
     /// Connections that may have frames although no event announced them.
     fresh: VecDeque<ConnectionId>,
+    /// Until when last frames are waited for, once some were since `poll`.
+    farewell_ends: Option<Instant>,
     next: u64,
 }
 
@@ -99,6 +102,7 @@ impl VerbsEndpoint {
             by_key: HashMap::new(),
             by_cq: HashMap::new(),
             fresh: VecDeque::new(),
+            farewell_ends: None,
             next: 1,
         })
     }
@@ -340,6 +344,7 @@ impl Endpoint for VerbsEndpoint {
     }
 
     fn poll(&mut self, events: &mut Vec<EndpointEvent>) -> Result<(), FabricError> {
+        self.farewell_ends = None;
         // Asked first: looking at a source that has nothing costs a system call each.
         let mut ready = [epoll::Event {
             flags: epoll::EventFlags::empty(),
@@ -474,9 +479,15 @@ impl Endpoint for VerbsEndpoint {
         if let Purpose::Control { link, .. } = &mut conn.purpose
             && !conn.over
         {
-            let until = Instant::now() + FAREWELL;
+            link.take_sent();
             let mut ignored = Vec::new();
-            while link.sends_outstanding() > 0 && Instant::now() < until && link.poll(&mut ignored).is_ok() {
+            while link.sends_outstanding() > 0 {
+                let ends = self
+                    .farewell_ends
+                    .get_or_insert_with(|| Instant::now() + FAREWELL);
+                if Instant::now() >= *ends || link.poll(&mut ignored).is_err() {
+                    break;
+                }
                 std::thread::yield_now();
             }
         }
