@@ -63,7 +63,7 @@ pub struct VerbsControl {
 
 impl VerbsControl {
     pub(super) fn connect(
-        mut connector: rdma::cm::Connector,
+        connector: rdma::cm::Connector,
         pd: &Arc<rdma::ProtectionDomain>,
         param: &rdma::cm::ConnectParam,
         options: ControlOptions,
@@ -74,6 +74,8 @@ impl VerbsControl {
         let channel = rdma::CompletionChannel::new(pd.context())
             .map_err(|error| call("make a completion channel", error))?;
         let (parts, qp) = Parts::new(pd, &channel, options, Sends::Wake)?;
+        // Bound after the memory: dropped before it, and with it the queue pair that has receives posted there.
+        let mut connector = connector;
         parts.post_receives(connector.attach(qp, rdma::Access::NONE).map_err(failed)?)?;
         let (connection, _) = connector.connect_blocking(param, deadline).map_err(failed)?;
         let over = Bell::new()?;
