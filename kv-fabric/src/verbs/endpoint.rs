@@ -112,6 +112,13 @@ impl VerbsEndpoint {
         self.next - 1
     }
 
+    fn device_gone(&self, how: &str) -> FabricError {
+        FabricError::Unavailable {
+            what: format!("device {} {how}", self.context.name()),
+            remedy: "see the kernel's log; start again when the device is back".to_owned(),
+        }
+    }
+
     fn take_async_events(&self) -> Result<(), FabricError> {
         for _ in 0..EVENTS_PER_POLL {
             let Some(event) = self
@@ -122,10 +129,7 @@ impl VerbsEndpoint {
                 return Ok(());
             };
             if event.kind == rdma::AsyncEventKind::DEVICE_FATAL {
-                return Err(FabricError::Unavailable {
-                    what: format!("device {} failed", self.context.name()),
-                    remedy: "see the kernel's log; start again when the device is back".to_owned(),
-                });
+                return Err(self.device_gone("failed"));
             }
             tracing::debug!(event = ?event, "asynchronous event");
         }
@@ -146,6 +150,9 @@ impl VerbsEndpoint {
                     self.on_request(request, out);
                 }
                 continue;
+            }
+            if event.kind() == CmEventKind::DEVICE_REMOVAL && event.id() == self.listener.key() {
+                return Err(self.device_gone("was removed"));
             }
             let Some(&id) = self.by_key.get(&event.id()) else {
                 continue;
