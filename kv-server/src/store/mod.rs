@@ -167,7 +167,8 @@ impl<D: Domain> Store<D> {
             figures: Figures::default(),
         };
         let directory = self.make_directory(&description)?;
-        self.add(description, directory, domain, contents, 1)?;
+        self.add(description, directory.clone(), domain, contents, 1)
+            .inspect_err(|_| self.unmake_directory(&directory))?;
         Ok(id)
     }
 
@@ -185,11 +186,26 @@ impl<D: Domain> Store<D> {
         match made {
             Ok(()) => Ok(directory),
             Err(error) => {
-                // What stays is removed at the next start, or is an empty dataset that nobody was told of.
-                let _ = std::fs::remove_dir_all(&new);
-                let _ = std::fs::remove_dir_all(&directory);
+                for made in [&new, &directory] {
+                    self.unmake_directory(made);
+                }
                 Err(error)
             }
+        }
+    }
+
+    /// Removes a directory that [`Store::create`] made and nobody was told of, durably: back after a power cut it would
+    /// be the twin of the dataset that a retry makes. Where that fails too, the next start takes the one with segments.
+    fn unmake_directory(&self, made: &Path) {
+        if !made.try_exists().unwrap_or(true) {
+            return;
+        }
+        let files = &self.shared.files;
+        let removed = files
+            .remove_directory(made)
+            .and_then(|()| files.sync_directory(&self.shared.home.datasets()));
+        if let Err(error) = removed {
+            tracing::warn!(%error, "a dataset that could not be created left an empty directory");
         }
     }
 

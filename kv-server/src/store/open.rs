@@ -9,12 +9,15 @@ use kv_fabric::{Domain, FabricError};
 
 use super::budget::Budget;
 use super::dataset::Contents;
-use super::description::{Description, directory_name, parse_directory_name};
+use super::description::{Description, parse_directory_name};
 use super::files::Files;
 use super::home::Home;
 use super::recover::{Opened, recover, says_lost};
 use super::{Completions, Dataset, Datasets, Shared, Store, StoreOptions, lock, log};
 use crate::error::StorageError;
+
+/// A dataset's segments, description and directory.
+type FoundDataset = (Opened, Description, PathBuf);
 
 impl<D: Domain> Store<D> {
     /// Opens a data directory, or makes one: takes it for this process, raises the epoch, and brings every dataset
@@ -89,6 +92,7 @@ impl<D: Domain> Store<D> {
                 }
             }
         }
+        let found = self.without_twins(found)?;
         let needed_bytes = found.iter().map(|(opened, ..)| opened.image_bytes()).sum();
         if needed_bytes > shared.budget.allowed_bytes() {
             return Err(StorageError::Memory {
@@ -104,6 +108,34 @@ impl<D: Domain> Store<D> {
             self.add(description, path, domain, contents, sequence_next)?;
         }
         Ok(())
+    }
+
+    /// Of datasets that have one name, the one with segments: a CREATE that failed may have left another, which is
+    /// empty and goes.
+    fn without_twins(&self, found: Vec<FoundDataset>) -> Result<Vec<FoundDataset>, StorageError> {
+        let mut by_name: BTreeMap<String, FoundDataset> = BTreeMap::new();
+        for this in found {
+            let name = this.1.name.clone();
+            let Some(other) = by_name.remove(&name) else {
+                by_name.insert(name, this);
+                continue;
+            };
+            let (kept, empty) = if this.0.is_empty() {
+                (other, this)
+            } else if other.0.is_empty() {
+                (this, other)
+            } else {
+                let text = format!(
+                    "this and {} are both the dataset {name:?} and hold values: move one of them elsewhere",
+                    other.2.display()
+                );
+                return Err(StorageError::io("serve", &this.2, std::io::Error::other(text)));
+            };
+            tracing::warn!(%name, path = %empty.2.display(), "an empty dataset of the same name is removed");
+            self.shared.files.remove_directory(&empty.2)?;
+            by_name.insert(name, kept);
+        }
+        Ok(by_name.into_values().collect())
     }
 
     pub(super) fn add(
@@ -123,9 +155,8 @@ impl<D: Domain> Store<D> {
             contents,
         ));
         let mut datasets = lock(&self.datasets);
-        if let Some(other) = datasets.names.get(&name) {
-            tracing::error!(%name, this = directory_name(&id), other = directory_name(other), "two datasets have one name; this one is not served");
-            return Ok(());
+        if datasets.names.contains_key(&name) {
+            return Err(StorageError::Exists(name));
         }
         log::start(&dataset, sequence_next)?;
         datasets.names.insert(name, id);

@@ -68,6 +68,11 @@ impl Opened {
         Ok(Self { files })
     }
 
+    /// Whether the dataset has no segment, not even a lost one.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.files.is_empty()
+    }
+
     /// Memory that all its images take, bytes.
     pub(crate) fn image_bytes(&self) -> u64 {
         self.files.values().flatten().map(SegmentFile::image_bytes).sum()

@@ -1,8 +1,12 @@
 //! Datasets as a whole, the directory that they are in, and the memory that they take.
 
-use super::support::{MIB, Miss, Rig, bytes, options, scratch};
+use std::path::Path;
+use std::sync::{Arc, Mutex};
+
+use super::support::{MIB, Miss, Rig, bytes, faulty, options, scratch};
 use crate::error::StorageError;
-use crate::store::files::Files;
+use crate::store::description::{Description, directory_name};
+use crate::store::files::{Call, Files};
 use crate::store::{BeginPut, StoreOptions};
 
 #[test]
@@ -227,4 +231,84 @@ fn many_restarts_leak_nothing() {
     }
     used.dedup();
     assert_eq!(used.len(), 1, "{used:?}");
+}
+
+/// A directory of the same name, as a CREATE that failed may leave it.
+fn make_twin(rig: &Rig, name: &str, id: [u8; 16]) -> std::path::PathBuf {
+    let dataset = rig.dataset(name);
+    let description = Description {
+        id,
+        hash_key: dataset.hash_key(),
+        name: name.to_owned(),
+        segment_bytes: dataset.segment_bytes,
+        part_bytes: dataset.part_bytes(),
+    };
+    let path = dataset.directory.with_file_name(directory_name(&id));
+    std::fs::create_dir(&path).unwrap();
+    description.write(&Files::default(), &path).unwrap();
+    path
+}
+
+#[test]
+fn of_two_datasets_with_one_name_the_one_with_values_is_served() {
+    for twin in [[0; 16], [0xff; 16]] {
+        let directory = scratch();
+        let rig = Rig::open(directory.path());
+        rig.store.create("set").unwrap();
+        rig.put("set", b"key", b"value").unwrap();
+        let path = make_twin(&rig, "set", twin);
+        let file = super::support::segment_files(&rig.dataset("set"))[0].clone();
+        drop(rig);
+        let rig = Rig::open(directory.path());
+        assert_eq!(rig.get("set", b"key"), Some(b"value".to_vec()));
+        assert!(
+            !path.exists(),
+            "the empty one would come up when the name is free"
+        );
+        // Both hold values: neither is served in place of the other.
+        let path = make_twin(&rig, "set", twin);
+        std::fs::copy(&file, path.join(file.file_name().unwrap())).unwrap();
+        let names = [rig.dataset("set").directory.clone(), path];
+        drop(rig);
+        let error = Rig::with(options(directory.path()), Files::default())
+            .map(|_| ())
+            .unwrap_err();
+        for name in names {
+            let name = name.file_name().unwrap().to_str().unwrap();
+            assert!(error.to_string().contains(name), "{error}");
+        }
+    }
+}
+
+/// The directory's sync fails after the rename: the removal is synced too, or a power cut brings it back.
+#[test]
+fn a_create_that_fails_late_is_undone_durably() {
+    let calls = Arc::new(Mutex::new(None::<Vec<Call>>));
+    let directory = scratch();
+    let faults = {
+        let calls = Arc::clone(&calls);
+        move |call: Call, path: &Path| {
+            let mut calls = calls.lock().unwrap();
+            let calls = calls.as_mut().filter(|_| call != Call::Write)?;
+            calls.push(call);
+            let fails =
+                call == Call::SyncDirectory && path.ends_with("datasets") && !calls.contains(&Call::Remove);
+            fails.then(|| (0, std::io::Error::from_raw_os_error(5)))
+        }
+    };
+    let rig = Rig::with(options(directory.path()), faulty(Box::new(faults))).unwrap();
+    *calls.lock().unwrap() = Some(Vec::new());
+    rig.store.create("set").unwrap_err();
+    let done = calls.lock().unwrap().take().unwrap();
+    assert_eq!(
+        done[done.len() - 3..],
+        [Call::SyncDirectory, Call::Remove, Call::SyncDirectory]
+    );
+    assert_eq!(
+        std::fs::read_dir(directory.path().join("datasets"))
+            .unwrap()
+            .count(),
+        0
+    );
+    rig.store.create("set").unwrap();
 }
