@@ -246,8 +246,8 @@ impl DatasetState {
         });
     }
 
-    /// Takes an answer that says something of the dataset.
-    pub(crate) fn answered(&self, generation: u64, epoch: u64, answer: &Answer) {
+    /// Takes an answer that says something of the dataset; `first` is what a TABLE asked for.
+    pub(crate) fn answered(&self, generation: u64, epoch: u64, first: Option<u32>, answer: &Answer) {
         match answer {
             Answer::Open {
                 dataset,
@@ -271,6 +271,10 @@ impl DatasetState {
                 };
             }),
             Answer::Table { rows, next } => self.change(|view| {
+                // The table was begun again meanwhile: what lies before this page is not there.
+                if view.table_next.is_none() || view.table_next != first {
+                    return;
+                }
                 let known = Arc::make_mut(&mut view.rows);
                 rows.iter().for_each(|row| View::put_row(known, row));
                 // Pages that do not go forward would be asked for without end.

@@ -37,7 +37,7 @@ fn opened(depth: u8) -> DatasetState {
         directory: directory(1, depth),
         part_bytes: 1 << 20,
     };
-    state.answered(3, 9, &answer);
+    state.answered(3, 9, None, &answer);
     state
 }
 
@@ -71,13 +71,13 @@ fn rows_come_page_by_page_and_change_one_by_one() {
         rows: vec![row(2, segment_state::SEALED, 1), row(5, segment_state::ACTIVE, 1)],
         next: 6,
     };
-    state.answered(3, 9, &first);
+    state.answered(3, 9, Some(0), &first);
     assert_eq!(state.view().1.table_next, Some(6));
     let last = Answer::Table {
         rows: vec![row(9, segment_state::LOADING, 0)],
         next: 0,
     };
-    state.answered(3, 9, &last);
+    state.answered(3, 9, Some(6), &last);
     let (_, before) = state.view();
     assert_eq!(before.table_next, None);
     assert_eq!(before.row(5).unwrap().identity, 50);
@@ -110,8 +110,8 @@ fn a_table_that_does_not_go_forward_ends() {
         rows: Vec::new(),
         next,
     };
-    state.answered(3, 9, &page(5));
-    state.answered(3, 9, &page(5));
+    state.answered(3, 9, Some(0), &page(5));
+    state.answered(3, 9, Some(5), &page(5));
     assert_eq!(state.view().1.table_next, None);
 }
 
@@ -127,7 +127,7 @@ fn places_are_only_where_the_row_says() {
     let place = |state, extents, at: Locator| {
         let dataset = opened(0);
         let rows = vec![row(2, state, extents)];
-        dataset.answered(3, 9, &Answer::Table { rows, next: 0 });
+        dataset.answered(3, 9, Some(0), &Answer::Table { rows, next: 0 });
         dataset.view().1.row_for(&at).map(|row| row.segment)
     };
     // A sealed one ends at 6400 bytes: 65 bytes of prefix, so 6335 of value.
@@ -170,7 +170,7 @@ fn an_extent_is_left_at_its_end() {
     let mut long = row(2, segment_state::ACTIVE, 0);
     long.extents = vec![address(1000), address(5000)];
     let rows = vec![long];
-    dataset.answered(3, 9, &Answer::Table { rows, next: 0 });
+    dataset.answered(3, 9, Some(0), &Answer::Table { rows, next: 0 });
     let (_, view) = dataset.view();
     let row = view.row(2).unwrap();
     let at = |address| RemoteRef { address, rkey: 1 };
@@ -245,4 +245,25 @@ fn a_closed_dataset_is_of_no_session() {
     assert!(state.view().1.dropped);
     state.close();
     assert_eq!(state.view().1.generation, 0);
+}
+
+#[test]
+fn a_page_of_a_table_that_was_begun_again_is_not_taken() {
+    let state = opened(0);
+    let page = |segment, next| Answer::Table {
+        rows: vec![row(segment, segment_state::SEALED, 1)],
+        next,
+    };
+    state.answered(3, 9, Some(0), &page(2, 6));
+    // Between the request for the second page and its answer.
+    state.refresh();
+    state.answered(3, 9, Some(6), &page(9, 0));
+    let (_, view) = state.view();
+    assert_eq!(view.table_next, Some(0));
+    assert!(view.row(9).is_none());
+    state.answered(3, 9, Some(0), &page(2, 6));
+    state.answered(3, 9, Some(6), &page(9, 0));
+    let (_, view) = state.view();
+    assert_eq!(view.table_next, None);
+    assert!(view.row(2).is_some() && view.row(9).is_some());
 }

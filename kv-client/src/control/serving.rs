@@ -27,6 +27,8 @@ struct Owed<F: Fabric> {
     reply: Option<(Arc<Mailbox>, u64)>,
     dataset: Option<Arc<DatasetState>>,
     closes: Option<[u8; 16]>,
+    /// Where the page begins that a TABLE asks for.
+    first: Option<u32>,
     /// Held until the WRITE is done with it.
     write: Option<Write<F>>,
     answered: Option<Reply>,
@@ -261,6 +263,7 @@ impl<'a, F: Fabric> Serving<'a, F> {
                         reply,
                         dataset,
                         closes: None,
+                        first: None,
                         write,
                         answered: None,
                     };
@@ -270,14 +273,16 @@ impl<'a, F: Fabric> Serving<'a, F> {
             }
         }
         self.next_ticket += 1;
-        let closes = match &request {
-            Request::Close { dataset } => Some(*dataset),
-            _ => None,
+        let (closes, first) = match &request {
+            Request::Close { dataset } => (Some(*dataset), None),
+            Request::Table { first, .. } => (None, Some(*first)),
+            _ => (None, None),
         };
         let owed = Owed {
             reply,
             dataset,
             closes,
+            first,
             write,
             answered: None,
         };
@@ -330,7 +335,7 @@ impl<'a, F: Fabric> Serving<'a, F> {
     fn noted(&mut self, ticket: u64, answer: Answer) -> Reply {
         if let Some(owed) = self.owed.get(&ticket) {
             if let Some(dataset) = &owed.dataset {
-                dataset.answered(self.up.generation, self.up.info.epoch, &answer);
+                dataset.answered(self.up.generation, self.up.info.epoch, owed.first, &answer);
                 if let Answer::Open { dataset: id, .. } = &answer {
                     self.datasets.insert(*id, Arc::downgrade(dataset));
                 }
