@@ -15,7 +15,7 @@ use super::run::{Control, Outcome};
 use super::session::Refusal;
 use super::tokens::TOKENS_PER_ANSWER_MAX;
 use crate::error::StorageError;
-use crate::store::Dataset;
+use crate::store::{Dataset, Dropped};
 
 /// Payload of one frame, bytes.
 const PAYLOAD_BYTES: usize = FRAME_MAX_BYTES - FRAME_HEADER_BYTES;
@@ -238,7 +238,7 @@ impl<F: Fabric> Control<F> {
     }
 
     fn drop_dataset(&mut self, name: &str) -> Result<Answer, Refusal> {
-        let dataset = self.store.drop_dataset(name)?;
+        let Dropped { dataset, synced } = self.store.drop_dataset(name)?;
         self.dropped.insert(dataset, self.store.retired());
         self.released_stale = true;
         // Values that were arriving for it are given up; what was queued is answered by the store.
@@ -247,6 +247,8 @@ impl<F: Fabric> Control<F> {
                 peer.puts.remove(&operation);
             }
         }
+        // Gone all the same: what it held is released first.
+        synced?;
         Ok(Answer::Drop {})
     }
 

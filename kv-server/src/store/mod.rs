@@ -101,6 +101,16 @@ struct Datasets<D: Domain> {
     names: BTreeMap<String, [u8; 16]>,
 }
 
+/// A dataset that is gone.
+#[derive(Debug)]
+#[must_use = "its memory is to be released, whatever came of the sync"]
+pub struct Dropped {
+    /// Its id.
+    pub dataset: [u8; 16],
+    /// Whether it stays gone: where the directory's sync failed it may be back after a power cut.
+    pub synced: Result<(), StorageError>,
+}
+
 type MakeDomain<D> = Box<dyn Fn() -> Result<D, FabricError> + Send + Sync>;
 
 /// Everything that a server stores.
@@ -213,9 +223,8 @@ impl<D: Domain> Store<D> {
     /// [`Store::release`] of the number that [`Store::retired`] gives after this.
     ///
     /// # Errors
-    /// [`StorageError::NoDataset`], or why it could not be dropped: it is there as before then. Where the directory's
-    /// sync failed it is gone, but may be back after a power cut.
-    pub fn drop_dataset(&self, name: &str) -> Result<[u8; 16], StorageError> {
+    /// [`StorageError::NoDataset`], or why it could not be dropped: it is there as before then.
+    pub fn drop_dataset(&self, name: &str) -> Result<Dropped, StorageError> {
         let _changing = lock(&self.changing);
         let dataset = self
             .by_name(name)
@@ -235,8 +244,10 @@ impl<D: Domain> Store<D> {
         let number = dataset.note(Change::Dropped);
         dataset.dropped_at.store(number, Ordering::Release);
         self.remove(gone);
-        synced?;
-        Ok(dataset.id)
+        Ok(Dropped {
+            dataset: dataset.id,
+            synced,
+        })
     }
 
     /// Removes the files of a dropped dataset. It may take long, and who drops has sessions to serve.

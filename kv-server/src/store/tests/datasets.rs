@@ -1,6 +1,7 @@
 //! Datasets as a whole, the directory that they are in, and the memory that they take.
 
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
 use super::support::{MIB, Miss, Rig, bytes, faulty, options, scratch};
@@ -31,7 +32,7 @@ fn datasets_are_created_renamed_and_dropped_durably() {
         panic!("begun before");
     };
     let before = rig.store.retired();
-    assert_eq!(rig.store.drop_dataset("two").unwrap(), id);
+    assert_eq!(rig.store.drop_dataset("two").unwrap().dataset, id);
     assert!(rig.store.by_name("two").is_none());
     let token = rig.token();
     two.commit(put, 0, token);
@@ -74,7 +75,7 @@ fn memory_of_a_dropped_dataset_stays_until_it_is_released() {
     rig.put("set", b"key", b"value").unwrap();
     let reader = rig.reader("set");
     let dataset = rig.dataset("set");
-    rig.store.drop_dataset("set").unwrap();
+    rig.store.drop_dataset("set").unwrap().synced.unwrap();
     rig.store.release(&id, rig.store.retired() - 1);
     // Not acknowledged yet: a client reads on.
     assert_eq!(reader.lookup(b"key").unwrap().1, b"value");
@@ -311,4 +312,31 @@ fn a_create_that_fails_late_is_undone_durably() {
         0
     );
     rig.store.create("set").unwrap();
+}
+
+/// Its rename is done and the directory's sync fails: it is gone, its memory is released, and the error is told.
+#[test]
+fn a_drop_whose_sync_fails_leaks_nothing() {
+    let failing = Arc::new(AtomicBool::new(false));
+    let directory = scratch();
+    let faults = {
+        let failing = Arc::clone(&failing);
+        move |call: Call, _: &Path| {
+            let fails = call == Call::SyncDirectory && failing.load(Ordering::Relaxed);
+            fails.then(|| (0, std::io::Error::from_raw_os_error(5)))
+        }
+    };
+    let rig = Rig::with(options(directory.path()), faulty(Box::new(faults))).unwrap();
+    let used = || super::support::figure_in(&rig.store.stat(), "memory_used_bytes");
+    let (before, registered) = (used(), rig.network.registrations());
+    let id = rig.store.create("set").unwrap();
+    rig.put("set", b"key", b"value").unwrap();
+    failing.store(true, Ordering::Relaxed);
+    let dropped = rig.store.drop_dataset("set").unwrap();
+    assert_eq!(dropped.dataset, id);
+    assert!(matches!(dropped.synced, Err(StorageError::Io { .. })));
+    assert!(rig.store.by_name("set").is_none());
+    rig.store.release(&id, rig.store.retired());
+    assert!(rig.store.by_id(&id).is_none());
+    assert_eq!((used(), rig.network.registrations()), (before, registered));
 }

@@ -125,7 +125,7 @@ fn dropping_fails_what_waits_and_answers_all() {
     let (rig, hold, waiting) = holding(directory.path());
     let tokens = queue_behind_a_sync(&rig, &hold, &waiting, 200);
     std::thread::scope(|scope| {
-        let dropping = scope.spawn(|| rig.store.drop_dataset("set").unwrap());
+        let dropping = scope.spawn(|| rig.store.drop_dataset("set").unwrap().synced.unwrap());
         while rig.store.by_name("set").is_some() {
             std::thread::yield_now();
         }
