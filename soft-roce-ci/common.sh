@@ -48,6 +48,22 @@ need_toolchain() {
     need_packages "${build_packages[@]}"
 }
 
+# guarded CMD...: runs it in a process group of its own, which ends with this script, however that ends
+guarded() {
+    set -m
+    "$@" </dev/null &
+    local group=$! code=0
+    set +m
+    # shellcheck disable=SC2064 # the group of now
+    trap "kill -TERM -- -$group 2>/dev/null || true; wait $group || true; exit 130" INT
+    # shellcheck disable=SC2064
+    trap "kill -TERM -- -$group 2>/dev/null || true; wait $group || true; exit 143" TERM
+    wait "$group" || code=$?
+    trap 'exit 130' INT
+    trap 'exit 143' TERM
+    return "$code"
+}
+
 # build_programs: kv-server, kv and bench, for release; sets $programs
 build_programs() {
     need_toolchain
