@@ -18,7 +18,8 @@ use crate::{ClientError, DatasetId, ReadError};
 /// What the clients of one dataset share.
 pub(crate) struct Core<F: Fabric> {
     session: SessionOn<F>,
-    name: String,
+    /// Its name now, as far as this session changed it.
+    name: Mutex<String>,
     state: Arc<DatasetState>,
     tally: Arc<Tally>,
     /// Held by the one that opens.
@@ -39,7 +40,7 @@ impl<F: Fabric> Core<F> {
     pub(crate) fn new(session: SessionOn<F>, name: &str) -> Self {
         Self {
             session,
-            name: name.to_owned(),
+            name: Mutex::new(name.to_owned()),
             state: Arc::new(DatasetState::new()),
             tally: Arc::default(),
             opening: Mutex::new(()),
@@ -47,8 +48,13 @@ impl<F: Fabric> Core<F> {
         }
     }
 
-    pub(crate) fn name(&self) -> &str {
-        &self.name
+    pub(crate) fn name(&self) -> String {
+        self.name.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// The dataset has another name now.
+    pub(crate) fn rename(&self, name: &str) {
+        name.clone_into(&mut self.name.lock().unwrap_or_else(PoisonError::into_inner));
     }
 
     pub(crate) fn tally(&self) -> &Arc<Tally> {
@@ -90,7 +96,7 @@ impl<F: Fabric> Core<F> {
     pub(crate) fn open_first(&self) -> Result<(), ClientError> {
         let shared = self.shared();
         let deadline = Deadline::after(shared.options.deadline);
-        let what = || format!("open dataset `{}`", self.name);
+        let what = || format!("open dataset `{}`", self.name());
         let mut backoff = Backoff::new(ASK_WAITS.0, ASK_WAITS.1);
         loop {
             let up = shared.ensure(deadline, false)?;
@@ -135,7 +141,7 @@ impl<F: Fabric> Core<F> {
             }
         };
         if self.state.view().1.generation != up.generation {
-            let name = Bytes::from(self.name.as_bytes());
+            let name = Bytes::from(self.name().as_bytes());
             if let Answer::Open { dataset, .. } = ask(Request::Open { name })? {
                 self.id.get_or_init(|| dataset);
             }
@@ -221,13 +227,7 @@ impl<F: Fabric> Core<F> {
 impl<F: Fabric> Drop for Core<F> {
     fn drop(&mut self) {
         let (_, view) = self.state.view();
-        let registry = &self.session.inner.datasets;
-        let datasets = registry.lock().unwrap_or_else(PoisonError::into_inner);
-        // While the lock is held nobody can open the name anew; one who did already needs it open.
-        let replaced = datasets
-            .get(&self.name)
-            .is_some_and(|core| core.strong_count() > 0);
-        if view.generation != 0 && !replaced {
+        if view.generation != 0 {
             self.shared().submit(Command::Request {
                 generation: view.generation,
                 request: Request::Close {
@@ -235,7 +235,8 @@ impl<F: Fabric> Drop for Core<F> {
                 },
                 reply: None,
                 write: None,
-                dataset: None,
+                // Others may have it open under another name: the control thread knows.
+                dataset: Some(Arc::clone(&self.state)),
             });
         }
     }

@@ -160,7 +160,17 @@ impl<F: Fabric> SessionOn<F> {
             to: Bytes::from(to.as_bytes()),
         };
         self.ask(&format!("rename dataset `{from}` to `{to}`"), &request, false)?;
-        self.forget(from);
+        // Upgraded inside the lock and dropped outside.
+        let renamed = {
+            let mut datasets = self.inner.datasets.lock().unwrap_or_else(PoisonError::into_inner);
+            let renamed = datasets.remove(from).and_then(|core| core.upgrade());
+            if let Some(core) = &renamed {
+                core.rename(to);
+                datasets.insert(to.to_owned(), Arc::downgrade(core));
+            }
+            renamed
+        };
+        drop(renamed);
         Ok(())
     }
 

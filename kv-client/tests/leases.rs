@@ -7,6 +7,7 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use harness::{TestFabric, World, options, tell, told};
+use kv_client::ReadError;
 use kv_client::on::SessionOn;
 use kv_fabric::local::Local;
 use kv_fabric::verbs::Verbs;
@@ -122,4 +123,55 @@ fn an_idle_session_keeps_its_lease() {
     );
     dataset.get(b"k").unwrap();
     assert_eq!(dataset.counters().retries, before.retries);
+}
+
+/// Handles of one dataset in one session that were opened under different names all learn what changes.
+#[test]
+fn a_dataset_that_was_renamed_tells_all_its_handles_what_changes() {
+    let world = World::<Local>::with(|_, options| {
+        options.lease_ms = LEASE.as_millis() as u32;
+    });
+    let admin = world.session(options("admin"));
+    let session = world.session(options("writer"));
+    admin.create("first").unwrap();
+    let first = session.open("first").unwrap();
+    first.put(b"k", b"v").unwrap();
+    admin.rename("first", "second").unwrap();
+    let second = session.open("second").unwrap();
+    assert_eq!(first.id(), second.id());
+    // The end of one handle does not close the dataset for the other.
+    drop(session.open("second").unwrap());
+    drop(second.clone());
+    drop(second);
+    std::thread::sleep(LEASE);
+    assert_eq!(first.get(b"k").unwrap(), b"v");
+    let second = session.open("second").unwrap();
+    admin.drop_dataset("second").unwrap();
+    let until = Instant::now() + PATIENCE;
+    for dataset in [&first, &second] {
+        while dataset.get(b"k").is_ok() {
+            assert!(
+                Instant::now() < until,
+                "it was never told that the dataset is gone"
+            );
+        }
+        assert_eq!(dataset.get(b"k"), Err(ReadError::Closed));
+    }
+    assert_eq!(first.counters().sessions, 1);
+}
+
+/// Who renames goes on under the new name, in later sessions too.
+#[test]
+fn a_dataset_that_this_session_renamed_is_opened_again_by_its_new_name() {
+    let mut world = World::<Local>::new();
+    let first = world.dataset("first");
+    first.put(b"k", b"v").unwrap();
+    first.session().rename("first", "second").unwrap();
+    let second = first.session().open("second").unwrap();
+    world.stop();
+    world.start();
+    for dataset in [&first, &second] {
+        assert_eq!(dataset.get(b"k").unwrap(), b"v");
+        dataset.put(b"k", b"v").unwrap();
+    }
 }

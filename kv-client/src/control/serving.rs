@@ -26,7 +26,7 @@ const BYE_WAIT: Duration = Duration::from_millis(200);
 struct Owed<F: Fabric> {
     reply: Option<(Arc<Mailbox>, u64)>,
     dataset: Option<Arc<DatasetState>>,
-    closes: Option<[u8; 16]>,
+    opens: bool,
     /// Where the page begins that a TABLE asks for.
     first: Option<u32>,
     /// Held until the WRITE is done with it.
@@ -49,7 +49,8 @@ pub(super) struct Serving<'a, F: Fabric> {
     owed: HashMap<u64, Owed<F>>,
     next_ticket: u64,
     written_ahead: usize,
-    datasets: HashMap<[u8; 16], Weak<DatasetState>>,
+    /// Open ones. One dataset may have several states, opened under the names that it had.
+    datasets: HashMap<[u8; 16], Vec<Weak<DatasetState>>>,
     /// Waiters for a RENEW that is not sent yet, and for the one outstanding.
     renew_queued: Vec<(Arc<Mailbox>, u64)>,
     renew_sent: Vec<(Arc<Mailbox>, u64)>,
@@ -94,7 +95,7 @@ impl<'a, F: Fabric> Serving<'a, F> {
         }
         self.shared.lease_end_ns.store(0, Ordering::SeqCst);
         lock(&self.shared.state).up = None;
-        for dataset in self.datasets.values().filter_map(Weak::upgrade) {
+        for dataset in self.datasets.values().flatten().filter_map(Weak::upgrade) {
             dataset.close();
         }
         // The connection goes first: after that nothing reads the sources of WRITEs any more.
@@ -242,6 +243,11 @@ impl<'a, F: Fabric> Serving<'a, F> {
         else {
             return Ok(None);
         };
+        if let (Request::Close { dataset: id }, Some(state)) = (&request, &dataset)
+            && self.needs_open(id, state)
+        {
+            return Ok(None);
+        }
         let ticket = self.next_ticket;
         if let Some(due) = &write {
             let region = due.source.region();
@@ -262,7 +268,7 @@ impl<'a, F: Fabric> Serving<'a, F> {
                     let owed = Owed {
                         reply,
                         dataset,
-                        closes: None,
+                        opens: false,
                         first: None,
                         write,
                         answered: None,
@@ -273,15 +279,14 @@ impl<'a, F: Fabric> Serving<'a, F> {
             }
         }
         self.next_ticket += 1;
-        let (closes, first) = match &request {
-            Request::Close { dataset } => (Some(*dataset), None),
-            Request::Table { first, .. } => (None, Some(*first)),
-            _ => (None, None),
+        let first = match &request {
+            Request::Table { first, .. } => Some(*first),
+            _ => None,
         };
         let owed = Owed {
             reply,
             dataset,
-            closes,
+            opens: matches!(request, Request::Open { .. }),
             first,
             write,
             answered: None,
@@ -333,18 +338,36 @@ impl<'a, F: Fabric> Serving<'a, F> {
 
     /// Lets the dataset know before the caller does, so that it sees answers in their order.
     fn noted(&mut self, ticket: u64, answer: Answer) -> Reply {
-        if let Some(owed) = self.owed.get(&ticket) {
-            if let Some(dataset) = &owed.dataset {
-                dataset.answered(self.up.generation, self.up.info.epoch, owed.first, &answer);
-                if let Answer::Open { dataset: id, .. } = &answer {
-                    self.datasets.insert(*id, Arc::downgrade(dataset));
+        if let Some(owed) = self.owed.get(&ticket)
+            && let Some(dataset) = &owed.dataset
+        {
+            let (generation, epoch, first) = (self.up.generation, self.up.info.epoch, owed.first);
+            dataset.answered(generation, epoch, first, &answer);
+            if let Answer::Open { dataset: id, .. } = &answer {
+                let states = self.datasets.entry(*id).or_default();
+                let opened = Arc::downgrade(dataset);
+                states.retain(|state| state.strong_count() > 0 && !state.ptr_eq(&opened));
+                // To the server it is one, and what it tells from now on follows on this.
+                for state in states.iter().filter_map(Weak::upgrade) {
+                    state.answered(generation, epoch, None, &answer);
                 }
-            }
-            if let Some(id) = &owed.closes {
-                self.datasets.remove(id);
+                states.push(opened);
             }
         }
         Reply::Answer(answer)
+    }
+
+    /// Whether the dataset must stay open though `state` is done with it.
+    fn needs_open(&mut self, id: &[u8; 16], state: &Arc<DatasetState>) -> bool {
+        let own = Arc::downgrade(state);
+        let states = self.datasets.entry(*id).or_default();
+        states.retain(|state| state.strong_count() > 0 && !state.ptr_eq(&own));
+        if states.is_empty() {
+            self.datasets.remove(id);
+            // One that is being opened may be this one.
+            return self.owed.values().any(|owed| owed.opens);
+        }
+        true
     }
 
     fn answered(&mut self, ticket: u64, reply: Reply) {
@@ -373,11 +396,14 @@ impl<'a, F: Fabric> Serving<'a, F> {
     fn renewed(&mut self, retired: u64, changes: &[DatasetChange]) {
         self.shared.renewals.fetch_add(1, Ordering::Relaxed);
         for change in changes {
-            if let Some(dataset) = self.datasets.get(&change.dataset).and_then(Weak::upgrade) {
-                dataset.renewed(change);
+            let states = self.datasets.get(&change.dataset);
+            for state in states.into_iter().flatten().filter_map(Weak::upgrade) {
+                state.renewed(change);
             }
         }
-        if self.session.lags() {
+        // The same number again: the epoch that began when it was first told is the one to wait for.
+        let known = self.pending.is_some_and(|(number, _)| number == retired);
+        if self.session.lags() && !known {
             self.pending = Some((retired, self.shared.next_epoch()));
         }
         self.shared
