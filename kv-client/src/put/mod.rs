@@ -127,17 +127,24 @@ impl<'c, 'v, F: Fabric> Putting<'c, 'v, F> {
                     return;
                 }
                 Reply::Answer(answer) => {
-                    self.deadline = Deadline::after(self.core.shared().options.deadline);
                     self.busy = false;
                     self.answered(index, answer, up, view);
                 }
                 Reply::Refused(refusal) => self.refused(index, refusal),
                 Reply::Renewed => {}
             }
-            if self.ops[index].stage == Stage::Waiting {
-                waiting.push_back(index);
+            match self.ops[index].stage {
+                // Before the others: by the time that they are done its number could be forgotten.
+                Stage::Waiting => waiting.push_front(index),
+                Stage::Done => self.got_on(),
+                _ => {}
             }
         }
+    }
+
+    /// Something was achieved that was not before: the deadline counts from now on.
+    fn got_on(&mut self) {
+        self.deadline = Deadline::after(self.core.shared().options.deadline);
     }
 
     fn submit(&mut self, index: usize, up: &Up, request: Request, write: Option<Write<F>>) {
@@ -154,9 +161,11 @@ impl<'c, 'v, F: Fabric> Putting<'c, 'v, F> {
     fn allocate(&mut self, index: usize, up: &Up, view: &View) {
         let op = &mut self.ops[index];
         op.stage = Stage::Allocating;
+        let shared = self.core.shared();
+        let operation = *op.operation.get_or_insert_with(|| shared.next_operation());
         let request = Request::Alloc {
             dataset: view.dataset,
-            operation: op.operation,
+            operation,
             value_len_bytes: op.source.len(),
             key: Bytes::from(op.key),
         };
@@ -258,13 +267,13 @@ impl<'c, 'v, F: Fabric> Putting<'c, 'v, F> {
                 }
             }
         };
-        op.sent += len as u64;
+        let farther = op.advance(len as u64);
         let last = op.sent == op.source.len();
         if last && let Err(error) = op.source.check_end() {
             op.finish(Err(error));
             return self.abort(index, up);
         }
-        let (operation, len_bytes) = (op.operation, len as u32);
+        let (operation, len_bytes) = (op.operation.unwrap_or_default(), len as u32);
         let request = if last {
             op.stage = Stage::Committing;
             op.committed = true;
@@ -278,11 +287,16 @@ impl<'c, 'v, F: Fabric> Putting<'c, 'v, F> {
             op.stage = Stage::Appending;
             Request::Append { operation, len_bytes }
         };
+        if farther {
+            self.got_on();
+        }
         self.submit(index, up, request, write);
     }
 
     fn abort(&mut self, index: usize, up: &Up) {
-        let operation = self.ops[index].operation;
+        let Some(operation) = self.ops[index].operation else {
+            return;
+        };
         self.core.shared().submit(Command::Request {
             generation: up.generation,
             request: Request::Abort { operation },
@@ -293,6 +307,7 @@ impl<'c, 'v, F: Fabric> Putting<'c, 'v, F> {
     }
 
     fn refused(&mut self, index: usize, refusal: Refused) {
+        let after = self.core.shared().options.deadline;
         let op = &mut self.ops[index];
         let what = op.what();
         if op.stage == Stage::Committing && refusal.status != Status::Io {
@@ -305,11 +320,11 @@ impl<'c, 'v, F: Fabric> Putting<'c, 'v, F> {
                 op.begin_again(refusal.text);
             }
             // Dropped meanwhile, or another session's.
-            Status::Stale => op.begin_again(refusal.text),
+            Status::Stale => op.restart(refusal.text, after),
             Status::Unknown => op.finish(Err(ClientError::Unknown { what })),
             Status::Io | Status::Crc if op.failures + 1 < FAILURES_MAX => {
                 op.failures += 1;
-                op.begin_again(refusal.text);
+                op.restart(refusal.text, after);
             }
             _ => op.fail(refused(what, refusal)),
         }
@@ -317,9 +332,10 @@ impl<'c, 'v, F: Fabric> Putting<'c, 'v, F> {
 
     /// The session is over: everything under way begins again.
     fn lose(&mut self) {
+        let after = self.core.shared().options.deadline;
         let begun = |op: &&mut Op<'_>| !matches!(op.stage, Stage::Done | Stage::Waiting);
         for op in self.ops.iter_mut().filter(begun) {
-            op.begin_again("the session ended before the answer".to_owned());
+            op.restart("the session ended before the answer".to_owned(), after);
         }
     }
 
@@ -372,8 +388,7 @@ impl<F: Fabric> DatasetOn<F> {
     }
 
     fn put_one<'v>(&self, key: &'v [u8], source: Source<'v>) -> Result<PutOutcome, ClientError> {
-        let operation = self.core.shared().next_operation();
-        let mut results = self.put_ops(vec![Op::new(key, source, operation)]);
+        let mut results = self.put_ops(vec![Op::new(key, source)]);
         results.pop().unwrap_or(Err(ClientError::Closed))
     }
 
@@ -392,8 +407,7 @@ impl<F: Fabric> DatasetOn<F> {
     ) -> Vec<Result<PutOutcome, ClientError>> {
         let mut ops = Vec::with_capacity(items.len());
         for (key, value) in items {
-            let operation = self.core.shared().next_operation();
-            ops.push(Op::new(key.as_ref(), Source::bytes(value.as_ref()), operation));
+            ops.push(Op::new(key.as_ref(), Source::bytes(value.as_ref())));
         }
         self.put_ops(ops)
     }

@@ -1,9 +1,14 @@
 //! One value on its way.
 
+use std::time::Duration;
+
 use super::source::Source;
 use crate::dataset::shown;
 use crate::read::check_key;
 use crate::{ClientError, PutOutcome};
+
+/// How often one value may be begun again, waits for a busy server not counted.
+const RESTARTS_MAX: u32 = 256;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Stage {
@@ -19,30 +24,36 @@ pub(super) enum Stage {
 pub(super) struct Op<'v> {
     pub(super) key: &'v [u8],
     pub(super) source: Source<'v>,
-    pub(super) operation: u64,
+    /// Its number, taken at the first ALLOC: the server remembers only so many of the highest.
+    pub(super) operation: Option<u64>,
     pub(super) stage: Stage,
     pub(super) window: (u64, usize),
     /// Bytes taken from the source, the window under way included.
     pub(super) sent: u64,
+    /// The most that `sent` ever was.
+    sent_most: u64,
     /// COMMIT was sent, and nothing said since that it was not done.
     pub(super) committed: bool,
     pub(super) failures: u32,
+    restarts: u32,
     pub(super) last: String,
     pub(super) result: Option<Result<PutOutcome, ClientError>>,
 }
 
 impl<'v> Op<'v> {
-    pub(super) fn new(key: &'v [u8], source: Source<'v>, operation: u64) -> Self {
+    pub(super) fn new(key: &'v [u8], source: Source<'v>) -> Self {
         let bad_key = check_key(key).is_err();
         Self {
             key,
             source,
-            operation,
+            operation: None,
             stage: if bad_key { Stage::Done } else { Stage::Waiting },
             window: (0, 0),
             sent: 0,
+            sent_most: 0,
             committed: false,
             failures: 0,
+            restarts: 0,
             last: "no answer".to_owned(),
             result: bad_key.then_some(Err(ClientError::BadKey { len_bytes: key.len() })),
         }
@@ -67,6 +78,27 @@ impl<'v> Op<'v> {
         self.finish(Err(error));
     }
 
+    /// Notes that `len` more bytes were taken; whether it got farther than ever.
+    pub(super) fn advance(&mut self, len: u64) -> bool {
+        self.sent += len;
+        let farther = self.sent > self.sent_most;
+        self.sent_most = self.sent_most.max(self.sent);
+        farther
+    }
+
+    /// Begins again after trouble, so often and no oftener.
+    pub(super) fn restart(&mut self, why: String, after: Duration) {
+        self.restarts += 1;
+        if self.restarts > RESTARTS_MAX {
+            return self.fail(ClientError::Timeout {
+                what: self.what(),
+                after,
+                last: format!("begun {RESTARTS_MAX} times, and then {why}"),
+            });
+        }
+        self.begin_again(why);
+    }
+
     /// Begins again from ALLOC, if the bytes can be had again, or if the server may have them: its memory of the
     /// operation tells.
     pub(super) fn begin_again(&mut self, why: String) {
@@ -85,7 +117,7 @@ mod tests {
     use super::*;
 
     fn sent<'v>(source: Source<'v>, stage: Stage, committed: bool) -> Op<'v> {
-        let mut op = Op::new(b"k", source, 1);
+        let mut op = Op::new(b"k", source);
         (op.stage, op.sent, op.committed) = (stage, 5, committed);
         op
     }
@@ -122,5 +154,22 @@ mod tests {
             let unknown = matches!(op.result, Some(Err(ClientError::Unknown { .. })));
             assert_eq!(unknown, committed);
         }
+    }
+
+    #[test]
+    fn only_what_gets_farther_than_before_counts_and_restarts_have_an_end() {
+        let mut op = Op::new(b"k", Source::bytes(b"value"));
+        assert!(op.advance(2) && op.advance(2));
+        for restart in 0..RESTARTS_MAX {
+            op.restart("the session ended".to_owned(), Duration::ZERO);
+            assert_eq!(op.stage, Stage::Waiting, "restart {restart}");
+            assert!(!op.advance(2) && !op.advance(2));
+        }
+        assert!(op.advance(1));
+        op.restart("the session ended".to_owned(), Duration::ZERO);
+        let Some(Err(error @ ClientError::Timeout { .. })) = op.result else {
+            panic!("begun for ever");
+        };
+        assert!(error.to_string().contains("the session ended"), "{error}");
     }
 }
