@@ -6,9 +6,10 @@ use std::str::FromStr;
 
 use clap::{Args, Parser, Subcommand};
 use kv_proto::auth::Role;
-use kv_proto::layout::{PART_MAX_BYTES, SEGMENT_DEFAULT_BYTES};
+use kv_proto::layout::{PART_MAX_BYTES, SEGMENT_DEFAULT_BYTES, SEGMENT_MAX_BYTES, SEGMENT_MIN_BYTES};
 
 use crate::control::{Options, keys};
+use crate::error::StorageError;
 use crate::store::StoreOptions;
 
 /// Port that is listened on unless told otherwise.
@@ -239,14 +240,29 @@ impl Serve {
     /// # Errors
     /// A text that names the option that cannot be.
     pub fn options(&self) -> Result<Options, String> {
-        let Size(staging_bytes) = self.staging_bytes;
-        if !(STAGING_MIN_BYTES..=STAGING_MAX_BYTES).contains(&staging_bytes) {
-            return Err(format!(
-                "--staging-bytes {}: give {} to {}",
+        let bounds = [
+            (
+                "--staging-bytes",
                 self.staging_bytes,
-                Size(STAGING_MIN_BYTES),
-                Size(STAGING_MAX_BYTES)
-            ));
+                STAGING_MIN_BYTES,
+                STAGING_MAX_BYTES,
+            ),
+            (
+                "--segment-bytes",
+                self.segment_bytes,
+                SEGMENT_MIN_BYTES,
+                SEGMENT_MAX_BYTES,
+            ),
+            ("--part-bytes", self.part_bytes, 1, PART_MAX_BYTES),
+        ];
+        for (flag, size, least, most) in bounds {
+            if !(least..=most).contains(&size.0) {
+                return Err(format!("{flag} {size}: give {} to {}", Size(least), Size(most)));
+            }
+        }
+        let part_bytes = self.part_bytes.0.min(self.segment_bytes.0 / 4);
+        if let Err(StorageError::Option { remedy, .. }) = self.store().check_gather(part_bytes) {
+            return Err(format!("--gather-budget {}: {remedy}", self.gather_budget));
         }
         if self.max_lag_ms < self.lease_ms {
             return Err(format!(
@@ -259,7 +275,7 @@ impl Serve {
             max_lag_ms: self.max_lag_ms,
             sessions_max: self.sessions as usize,
             data_connections_per_session_max: self.data_connections,
-            staging_bytes: staging_bytes as u32,
+            staging_bytes: self.staging_bytes.0 as u32,
             ..Options::default()
         })
     }
@@ -351,6 +367,17 @@ mod tests {
         assert_eq!(staging("64K").unwrap().staging_bytes, 65_536);
         assert!(staging("63K").unwrap_err().contains("--staging-bytes 63K"));
         assert!(staging("2G").is_err());
+        for [flag, size] in [
+            ["--segment-bytes", "1000"],
+            ["--segment-bytes", "1T"],
+            ["--part-bytes", "0"],
+            ["--part-bytes", "33M"],
+            ["--gather-budget", "63M"],
+        ] {
+            let text = options([flag, size]).unwrap_err();
+            assert!(text.starts_with(&format!("{flag} {size}: give ")), "{text}");
+        }
+        options(["--gather-budget", "64M"]).unwrap();
         assert_eq!(options(["--max-lag-ms", "10000"]).unwrap().max_lag_ms, 10_000);
         assert!(
             options(["--max-lag-ms", "9999"])

@@ -247,7 +247,11 @@ fn parse(address: &str, stage: Stage) -> Result<SocketAddr, FabricError> {
         address: address.to_owned(),
         source,
     };
-    let mut found = address.to_socket_addrs().map_err(failed)?;
+    let unknown = |error: std::io::Error| {
+        let text = format!("{error}: give HOST:PORT, HOST a name that this machine knows or an address");
+        failed(std::io::Error::new(error.kind(), text))
+    };
+    let mut found = address.to_socket_addrs().map_err(unknown)?;
     found
         .next()
         .ok_or_else(|| failed(std::io::Error::other("the name has no address")))
@@ -311,11 +315,35 @@ fn connect_error(error: rdma::Error, stage: Stage, address: &str) -> FabricError
                 "nothing listens on that port",
             ),
         },
-        other => FabricError::Connect {
-            stage,
-            address,
-            source: io_error(other),
-        },
+        other => {
+            let remedy = remedy(other.errno(), stage);
+            let source = io_error(other);
+            let source = match remedy {
+                Some(remedy) => std::io::Error::new(source.kind(), format!("{source}: {remedy}")),
+                None => source,
+            };
+            FabricError::Connect {
+                stage,
+                address,
+                source,
+            }
+        }
+    }
+}
+
+/// What to do about an address that cannot be had.
+fn remedy(errno: Option<i32>, stage: Stage) -> Option<&'static str> {
+    match (errno?, stage) {
+        (libc::EADDRINUSE, Stage::Listen) => {
+            Some("the port is taken: stop the other server, or listen on another port")
+        }
+        (libc::EADDRNOTAVAIL | libc::ENODEV, Stage::Listen) => {
+            Some("no RDMA device of this machine has the address: see kv doctor")
+        }
+        (libc::EADDRNOTAVAIL | libc::ENODEV, _) => {
+            Some("no RDMA device of this machine leads there: see kv doctor")
+        }
+        _ => None,
     }
 }
 
@@ -330,5 +358,39 @@ fn memory_error(action: &'static str, len_bytes: usize, error: rdma::Error) -> F
         len_bytes,
         source: io_error(error),
         remedy: remedy.to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn text(errno: i32, stage: Stage) -> String {
+        let error = rdma::Error::Verb {
+            call: "rdma_bind_addr",
+            what: "id 1".to_owned(),
+            source: std::io::Error::from_raw_os_error(errno),
+        };
+        connect_error(error, stage, "10.0.0.1:7471").to_string()
+    }
+
+    #[test]
+    fn an_address_that_cannot_be_had_comes_with_a_remedy() {
+        for (errno, stage, remedy) in [
+            (libc::EADDRINUSE, Stage::Listen, "another port"),
+            (
+                libc::EADDRNOTAVAIL,
+                Stage::Listen,
+                "has the address: see kv doctor",
+            ),
+            (libc::ENODEV, Stage::Listen, "has the address: see kv doctor"),
+            (libc::ENODEV, Stage::Resolve, "leads there: see kv doctor"),
+        ] {
+            let text = text(errno, stage);
+            assert!(text.contains("10.0.0.1:7471") && text.contains(remedy), "{text}");
+        }
+        assert!(!text(libc::EIO, Stage::Listen).contains("doctor"));
+        let unknown = parse("no-port", Stage::Resolve).unwrap_err().to_string();
+        assert!(unknown.contains("HOST:PORT"), "{unknown}");
     }
 }

@@ -111,8 +111,11 @@ impl Keys {
             path: path.display().to_string(),
             what,
         };
-        let text =
-            std::fs::read_to_string(path).map_err(|source| error(format!("cannot read it: {source}")))?;
+        let text = std::fs::read_to_string(path).map_err(|source| {
+            error(format!(
+                "cannot read it: {source} (`kv-server keygen --out FILE` makes one, for the user who runs it)"
+            ))
+        })?;
         warn_if_readable(path);
         Self::parse(&text).map_err(error)
     }
