@@ -6,13 +6,14 @@
 //! - Image bytes past the published length are named by nothing, so a failed group is written over.
 
 use std::collections::HashMap;
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, Weak};
 
 use kv_fabric::Domain;
 use kv_proto::crc::block_crcs;
 use kv_proto::layout::{Locator, units, wire_len};
 
+use super::put::PutState;
 use super::{Committed, Completion, Dataset, lock};
 use crate::error::StorageError;
 
@@ -64,12 +65,17 @@ pub(crate) fn start<D: Domain>(dataset: &Arc<Dataset<D>>, sequence_next: u64) ->
 
 impl<D: Domain> Log<D> {
     fn run(mut self) {
-        let _closes = CloseOnPanic(Arc::clone(&self.dataset.queue));
+        let mut owed = Owed {
+            dataset: Arc::clone(&self.dataset),
+            taken: Vec::new(),
+        };
         loop {
             match self.dataset.queue.take() {
                 Taken::Ops(ops) => {
+                    owed.taken.extend(ops.iter().map(Owing::of));
                     ops.into_iter().for_each(|op| self.place(op));
                     self.flush();
+                    owed.taken.clear();
                     self.answer();
                     self.prepare_spare();
                 }
@@ -77,7 +83,7 @@ impl<D: Domain> Log<D> {
                     self.seal();
                     return;
                 }
-                Taken::Closed(Close::Dropped, ops) => {
+                Taken::Closed(Close::Broken | Close::Dropped, ops) => {
                     let error = StorageError::NoDataset(self.dataset.name());
                     ops.into_iter().for_each(|op| self.refuse(op, &error));
                     self.answer();
@@ -284,14 +290,72 @@ impl<D: Domain> Log<D> {
     }
 }
 
-/// Has a queue take nothing more where its log thread is lost to a bug: refused is better than never answered.
-struct CloseOnPanic(Arc<Queue>);
+/// Who waits for what became of an operation that the log took.
+enum Owing {
+    Part(Weak<PutState>),
+    Write { client: u64, operation: u64, token: u64 },
+}
 
-impl Drop for CloseOnPanic {
-    fn drop(&mut self) {
-        if std::thread::panicking() {
-            self.0.close(Close::Finish);
+impl Owing {
+    fn of(op: &Op) -> Self {
+        match op {
+            Op::Part { put, .. } => Self::Part(Arc::downgrade(put)),
+            Op::Value { put, token, .. } | Op::Head { put, token, .. } => Self::Write {
+                client: put.client,
+                operation: put.operation,
+                token: *token,
+            },
+            Op::Delete {
+                client,
+                operation,
+                token,
+                ..
+            } => Self::Write {
+                client: *client,
+                operation: *operation,
+                token: *token,
+            },
         }
+    }
+}
+
+/// What is answered where the log thread is lost to a bug: refused is better than never answered.
+struct Owed<D: Domain> {
+    dataset: Arc<Dataset<D>>,
+    taken: Vec<Owing>,
+}
+
+impl<D: Domain> Drop for Owed<D> {
+    fn drop(&mut self) {
+        if !std::thread::panicking() {
+            return;
+        }
+        let dataset = &self.dataset;
+        let queued = dataset.queue.break_off();
+        self.taken.extend(queued.iter().map(Owing::of));
+        let error = queue::broken();
+        let mut done = Vec::new();
+        for owing in self.taken.drain(..) {
+            match owing {
+                Owing::Part(put) => {
+                    if let Some(put) = put.upgrade() {
+                        put.fail(&error);
+                    }
+                }
+                Owing::Write {
+                    client,
+                    operation,
+                    token,
+                } => {
+                    dataset.operations.finish(client, operation, None);
+                    dataset.figures.failed.fetch_add(1, Ordering::Relaxed);
+                    let result = Err(error.clone());
+                    done.push(Completion { token, result });
+                }
+            }
+        }
+        // Also where nothing is answered: somebody may wait for the memory of parts.
+        dataset.shared.completions.push(&mut done);
     }
 }
 

@@ -1,6 +1,8 @@
 //! What waits for the log of one dataset.
 
 use std::collections::VecDeque;
+use std::io;
+use std::path::Path;
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 
 use super::super::limits::{GROUP_BYTES_MAX, GROUP_OPS_MAX, LOG_QUEUE_OPS_MAX};
@@ -43,11 +45,13 @@ impl Op {
     }
 }
 
-/// Why a queue takes nothing more.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// Why a queue takes nothing more; the later of two counts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Close {
     /// The server shuts down: what is queued is finished.
     Finish,
+    /// The log thread is lost to a bug: nobody does what is queued.
+    Broken,
     /// The dataset was dropped: what is queued fails.
     Dropped,
 }
@@ -124,11 +128,15 @@ impl Queue {
 
     pub(crate) fn close(&self, close: Close) {
         let mut state = lock(&self.state);
-        if state.closed != Some(Close::Dropped) {
-            state.closed = Some(close);
-        }
+        state.closed = state.closed.max(Some(close));
         drop(state);
         self.ready.notify_all();
+    }
+
+    /// Closes it for want of a log thread; what was queued.
+    pub(crate) fn break_off(&self) -> Vec<Op> {
+        self.close(Close::Broken);
+        lock(&self.state).ops.drain(..).collect()
     }
 
     pub(crate) fn len(&self) -> usize {
@@ -139,8 +147,15 @@ impl Queue {
 fn refusal(state: &State, limit: usize) -> Result<(), StorageError> {
     match state.closed {
         Some(Close::Finish) => Err(StorageError::ShuttingDown),
+        Some(Close::Broken) => Err(broken()),
         Some(Close::Dropped) => Err(StorageError::NoDataset("dropped".to_owned())),
         None if state.ops.len() >= limit => Err(StorageError::Busy("the log's queue is full")),
         None => Ok(()),
     }
+}
+
+/// What is said where the log thread is lost to a bug.
+pub(crate) fn broken() -> StorageError {
+    let source = io::Error::other("its thread ended by a bug (restart the server)");
+    StorageError::io("write to", Path::new("the log of this dataset"), source)
 }

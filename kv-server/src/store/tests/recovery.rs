@@ -2,10 +2,14 @@
 
 use std::io;
 use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use super::support::{Rig, copy_directory, faulty, options, scratch, segment_files};
 use crate::error::StorageError;
+use crate::store::BeginPut;
 use crate::store::files::{Call, Files};
+use kv_proto::control::Status;
 use kv_proto::layout::segment_state;
 
 const EACCES: i32 = 13;
@@ -36,11 +40,10 @@ fn a_file_that_cannot_be_opened_now_ends_the_start() {
         for errno in [EMFILE, ENFILE, EACCES, ENOMEM] {
             // At the first call on it, and at a later one.
             for nth in 0..3 {
-                let (victim, met) = (victim.clone(), std::sync::atomic::AtomicUsize::new(0));
+                let (victim, met) = (victim.clone(), AtomicUsize::new(0));
                 let faults = move |call: Call, path: &Path| {
-                    let hit = call == Call::Read
-                        && path == victim
-                        && met.fetch_add(1, std::sync::atomic::Ordering::Relaxed) == nth;
+                    let hit =
+                        call == Call::Read && path == victim && met.fetch_add(1, Ordering::Relaxed) == nth;
                     hit.then(|| (0, io::Error::from_raw_os_error(errno)))
                 };
                 let opened = Rig::with(options(directory.path()), faulty(Box::new(faults)));
@@ -72,16 +75,16 @@ fn segment_files_are_open_one_at_a_time() {
             })
             .count()
     };
-    let most = std::sync::Arc::new(std::sync::atomic::AtomicUsize::new(0));
+    let most = Arc::new(AtomicUsize::new(0));
     let faults = {
-        let most = std::sync::Arc::clone(&most);
+        let most = Arc::clone(&most);
         move |_: Call, _: &Path| {
-            most.fetch_max(open_now(), std::sync::atomic::Ordering::Relaxed);
+            most.fetch_max(open_now(), Ordering::Relaxed);
             None
         }
     };
     drop(Rig::with(options(directory.path()), faulty(Box::new(faults))).unwrap());
-    assert_eq!(most.load(std::sync::atomic::Ordering::Relaxed), 1);
+    assert_eq!(most.load(Ordering::Relaxed), 1);
 }
 
 /// What a lost segment gave is not given again: back at a later start, its records are older than all that came after.
@@ -112,4 +115,49 @@ fn sequences_of_a_lost_segment_are_not_given_again() {
     assert_eq!(rig.get("set", b"key"), Some(b"newer".to_vec()));
     let row = rig.dataset("set").row(1).unwrap();
     assert_eq!(row.state, segment_state::SEALED);
+}
+
+/// A bug ends a log thread: whoever waited for it is answered, and so is whoever comes later.
+#[test]
+fn a_lost_log_thread_leaves_nobody_waiting() {
+    let directory = scratch();
+    let armed = Arc::new(AtomicBool::new(false));
+    let faults = {
+        let armed = Arc::clone(&armed);
+        move |call: Call, path: &Path| {
+            let segment = path.extension().is_some_and(|extension| extension == "segment");
+            assert!(
+                !(armed.load(Ordering::Relaxed) && call == Call::Write && segment),
+                "as a bug in the log would do (this message is part of the test)"
+            );
+            None
+        }
+    };
+    let rig = Rig::with(options(directory.path()), faulty(Box::new(faults))).unwrap();
+    rig.store.create("set").unwrap();
+    rig.put("set", b"key", b"value").unwrap();
+    let dataset = rig.dataset("set");
+    let BeginPut::New(mut large) = dataset.begin_put(3, 1, b"large", 200_000).unwrap() else {
+        panic!("begun before");
+    };
+    armed.store(true, Ordering::Relaxed);
+    let tokens: Vec<_> = (1..20)
+        .filter_map(|operation| rig.start_put(&dataset, (2, operation), b"key", b"newer").ok())
+        .collect();
+    assert!(!tokens.is_empty());
+    for token in tokens {
+        assert_eq!(rig.answer(token).unwrap_err().status(), Status::Io);
+    }
+    for operation in [1, 50] {
+        let error = dataset.begin_put(2, operation, b"key", 5).unwrap_err();
+        assert_eq!(error.status(), Status::Io, "{error}");
+    }
+    let error = large.append(100_000, |out| out.fill(1)).unwrap_err();
+    assert_eq!(error.status(), Status::Io, "{error}");
+    // What was durable is served on, and all is well after a restart.
+    assert_eq!(rig.get("set", b"key"), Some(b"value".to_vec()));
+    drop(rig);
+    let rig = Rig::open(directory.path());
+    assert_eq!(rig.get("set", b"key"), Some(b"value".to_vec()));
+    rig.put("set", b"key", b"newest").unwrap();
 }
