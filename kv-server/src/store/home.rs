@@ -3,7 +3,7 @@
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Seek, Write};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex};
+use std::sync::Mutex;
 
 use kv_proto::DecodeError;
 use kv_proto::crc::crc32c;
@@ -37,11 +37,11 @@ struct Numbers {
 impl Home {
     /// Takes the directory, checks or makes its superblock, and raises the epoch durably.
     pub(crate) fn open(files: &Files, root: &Path) -> Result<Self, StorageError> {
-        let unwritable = |source: io::Error| StorageError::Unwritable {
-            path: root.to_owned(),
-            source: Arc::new(source),
+        let unwritable = |source: io::Error| match StorageError::io("write to", root, source) {
+            StorageError::Io { path, source, .. } => StorageError::Unwritable { path, source },
+            full => full,
         };
-        std::fs::create_dir_all(root).map_err(unwritable)?;
+        make_root(files, root, unwritable)?;
         let foreign = foreign_name(files, root)?;
         if let Some(found) = foreign {
             return Err(StorageError::NotADataDirectory {
@@ -51,7 +51,7 @@ impl Home {
         }
         let held = take_lock(root, unwritable)?;
         let path = root.join("superblock");
-        let mut superblock = if path.exists() {
+        let mut superblock = if exists(&path)? {
             read_superblock(files, &path)?
         } else {
             fresh_superblock()?
@@ -61,16 +61,21 @@ impl Home {
         files
             .replace(&path, superblock.as_bytes())
             .map_err(|error| match error {
-                StorageError::Io { source, .. } if source.kind() == io::ErrorKind::PermissionDenied => {
-                    StorageError::Unwritable {
+                StorageError::Io { call, path, source } => match source.kind() {
+                    io::ErrorKind::PermissionDenied => StorageError::Unwritable {
                         path: root.to_owned(),
                         source,
+                    },
+                    // Nothing was answered yet: that a sync failed leaves nothing in doubt.
+                    io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
+                        StorageError::NoSpace { call, path, source }
                     }
-                }
+                    _ => StorageError::Io { call, path, source },
+                },
                 error => error,
             })?;
         let datasets = root.join("datasets");
-        if !datasets.exists() {
+        if !exists(&datasets)? {
             files.create_directory(&datasets)?;
             files.sync_directory(root)?;
         }
@@ -131,14 +136,38 @@ impl Home {
     }
 }
 
+/// Whether there is a file: one that cannot be asked for is not taken for missing, and made anew.
+fn exists(path: &Path) -> Result<bool, StorageError> {
+    path.try_exists()
+        .map_err(|error| StorageError::io("look for", path, error))
+}
+
+/// Makes the data directory, and those above it that are missing, durably.
+fn make_root(
+    files: &Files,
+    root: &Path,
+    unwritable: impl Fn(io::Error) -> StorageError,
+) -> Result<(), StorageError> {
+    let missing: Vec<&Path> = root
+        .ancestors()
+        .take_while(|path| !path.as_os_str().is_empty() && path.try_exists().is_ok_and(|there| !there))
+        .collect();
+    std::fs::create_dir_all(root).map_err(unwritable)?;
+    for made in missing {
+        let above = made.parent().filter(|above| !above.as_os_str().is_empty());
+        files.sync_directory(above.unwrap_or(Path::new(".")))?;
+    }
+    Ok(())
+}
+
 /// A name that has no place in a directory without superblock.
 fn foreign_name(files: &Files, root: &Path) -> Result<Option<String>, StorageError> {
     let names = files.names(root)?;
     if names.iter().any(|name| name == "superblock") {
         return Ok(None);
     }
-    let datasets_used = names.iter().any(|name| name == "datasets")
-        && !files.names(&root.join("datasets")).unwrap_or_default().is_empty();
+    let datasets_used =
+        names.iter().any(|name| name == "datasets") && !files.names(&root.join("datasets"))?.is_empty();
     Ok(names
         .into_iter()
         .find(|name| !IGNORED_NAMES.contains(&name.as_str()) || (name == "datasets" && datasets_used)))

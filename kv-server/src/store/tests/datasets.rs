@@ -340,3 +340,55 @@ fn a_drop_whose_sync_fails_leaks_nothing() {
     assert!(rig.store.by_id(&id).is_none());
     assert_eq!((used(), rig.network.registrations()), (before, registered));
 }
+
+#[test]
+fn a_new_data_directory_is_durable_under_its_name() {
+    let directory = scratch();
+    let root = directory.path().join("not/there/yet");
+    let synced = Arc::new(Mutex::new(Vec::new()));
+    let faults = {
+        let synced = Arc::clone(&synced);
+        move |call: Call, path: &Path| {
+            if call == Call::SyncDirectory {
+                synced.lock().unwrap().push(path.to_owned());
+            }
+            None
+        }
+    };
+    drop(Rig::with(options(&root), faulty(Box::new(faults))).unwrap());
+    let synced = synced.lock().unwrap();
+    for made in root.ancestors().take(3) {
+        assert!(synced.contains(&made.parent().unwrap().to_owned()), "{synced:?}");
+    }
+}
+
+#[test]
+fn a_superblock_that_cannot_be_looked_at_is_not_made_anew() {
+    let directory = scratch();
+    drop(Rig::open(directory.path()));
+    let superblock = directory.path().join("superblock");
+    std::fs::remove_file(&superblock).unwrap();
+    std::os::unix::fs::symlink("superblock", &superblock).unwrap();
+    let error = Rig::with(options(directory.path()), Files::default())
+        .map(|_| ())
+        .unwrap_err();
+    assert!(matches!(error, StorageError::Io { .. }), "{error}");
+    assert!(superblock.is_symlink());
+}
+
+#[test]
+fn a_full_disk_at_start_is_called_that() {
+    const ENOSPC: i32 = 28;
+    for call in [Call::Create, Call::Write, Call::Sync] {
+        let directory = scratch();
+        let faults = move |at: Call, path: &Path| {
+            let fails = at == call && path.ends_with("superblock.new");
+            fails.then(|| (0, std::io::Error::from_raw_os_error(ENOSPC)))
+        };
+        let error = Rig::with(options(directory.path()), faulty(Box::new(faults)))
+            .map(|_| ())
+            .unwrap_err();
+        assert!(matches!(error, StorageError::NoSpace { .. }), "{call:?}: {error}");
+        assert!(error.to_string().contains("free space"), "{error}");
+    }
+}
