@@ -57,9 +57,12 @@ impl<D: Domain> Scan<'_, D> {
         let prefix_len = header_prefix_len(&header);
         let end = offset + units(prefix_len + u64::from(header.value_len_bytes)) * 64;
         let crosses = offset % EXTENT_BYTES + (end - offset) > EXTENT_BYTES;
+        // A gap that ends anywhere else would hide what lies in it.
+        let ends_short = header.kind == record_kind::FILLER && !end.is_multiple_of(EXTENT_BYTES);
         if header.segment_identity != self.segment.identity
             || u64::from(header.durable_units) * 64 > offset
             || crosses
+            || ends_short
         {
             return None;
         }
