@@ -27,3 +27,7 @@ pub(crate) const APPEND_ROOM_MIN_BYTES: u64 = 1 << 20;
 pub(crate) const READ_PIECE_BYTES: usize = 4 << 20;
 /// Pages of images and index memory are charged whole.
 pub(crate) const PAGE_BYTES: u64 = 4096;
+/// Most datasets, those that were dropped and are not released yet included: each has a thread and an index.
+pub(crate) const DATASETS_MAX: usize = if cfg!(test) { 24 } else { 1024 };
+/// Most groups of an index that one page of a listing looks at: the control thread has others to serve.
+pub(crate) const LIST_GROUPS_MAX: usize = 64;

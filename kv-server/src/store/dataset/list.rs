@@ -4,18 +4,20 @@ use kv_fabric::Domain;
 use kv_proto::control::{Bytes, ListEntry};
 use kv_proto::layout::Locator;
 
+use super::super::limits::LIST_GROUPS_MAX;
 use super::Dataset;
 
 impl<D: Domain> Dataset<D> {
     /// Keys from slot hash `cursor` on, in the order of their slot hashes: at most `limit`, within `room_bytes` of a
-    /// frame; the cursor of the next page, and whether this was the last.
+    /// frame; the cursor of the next page, and whether this was the last. A page may be empty with more to come.
     ///
-    /// All keys of one slot hash come in one page. Where those of the first do not fit: nothing, and not the last.
+    /// All keys of one slot hash come in one page. Where those of the first do not fit: nothing, the
+    /// same cursor, and not the last.
     pub fn list(&self, cursor: u64, limit: usize, room_bytes: usize) -> (Vec<ListEntry>, u64, bool) {
         let mut entries: Vec<(u64, ListEntry)> = Vec::new();
         let mut room = room_bytes;
         let mut from = cursor;
-        loop {
+        for _ in 0..LIST_GROUPS_MAX {
             let (slots, next) = self.read_index().slots_from(from);
             for slot in slots {
                 let Some(segment) = self.segment(slot.locator.segment) else {
@@ -41,6 +43,7 @@ impl<D: Domain> Dataset<D> {
                 None => return (entries.into_iter().map(|(_, entry)| entry).collect(), 0, true),
             }
         }
+        (entries.into_iter().map(|(_, entry)| entry).collect(), from, false)
     }
 }
 

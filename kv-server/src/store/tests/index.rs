@@ -5,6 +5,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use super::support::{Miss, Rig, bytes, options, scratch};
 use crate::store::StoreOptions;
 use crate::store::files::Files;
+use crate::store::limits::LIST_GROUPS_MAX;
+use kv_proto::layout::{BUCKET_SLOTS, GROUP_BUCKETS};
 
 const MIB: u64 = super::support::MIB;
 
@@ -62,6 +64,7 @@ fn a_hundred_thousand_keys_are_found_before_and_after_a_restart() {
             assert_eq!(reader.lookup(&key.to_le_bytes()), Err(Miss::NotFound));
         }
         assert_eq!(rig.figure("set", "keys_count"), KEYS);
+        pages_are_bounded(&rig, KEYS);
         if start == 0 {
             assert!(
                 rig.dataset("set").directory().depth > 7,
@@ -72,6 +75,26 @@ fn a_hundred_thousand_keys_are_found_before_and_after_a_restart() {
             assert!(per_key < 80.0, "{per_key} bytes of index a key");
         }
     }
+}
+
+/// However much a page may hold, it comes of so many groups at most, and the cursor goes on.
+fn pages_are_bounded(rig: &Rig, keys: u64) {
+    const GROUP_SLOTS: u64 = GROUP_BUCKETS as u64 * BUCKET_SLOTS as u64;
+    let dataset = rig.dataset("set");
+    let (mut listed, mut cursor, mut pages) = (0, 0, 0);
+    loop {
+        let (entries, next, done) = dataset.list(cursor, usize::MAX, usize::MAX);
+        assert!(entries.len() as u64 <= LIST_GROUPS_MAX as u64 * GROUP_SLOTS);
+        listed += entries.len() as u64;
+        pages += 1;
+        if done {
+            break;
+        }
+        assert!(next > cursor, "{next} after {cursor}");
+        cursor = next;
+    }
+    assert_eq!(listed, keys);
+    assert!(pages > 1);
 }
 
 /// Readers that never ask the server see, at every moment, a value that was current, or that they must ask.
