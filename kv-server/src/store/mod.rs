@@ -47,6 +47,7 @@ use files::Files;
 use home::Home;
 use index::{Index, Place};
 use journal::Change;
+use limits::DATASETS_MAX;
 use log::Close;
 use operations::Operations;
 pub use options::StoreOptions;
@@ -145,12 +146,22 @@ impl<D: Domain> Store<D> {
     /// Creates a dataset; it is durable when this returns.
     ///
     /// # Errors
-    /// [`StorageError::BadName`], [`StorageError::Exists`], or why it could not be made.
+    /// [`StorageError::BadName`], [`StorageError::Exists`], [`StorageError::Limit`] at the most datasets, or why it
+    /// could not be made.
     pub fn create(&self, name: &str) -> Result<[u8; 16], StorageError> {
         check_name(name)?;
         let _changing = lock(&self.changing);
-        if lock(&self.datasets).names.contains_key(name) {
-            return Err(StorageError::Exists(name.to_owned()));
+        {
+            let datasets = lock(&self.datasets);
+            if datasets.names.contains_key(name) {
+                return Err(StorageError::Exists(name.to_owned()));
+            }
+            if datasets.by_id.len() >= DATASETS_MAX {
+                return Err(StorageError::Limit {
+                    what: "datasets, and dropped ones that a session still has open",
+                    limit: DATASETS_MAX as u64,
+                });
+            }
         }
         let segment_bytes = self.options.segment_bytes / 64 * 64;
         let description = Description {
@@ -261,7 +272,11 @@ impl<D: Domain> Store<D> {
                 }
             });
         match thread {
-            Ok(thread) => lock(&self.removing).push(thread),
+            Ok(thread) => {
+                let mut removing = lock(&self.removing);
+                removing.retain(|thread| !thread.is_finished());
+                removing.push(thread);
+            }
             Err(error) => tracing::warn!(%error, "files of a dropped dataset stay until the next start"),
         }
     }

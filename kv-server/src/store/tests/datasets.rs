@@ -8,6 +8,7 @@ use super::support::{MIB, Miss, Rig, bytes, faulty, options, scratch};
 use crate::error::StorageError;
 use crate::store::description::{Description, directory_name};
 use crate::store::files::{Call, Files};
+use crate::store::limits::DATASETS_MAX;
 use crate::store::{BeginPut, StoreOptions};
 
 #[test]
@@ -391,4 +392,20 @@ fn a_full_disk_at_start_is_called_that() {
         assert!(matches!(error, StorageError::NoSpace { .. }), "{call:?}: {error}");
         assert!(error.to_string().contains("free space"), "{error}");
     }
+}
+
+#[test]
+fn datasets_past_the_limit_are_refused_until_one_is_released() {
+    let directory = scratch();
+    let rig = Rig::open(directory.path());
+    for number in 0..DATASETS_MAX {
+        rig.store.create(&format!("set-{number}")).unwrap();
+    }
+    let error = rig.store.create("more").unwrap_err();
+    assert!(matches!(error, StorageError::Limit { .. }), "{error}");
+    let dropped = rig.store.drop_dataset("set-1").unwrap();
+    dropped.synced.unwrap();
+    rig.store.create("more").unwrap_err();
+    rig.store.release(&dropped.dataset, rig.store.retired());
+    rig.store.create("more").unwrap();
 }
