@@ -71,7 +71,7 @@ impl<F: Fabric> DatasetOn<F> {
     }
 
     fn call(&self) -> Result<Call<'_, F>, ReadError> {
-        Call::new(&self.core, &self.lanes).ok_or(ReadError::Closed)
+        Call::new(&self.core, &self.lanes)
     }
 
     fn read(&self, items: &mut [Item<'_>], place: Option<&BufferOn<F>>) {

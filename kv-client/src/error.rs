@@ -34,7 +34,7 @@ pub enum ReadError {
     /// The deadline passed.
     #[error("the deadline passed before the value was read: is the server running?")]
     Timeout,
-    /// The network kept failing until the deadline.
+    /// The network kept failing, until the deadline or too often without getting on.
     #[error("the network kept failing: {0:?}")]
     Fabric(ReadStatus),
     /// The client, or the dataset, is closed or dropped.

@@ -219,3 +219,72 @@ fn a_delete_without_an_answer_is_unknown() {
     assert!(matches!(error, ClientError::Timeout { .. }), "{error}");
     world.fabric.set_faults(SimFaults::default());
 }
+
+/// A network on which every READ fails is given up before a deadline that is far.
+#[test]
+fn a_network_that_only_fails_is_given_up() {
+    let seed = seed_from_env(8).unwrap();
+    let _hint = ReplayHint(seed);
+    let world = world(seed);
+    let dataset = world.dataset("d");
+    dataset.put(b"k", &told(1, 3_000_000)).unwrap();
+    let dataset = world.session(patient("reader")).open("d").unwrap();
+    assert_eq!(tell(&dataset.get(b"k").unwrap()), 1);
+    world.fabric.set_faults(SimFaults {
+        read_error: 1.0,
+        ..SimFaults::default()
+    });
+    let started = std::time::Instant::now();
+    for _ in 0..2 {
+        let error = dataset.get(b"k").unwrap_err();
+        assert!(matches!(error, ReadError::Fabric(_)), "{error}");
+    }
+    assert!(
+        started.elapsed() < Duration::from_secs(50),
+        "{:?}",
+        started.elapsed()
+    );
+    world.fabric.set_faults(SimFaults::default());
+    assert_eq!(tell(&dataset.get(b"k").unwrap()), 1);
+}
+
+/// Calls that find every data connection in use wait for one, but not longer than they may.
+#[test]
+fn a_call_waits_for_a_connection_no_longer_than_its_deadline() {
+    let seed = seed_from_env(9).unwrap();
+    let _hint = ReplayHint(seed);
+    let world = world(seed);
+    world.dataset("d").put(b"k", &told(1, 700)).unwrap();
+    let deadline = Duration::from_millis(400);
+    let one = ClientOptions {
+        data_connections: 1,
+        deadline,
+        ..options("reader")
+    };
+    let dataset = world.session(one).open("d").unwrap();
+    dataset.get(b"k").unwrap();
+    world.fabric.set_faults(SimFaults {
+        read_delay: 1.0,
+        read_delay_max: Duration::from_secs(30),
+        ..SimFaults::default()
+    });
+    std::thread::scope(|scope| {
+        let calls: Vec<_> = (0..6)
+            .map(|_| {
+                scope.spawn(|| {
+                    let started = std::time::Instant::now();
+                    let read = dataset.get(b"k");
+                    (read, started.elapsed())
+                })
+            })
+            .collect();
+        for call in calls {
+            let (read, took) = call.join().unwrap();
+            assert_eq!(read, Err(ReadError::Timeout));
+            // One waits for its turn and then for its READ.
+            assert!(took < deadline * 2, "{took:?}");
+        }
+    });
+    world.fabric.set_faults(SimFaults::default());
+    assert_eq!(tell(&dataset.get(b"k").unwrap()), 1);
+}

@@ -195,7 +195,7 @@ impl<F: Fabric> Pass<'_, '_, F> {
         if end > start {
             self.deliver(fetch, &header, start, end, value_at)?;
             fetch.accepted += end - start;
-            self.advanced = true;
+            self.advanced |= self.items[fetch.item].advance(end - start);
         }
         Ok(fetch.is_complete())
     }

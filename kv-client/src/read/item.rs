@@ -72,9 +72,13 @@ pub(crate) struct Item<'k> {
     pub(crate) out: Vec<u8>,
     /// Counts beginnings; what was posted for an earlier one is ignored.
     pub(crate) attempt: u32,
+    /// Bytes that were accepted since it was begun, and the most that ever were.
+    delivered: u64,
+    delivered_most: u64,
     /// Beginnings that ended in each kind of trouble.
     pub(crate) torn: u32,
     pub(crate) stale: u32,
+    pub(crate) failed: u32,
     pub(crate) trouble: Option<Trouble>,
     pub(crate) result: Option<Result<Found, ReadError>>,
 }
@@ -92,8 +96,11 @@ impl<'k> Item<'k> {
             large: None,
             out: Vec::new(),
             attempt: 0,
+            delivered: 0,
+            delivered_most: 0,
             torn: 0,
             stale: 0,
+            failed: 0,
             trouble: None,
             result: None,
         }
@@ -106,7 +113,16 @@ impl<'k> Item<'k> {
         self.otherwise = None;
         self.large = None;
         self.out.clear();
+        self.delivered = 0;
         self.trouble = None;
+    }
+
+    /// Notes that `len` more bytes were accepted; whether it got farther than in any beginning before.
+    pub(crate) fn advance(&mut self, len: u64) -> bool {
+        self.delivered += len;
+        let farther = self.delivered > self.delivered_most;
+        self.delivered_most = self.delivered_most.max(self.delivered);
+        farther
     }
 
     /// Whether nothing more is to be read for it in this pass.
@@ -224,5 +240,17 @@ mod tests {
         assert_eq!(clamp(5, 10, 8), 5..8);
         assert_eq!(clamp(9, 10, 8), 8..8);
         assert_eq!(clamp(1, u64::MAX, 8), 1..8);
+    }
+
+    #[test]
+    fn what_was_read_before_does_not_count_again() {
+        let mut item = Item::new(Some(b"k"), None, Want::Whole);
+        item.begin();
+        assert!(item.advance(100) && item.advance(100));
+        for _ in 0..3 {
+            item.begin();
+            assert!(!item.advance(100) && !item.advance(100));
+        }
+        assert!(item.advance(1));
     }
 }

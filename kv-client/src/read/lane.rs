@@ -19,6 +19,7 @@ use zerocopy::IntoBytes;
 use super::counters::{LaneCounters, Tally, add};
 use super::plan::Chain;
 use crate::ReadError;
+use crate::backoff::Backoff;
 use crate::clock::{Deadline, boot_ns};
 use crate::control::{Shared, UNPINNED, Up};
 use crate::mailbox::Reply;
@@ -30,6 +31,8 @@ const ARENA_MIN_BYTES: usize = 1 << 20;
 const ARENA_MAX_BYTES: usize = 1 << 30;
 /// Polls between two looks at the clock.
 const POLLS_PER_LOOK: u32 = 64;
+/// First and longest wait between two looks for a lane that is free.
+const LANE_WAITS: (Duration, Duration) = (Duration::from_micros(20), Duration::from_millis(1));
 /// Longest sleep between two looks at the lease.
 const SLEEP_MAX: Duration = Duration::from_millis(50);
 
@@ -403,19 +406,28 @@ impl<F: Fabric> Drop for Lane<F> {
 pub(crate) struct Held<'a, F: Fabric>(MutexGuard<'a, Lane<F>>);
 
 impl<'a, F: Fabric> Held<'a, F> {
-    /// A lane that nobody uses, or the first one as soon as it is free.
-    pub(crate) fn any(lanes: &'a [Mutex<Lane<F>>]) -> Option<Self> {
-        let free = lanes.iter().find_map(|lane| match lane.try_lock() {
-            Ok(guard) => Some(guard),
-            // A panic left it as `drop` below did: with nothing in flight.
-            Err(std::sync::TryLockError::Poisoned(error)) => Some(error.into_inner()),
-            Err(std::sync::TryLockError::WouldBlock) => None,
-        });
-        let first = || {
-            let lane = lanes.first()?;
-            Some(lane.lock().unwrap_or_else(std::sync::PoisonError::into_inner))
+    /// A lane that nobody uses, as soon as there is one.
+    pub(crate) fn any(lanes: &'a [Mutex<Lane<F>>], deadline: Deadline) -> Result<Self, ReadError> {
+        if lanes.is_empty() {
+            return Err(ReadError::Closed);
+        }
+        let free = || {
+            lanes.iter().find_map(|lane| match lane.try_lock() {
+                Ok(guard) => Some(guard),
+                // A panic left it as `drop` below did: with nothing in flight.
+                Err(std::sync::TryLockError::Poisoned(error)) => Some(error.into_inner()),
+                Err(std::sync::TryLockError::WouldBlock) => None,
+            })
         };
-        free.or_else(first).map(Self)
+        let mut backoff = Backoff::new(LANE_WAITS.0, LANE_WAITS.1);
+        loop {
+            if let Some(lane) = free() {
+                return Ok(Self(lane));
+            }
+            if !backoff.sleep(deadline) {
+                return Err(ReadError::Timeout);
+            }
+        }
     }
 }
 

@@ -36,6 +36,8 @@ const TORN_BEFORE_STALE: u32 = 3;
 const STALE_MAX: u32 = 64;
 /// How often a locator that the caller holds may lead nowhere: once more after a renewal.
 const STALE_LOCATOR_MAX: u32 = 2;
+/// How often the network may fail a call that does not get on.
+const FAILED_MAX: u32 = 64;
 /// First and longest wait between passes that did not get on.
 const PASS_WAITS: (Duration, Duration) = (Duration::from_micros(50), Duration::from_millis(100));
 
@@ -55,19 +57,23 @@ pub(crate) struct Call<'c, F: Fabric> {
     deadline: Deadline,
     budget: Duration,
     backoff: Backoff,
+    /// How often the network failed while the directory was read.
+    failed: u32,
     /// What went wrong last.
     last: ReadError,
 }
 
 impl<'c, F: Fabric> Call<'c, F> {
-    pub(crate) fn new(core: &'c Core<F>, lanes: &'c [Mutex<Lane<F>>]) -> Option<Self> {
+    pub(crate) fn new(core: &'c Core<F>, lanes: &'c [Mutex<Lane<F>>]) -> Result<Self, ReadError> {
         let budget = core.shared().options.deadline;
-        Some(Self {
+        let deadline = Deadline::after(budget);
+        Ok(Self {
             core,
-            lane: Held::any(lanes)?,
-            deadline: Deadline::after(budget),
+            lane: Held::any(lanes, deadline)?,
+            deadline,
             budget,
             backoff: Backoff::new(PASS_WAITS.0, PASS_WAITS.1),
+            failed: 0,
             last: ReadError::Timeout,
         })
     }
@@ -102,11 +108,12 @@ impl<'c, F: Fabric> Call<'c, F> {
             let mut pass = Pass::new(&mut self.lane, items, place, verify);
             pass.want_items();
             let ended = pass.run(self.budget, &mut self.deadline);
+            let got_on = pass.got_on;
             self.lane.leave();
             if ended == Err(Trouble::Deadline) {
                 return finish(items, ReadError::Timeout);
             }
-            if items.iter().any(|item| item.result.is_none()) && !self.recover(items) {
+            if items.iter().any(|item| item.result.is_none()) && !self.recover(items, got_on) {
                 return finish(items, self.last);
             }
         }
@@ -154,6 +161,10 @@ impl<'c, F: Fabric> Call<'c, F> {
         let installed = self.core.state().install(view.changes, pages);
         if let Err(Trouble::Fabric(status)) = ended {
             self.last = ReadError::Fabric(status);
+            self.failed += 1;
+            if self.failed >= FAILED_MAX {
+                return Err(NotReady::Never(self.last));
+            }
             if status == ReadStatus::RemoteAccess {
                 self.renew();
                 self.core.state().refresh();
@@ -175,8 +186,8 @@ impl<'c, F: Fabric> Call<'c, F> {
         self.core.shared().renew_now(generation, self.deadline);
     }
 
-    /// Sees to what kept items from being read; whether there is time for another pass.
-    fn recover(&mut self, items: &mut [Item<'_>]) -> bool {
+    /// Sees to what kept items from being read in a pass that `got_on` or not; whether there is time for another.
+    fn recover(&mut self, items: &mut [Item<'_>], got_on: bool) -> bool {
         let mut suspects = BTreeSet::new();
         let mut loading = BTreeSet::new();
         let (mut renew, mut refresh, mut unhurried) = (false, false, false);
@@ -223,7 +234,11 @@ impl<'c, F: Fabric> Call<'c, F> {
                 Trouble::NoImage => item.result = Some(Err(ReadError::NoImage)),
                 Trouble::NoRoom => item.result = Some(Err(ReadError::NoResources)),
                 Trouble::Fabric(status) => {
+                    item.failed += u32::from(!got_on);
                     self.last = ReadError::Fabric(status);
+                    if item.failed >= FAILED_MAX {
+                        item.result = Some(Err(self.last));
+                    }
                     refresh |= status == ReadStatus::RemoteAccess;
                     unhurried = true;
                 }

@@ -71,6 +71,8 @@ pub(crate) struct Pass<'p, 'k, F: Fabric> {
     piece_bytes: u64,
     /// Set by whatever counts as getting on.
     pub(super) advanced: bool,
+    /// Whether the pass got on at all.
+    pub(super) got_on: bool,
 }
 
 enum Step {
@@ -108,6 +110,7 @@ impl<'p, 'k, F: Fabric> Pass<'p, 'k, F> {
             ring: Ring::new(arena),
             piece_bytes: PIECE_BYTES.min(quarter).min(longest),
             advanced: false,
+            got_on: false,
         }
     }
 
@@ -217,6 +220,7 @@ impl<'p, 'k, F: Fabric> Pass<'p, 'k, F> {
                 self.ring.give_back(flight.span);
             }
             if std::mem::take(&mut self.advanced) {
+                self.got_on = true;
                 *deadline = Deadline::at(now, budget);
             }
         }
