@@ -7,6 +7,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use super::support::{Rig, bytes, copy_directory, options, scratch, segment_files, segment_files_in};
 use crate::store::StoreOptions;
 use crate::store::files::Files;
+use kv_proto::layout::{RecordHeader, record_kind};
+use zerocopy::{FromBytes, IntoBytes};
 
 /// What is done to a file.
 type Harm<'a> = &'a dyn Fn(&Path);
@@ -353,4 +355,28 @@ fn records_inside_a_value_are_not_records() {
     assert_eq!(rig.get("set", b"key"), Some(b"newer".to_vec()));
     assert_eq!(rig.get("set", b"copy"), Some(copied));
     assert_eq!(rig.figure("set", "keys_count"), 2);
+}
+
+/// A FILLER that ends inside its extent is none: what lies in its gap is read.
+#[test]
+fn a_filler_that_ends_no_extent_is_damage() {
+    let (crashed, file) = crashed(&[100, 200, 300]);
+    let mut contents = std::fs::read(&file).unwrap();
+    let places = places(&contents);
+    let at = places[0];
+    let mut header = RecordHeader::read_from_bytes(&contents[at..at + 64]).unwrap();
+    let gap = (places[2] - at) as u32;
+    header.kind = record_kind::FILLER;
+    header.key_len_bytes = 0;
+    header.value_len_bytes = gap - 64;
+    (header.sequence, header.client_id, header.operation) = (0, 0, 0);
+    (header.value_crc, header.part) = (0, 0);
+    header.header_crc = kv_proto::crc::crc32c(&header.as_bytes()[..60]);
+    contents[at..at + 64].copy_from_slice(header.as_bytes());
+    assert!(kv_proto::record::parse_header(&contents[at..]).is_ok());
+    let (copy, _) = with_file(crashed.path(), &file, &contents);
+    let rig = Rig::open(copy.path());
+    assert_eq!(rig.get("set", &1_u64.to_le_bytes()), Some(bytes(1, 200)));
+    assert_eq!(rig.get("set", &2_u64.to_le_bytes()), Some(bytes(2, 300)));
+    assert_eq!(rig.figure("set", "damaged_records_count"), 1);
 }
