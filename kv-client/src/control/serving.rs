@@ -12,11 +12,14 @@ use super::thread::sleep;
 use super::{Command, Shared, Up, Write, lock, reply_lost};
 use crate::clock::boot_ns;
 use crate::mailbox::{Mailbox, Reply};
+use crate::put::pool::SLOT_BYTES;
 use crate::session::{Event, Session};
 use crate::tables::DatasetState;
 
-/// Bytes of WRITEs outstanding at most, one window at least: what a RENEW may have to wait for.
+/// Bytes of WRITEs outstanding at most.
 const WRITE_AHEAD_BYTES: usize = 1 << 20;
+/// How long before a RENEW is due only one window of WRITEs may be outstanding: what is ahead of it by then has gone.
+const RENEW_NEAR_NS: u64 = 50_000_000;
 /// Wait before a full queue is tried again.
 const BUSY_WAIT_NS: u64 = 1_000_000;
 /// Longest wait for the answer to BYE.
@@ -32,6 +35,15 @@ struct Owed<F: Fabric> {
     /// Held until the WRITE is done with it.
     write: Option<Write<F>>,
     answered: Option<Reply>,
+}
+
+/// Bytes of WRITEs that may be outstanding when RENEW is due at `renew_at_ns`.
+fn write_ahead_bytes(now_ns: u64, renew_at_ns: u64) -> usize {
+    if renew_at_ns.saturating_sub(now_ns) < RENEW_NEAR_NS {
+        SLOT_BYTES
+    } else {
+        WRITE_AHEAD_BYTES
+    }
 }
 
 /// Why serving ended.
@@ -193,12 +205,13 @@ impl<'a, F: Fabric> Serving<'a, F> {
             self.renew_sent.append(&mut self.renew_queued);
             self.send(&frame)?;
         }
+        let write_ahead = write_ahead_bytes(now, self.session.renew_at_ns());
         while self.session.has_credit() {
             let Some(Command::Request { write, .. }) = self.queue.front() else {
                 break;
             };
             let len = write.as_ref().map_or(0, |write| write.len);
-            if self.written_ahead > 0 && len > 0 && self.written_ahead + len > WRITE_AHEAD_BYTES {
+            if self.written_ahead > 0 && len > 0 && self.written_ahead + len > write_ahead {
                 break;
             }
             let Some(command) = self.queue.pop_front() else {
@@ -446,3 +459,7 @@ impl<'a, F: Fabric> Serving<'a, F> {
         }
     }
 }
+
+#[cfg(test)]
+#[path = "serving_tests.rs"]
+mod tests;
