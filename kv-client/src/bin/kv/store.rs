@@ -14,6 +14,8 @@ pub(crate) enum StoreError {
     Item(String),
     /// Nothing is known to be stored, and the same may be tried once more at once.
     Again(String),
+    /// It may be stored, or still become so: look, and do not send it as a new one.
+    Unknown(String),
     /// The dataset, the server or the way to it failed: stop.
     Fatal(String),
 }
@@ -23,7 +25,7 @@ impl StoreError {
     pub(crate) fn text(&self) -> &str {
         match self {
             Self::NotFound => "there is no such key",
-            Self::Item(text) | Self::Again(text) | Self::Fatal(text) => text,
+            Self::Item(text) | Self::Again(text) | Self::Unknown(text) | Self::Fatal(text) => text,
         }
     }
 }
@@ -39,7 +41,7 @@ impl From<ClientError> for StoreError {
                 status: Status::TooLarge | Status::BadKey,
                 ..
             } => Self::Item(text),
-            ClientError::StreamLost | ClientError::Unknown { .. } => Self::Again(text),
+            ClientError::StreamLost | ClientError::Unknown { .. } => Self::Unknown(text),
             ClientError::Refused {
                 status: Status::Crc, ..
             } => Self::Again(text),
@@ -159,6 +161,10 @@ pub(crate) mod fake {
         pub(crate) gets: u64,
         /// Those by a known place.
         pub(crate) known_gets: u64,
+        /// What a put of this key whose outcome is unknown leaves there.
+        pub(crate) left_by_unknown: HashMap<Vec<u8>, Vec<u8>>,
+        /// Streams that are still broken after their first bytes.
+        pub(crate) broken_streams: u32,
         /// Called after each answered put.
         pub(crate) after_put: Option<Box<dyn FnMut(u64) + Send>>,
     }
@@ -191,6 +197,11 @@ pub(crate) mod fake {
         fn put(&self, key: &[u8], value: &[u8]) -> Result<(), StoreError> {
             let mut state = self.state();
             if let Some(error) = state.put_errors.get_mut(key).and_then(Vec::pop) {
+                if matches!(error, StoreError::Unknown(_))
+                    && let Some(left) = state.left_by_unknown.remove(key)
+                {
+                    state.values.insert(key.to_vec(), left);
+                }
                 return Err(error);
             }
             match &mut state.puts_left {
@@ -259,6 +270,12 @@ pub(crate) mod fake {
 
         fn put_from(&self, key: &[u8], len_bytes: u64, source: &mut dyn Read) -> Result<(), StoreError> {
             let mut value = vec![0; len_bytes as usize];
+            let left = self.state().broken_streams.checked_sub(1);
+            if let Some(left) = left {
+                self.state().broken_streams = left;
+                let _ = source.read(&mut value[..1]);
+                return Err(StoreError::Unknown("the connection was lost".into()));
+            }
             // In small pieces, as a stream over a network is taken.
             for piece in value.chunks_mut(4096) {
                 source

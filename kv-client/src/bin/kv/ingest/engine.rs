@@ -2,7 +2,8 @@
 //!
 //! Each thread takes the next run of items, reads their sources, compares those that the dataset may hold already, and
 //! stores the rest with one call. An item that failed does not stop the others; a dataset that failed stops everything
-//! after the operations in flight, and what was answered stays.
+//! after the operations in flight, and what was answered stays. A value whose outcome is unknown is looked for and never
+//! sent anew: the first may still be stored, and a second would take the place of what somebody else wrote meanwhile.
 
 use std::io::{self, Read};
 use std::ops::Range;
@@ -180,8 +181,13 @@ impl Work<'_> {
             .map(|(index, bytes)| (&self.sources.items[*index].key[..], &bytes[..]))
             .collect();
         let mut answers = store.put_many(&pairs).into_iter();
-        values.retain(|(index, _)| match answers.next() {
+        let mut unknown = Vec::new();
+        values.retain_mut(|(index, bytes)| match answers.next() {
             Some(Err(StoreError::Again(_))) if !last => true,
+            Some(Err(StoreError::Unknown(why))) => {
+                unknown.push((*index, std::mem::take(bytes), why));
+                false
+            }
             answer => {
                 self.answered(
                     *index,
@@ -191,6 +197,20 @@ impl Work<'_> {
                 false
             }
         });
+        self.settle(store, &unknown);
+    }
+
+    /// Looks whether values whose outcome is unknown (with why) are there.
+    fn settle(&self, store: &impl Store, unknown: &[(usize, Vec<u8>, String)]) {
+        if unknown.is_empty() {
+            return;
+        }
+        let key = |index: usize| &self.sources.items[index].key[..];
+        let keys: Vec<&[u8]> = unknown.iter().map(|(index, ..)| key(*index)).collect();
+        for ((index, bytes, why), got) in unknown.iter().zip(store.get_many(&keys)) {
+            let equal = got.map(|value| value == *bytes);
+            self.answered(*index, outcome_of(equal, why), true);
+        }
     }
 
     fn large(&self, store: &impl Store, opener: &mut Opener<'_>, index: usize) {
@@ -219,8 +239,20 @@ impl Work<'_> {
             if answer.is_err() {
                 self.progress.take_back(source.reported());
             }
+            let again = attempt < ATTEMPTS_MAX && !self.stop.asked();
             match answer {
-                Err(StoreError::Again(_)) if attempt < ATTEMPTS_MAX && !self.stop.asked() => {}
+                Err(StoreError::Again(_)) if again => {}
+                // Its last bytes were never asked for, so nothing of it was committed.
+                Err(StoreError::Unknown(_)) if again && source.reported() < item.len_bytes => {}
+                Err(StoreError::Unknown(why)) => {
+                    let equal = match self.equals_stored(store, opener, item) {
+                        Ok(Some(equal)) => Ok(equal),
+                        // Stopped in between; nothing is known of it.
+                        Ok(None) => return,
+                        Err(error) => Err(error),
+                    };
+                    return self.answered(index, outcome_of(equal, &why), true);
+                }
                 answer => return self.answered(index, answer, false),
             }
         }
@@ -249,7 +281,8 @@ impl Work<'_> {
             }
             at += len;
         }
-        Ok(Some(true))
+        // The dataset's may have more.
+        Ok(Some(store.get_range(&item.key, at, 1)?.is_empty()))
     }
 
     /// `count_bytes` unless the bytes were counted while they were sent.
@@ -311,6 +344,20 @@ impl Work<'_> {
     fn tally(&self) -> std::sync::MutexGuard<'_, Tally> {
         self.tally.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// The outcome of a put that was unknown for `why`, once looked at: whether the item's bytes are there now.
+fn outcome_of(equal: Result<bool, StoreError>, why: &str) -> Result<(), StoreError> {
+    let found = match equal {
+        Ok(true) => return Ok(()),
+        Ok(false) => "the key has another value now",
+        Err(StoreError::NotFound) => "the key has no value now",
+        Err(StoreError::Fatal(error)) => return Err(StoreError::Fatal(error)),
+        Err(ref error) => error.text(),
+    };
+    Err(StoreError::Item(format!(
+        "outcome unknown: {why}: {found} (run the same command again)"
+    )))
 }
 
 #[cfg(test)]

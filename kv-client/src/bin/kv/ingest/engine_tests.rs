@@ -259,7 +259,7 @@ fn an_interruption_stops_after_what_is_in_flight_and_nothing_is_stored_twice() {
 }
 
 #[test]
-fn an_unknown_outcome_is_tried_again_and_no_more_often_than_said() {
+fn what_was_not_stored_is_tried_again_and_no_more_often_than_said() {
     let bench = Bench::new();
     bench.write("small", b"1");
     bench.write("large", &bytes_of(3, BATCH_BYTES_MAX as usize + 1));
@@ -278,6 +278,62 @@ fn an_unknown_outcome_is_tried_again_and_no_more_often_than_said() {
     assert_eq!(
         bench.store.value(b"large").unwrap().len(),
         BATCH_BYTES_MAX as usize + 1
+    );
+}
+
+#[test]
+fn an_unknown_outcome_is_looked_at_and_never_sent_anew() {
+    let bench = Bench::new();
+    let large = bytes_of(3, BATCH_BYTES_MAX as usize + 1);
+    let longer = [&large[..], b"x"].concat();
+    // What the key has afterwards, and whether the item counts as stored.
+    let cases: [(&str, &[u8], Option<&[u8]>, bool); 6] = [
+        ("absent", b"1", None, false),
+        ("large-absent", &large, None, false),
+        ("large-longer", &large, Some(&longer), false),
+        ("large-stored", &large, Some(&large), true),
+        ("newer", b"2", Some(b"another's"), false),
+        ("stored", b"3", Some(b"3"), true),
+    ];
+    for (name, source, left, _) in cases {
+        bench.write(name, source);
+        let mut state = bench.store.state();
+        let unknown = StoreError::Unknown("not known".into());
+        state.put_errors.insert(name.into(), vec![unknown]);
+        if let Some(left) = left {
+            state.left_by_unknown.insert(name.into(), left.into());
+        }
+    }
+    let tally = bench.ingest(DEFAULT);
+    assert_eq!((tally.stored, tally.failed), (2, 4), "{:?}", tally.problems);
+    assert_eq!(bench.store.total_puts(), 0, "no second put of any");
+    assert!(bench.stop.failure().is_none());
+    for (name, _, left, stored) in cases {
+        assert_eq!(bench.store.value(name.as_bytes()).as_deref(), left, "{name}");
+        let mut problems = tally.problems.iter();
+        let problem = problems.find(|problem| problem.origin.ends_with(&format!("/{name}")));
+        assert_eq!(problem.is_none(), stored, "{name}");
+        let said = |problem: &Problem| {
+            ["outcome unknown", "not known", "again"].map(|text| problem.why.contains(text))
+        };
+        assert!(
+            problem.is_none_or(|problem| said(problem) == [true; 3]),
+            "{problem:?}"
+        );
+    }
+}
+
+#[test]
+fn a_stream_that_broke_before_its_last_bytes_were_read_is_sent_again() {
+    let bench = Bench::new();
+    let large = bytes_of(3, BATCH_BYTES_MAX as usize + 1);
+    bench.write("large", &large);
+    bench.store.state().broken_streams = 1;
+    let tally = bench.ingest(DEFAULT);
+    assert_eq!((tally.stored, tally.failed), (1, 0), "{:?}", tally.problems);
+    assert_eq!(
+        (bench.store.value(b"large"), bench.store.total_puts()),
+        (Some(large), 1)
     );
 }
 
