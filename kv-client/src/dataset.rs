@@ -231,7 +231,7 @@ impl<F: Fabric> DatasetOn<F> {
     /// As there.
     pub fn delete(&self, key: &[u8]) -> Result<bool, ClientError> {
         if check_key(key).is_err() {
-            return Err(ClientError::BadKey { len_bytes: key.len() });
+            return Err(bad_key(key));
         }
         let operation = self.core.shared().next_operation();
         let request = |dataset| Request::Delete {
@@ -277,6 +277,14 @@ fn check_at(id: DatasetId, at: &GlobalLocator, key: Option<&[u8]>) -> Result<(),
         return Err(ReadError::Stale);
     }
     Ok(())
+}
+
+/// The error of a key that cannot be.
+pub(crate) fn bad_key(key: &[u8]) -> ClientError {
+    ClientError::BadKey {
+        key: shown(key),
+        len_bytes: key.len(),
+    }
 }
 
 /// A key for people: its bytes, escaped and cut.

@@ -119,8 +119,10 @@ pub enum ClientError {
         source: ReadError,
     },
     /// A key that cannot be.
-    #[error("a key of {len_bytes} bytes: keys have 1 to 1024")]
+    #[error("the key {key} has {len_bytes} bytes: keys have 1 to 1024")]
     BadKey {
+        /// The key, escaped and cut.
+        key: String,
         /// Its length, bytes.
         len_bytes: usize,
     },

@@ -73,6 +73,15 @@ impl<F: Fabric> Core<F> {
         }
     }
 
+    /// The error of a request that was refused; the server's words do not name a dataset that is not there.
+    pub(crate) fn refused(&self, what: String, refusal: kv_proto::control::Refused) -> ClientError {
+        let dataset = format!("dataset `{}`", self.name());
+        if refusal.status == Status::NoDataset && !what.contains(&dataset) {
+            return refused(format!("{what} in {dataset}"), refusal);
+        }
+        refused(what, refusal)
+    }
+
     pub(crate) fn session(&self) -> &SessionOn<F> {
         &self.session
     }
@@ -202,7 +211,7 @@ impl<F: Fabric> Core<F> {
                     }
                     Some(Reply::Refused(refusal)) => {
                         *unsure |= refusal.status == Status::Io;
-                        return Err(refused(what(), refusal));
+                        return Err(self.refused(what(), refusal));
                     }
                     _ => {
                         *unsure = true;

@@ -16,7 +16,7 @@ use kv_proto::control::{Answer, Bytes, Refused, Request, Status};
 
 use crate::backoff::Backoff;
 use crate::clock::Deadline;
-use crate::control::{Command, Up, Write, refused};
+use crate::control::{Command, Up, Write};
 use crate::dataset::DatasetOn;
 use crate::mailbox::{Mailbox, Reply};
 use crate::opening::Core;
@@ -78,7 +78,10 @@ impl<'c, 'v, F: Fabric> Putting<'c, 'v, F> {
                     self.session(&up, &view, &mut backoff);
                 }
                 Err(why) => {
-                    if let Some(error) = self.core.unopened("put".to_owned(), why) {
+                    if let Some(error) = self
+                        .core
+                        .unopened(format!("put into dataset `{}`", self.core.name()), why)
+                    {
                         self.fail_all(error);
                         break;
                     }
@@ -326,7 +329,7 @@ impl<'c, 'v, F: Fabric> Putting<'c, 'v, F> {
                 op.failures += 1;
                 op.restart(refusal.text, after);
             }
-            _ => op.fail(refused(what, refusal)),
+            _ => op.fail(self.core.refused(what, refusal)),
         }
     }
 

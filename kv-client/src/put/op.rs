@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::source::Source;
-use crate::dataset::shown;
+use crate::dataset::{bad_key, shown};
 use crate::read::check_key;
 use crate::{ClientError, PutOutcome};
 
@@ -42,12 +42,12 @@ pub(super) struct Op<'v> {
 
 impl<'v> Op<'v> {
     pub(super) fn new(key: &'v [u8], source: Source<'v>) -> Self {
-        let bad_key = check_key(key).is_err();
+        let bad = check_key(key).is_err();
         Self {
             key,
             source,
             operation: None,
-            stage: if bad_key { Stage::Done } else { Stage::Waiting },
+            stage: if bad { Stage::Done } else { Stage::Waiting },
             window: (0, 0),
             sent: 0,
             sent_most: 0,
@@ -55,7 +55,7 @@ impl<'v> Op<'v> {
             failures: 0,
             restarts: 0,
             last: "no answer".to_owned(),
-            result: bad_key.then_some(Err(ClientError::BadKey { len_bytes: key.len() })),
+            result: bad.then(|| Err(bad_key(key))),
         }
     }
 
