@@ -165,6 +165,8 @@ pub(crate) mod fake {
         pub(crate) left_by_unknown: HashMap<Vec<u8>, Vec<u8>>,
         /// Streams that are still broken after their first bytes.
         pub(crate) broken_streams: u32,
+        /// Called at each get.
+        pub(crate) at_get: Option<Box<dyn FnMut() + Send>>,
         /// Called after each answered put.
         pub(crate) after_put: Option<Box<dyn FnMut(u64) + Send>>,
     }
@@ -221,6 +223,9 @@ pub(crate) mod fake {
         fn get(&self, key: &[u8]) -> Result<Vec<u8>, StoreError> {
             let mut state = self.state();
             state.gets += 1;
+            if let Some(call) = &mut state.at_get {
+                call();
+            }
             if let Some(error) = state.get_errors.get(key) {
                 return Err(error.clone());
             }

@@ -79,6 +79,7 @@ pub(crate) fn verify<S: Store>(
         sources,
         progress,
         stop,
+        whole_bytes_max: WHOLE_BYTES_MAX,
         places: HashMap::new(),
         found: Found::default(),
     };
@@ -109,6 +110,8 @@ struct Run<'a, S: Store> {
     sources: &'a Sources,
     progress: &'a Progress,
     stop: &'a Stop,
+    /// [`WHOLE_BYTES_MAX`], or less in tests.
+    whole_bytes_max: u64,
     /// Where the listing found each item.
     places: HashMap<u32, S::Place>,
     found: Found,
@@ -153,11 +156,14 @@ impl<S: Store> Run<'_, S> {
     fn batch(&mut self, batch: &[u32], opener: &mut Opener<'_>, known: bool) {
         let item = |index: &u32| &self.sources.items[*index as usize];
         if let [index] = batch
-            && item(index).len_bytes > WHOLE_BYTES_MAX
+            && item(index).len_bytes > self.whole_bytes_max
         {
             let item = item(index);
-            let outcome = self.in_ranges(item, opener);
-            return self.judged(item, outcome);
+            // One that was stopped in between is not judged.
+            if let Some(outcome) = self.in_ranges(item, opener).transpose() {
+                self.judged(item, outcome);
+            }
+            return;
         }
         let (mut asked, mut unlisted) = (batch.to_vec(), Vec::new());
         if known {
@@ -189,31 +195,51 @@ impl<S: Store> Run<'_, S> {
         }
     }
 
-    /// Compares a value that is too long to be held.
-    fn in_ranges(&mut self, item: &Item, opener: &mut Opener<'_>) -> Result<Option<String>, StoreError> {
+    /// Compares a value that is too long to be held; `None` if asked to stop meanwhile.
+    fn in_ranges(
+        &mut self,
+        item: &Item,
+        opener: &mut Opener<'_>,
+    ) -> Result<Option<Option<String>>, StoreError> {
         let unreadable = |error: io::Error| StoreError::Item(error.to_string());
         let mut source = opener.open(item).map_err(unreadable)?;
+        let stored = |stored: &str| {
+            let len_bytes = item.len_bytes;
+            Ok(Some(Some(format!(
+                "{stored} bytes are stored, its source has {len_bytes}"
+            ))))
+        };
         let mut at = 0;
-        while at < item.len_bytes && !self.stop.asked() {
-            let len = WHOLE_BYTES_MAX.min(item.len_bytes - at);
-            let started = Instant::now();
-            let value = self.store.get_range(&item.key, at, len)?;
-            self.found.fetch_time += started.elapsed();
-            self.found.fetched_bytes += value.len() as u64;
+        while at < item.len_bytes {
+            if self.stop.asked() {
+                return Ok(None);
+            }
+            let len = self.whole_bytes_max.min(item.len_bytes - at);
+            let value = self.range(item, at, len)?;
             if value.len() as u64 != len {
-                let end = at + value.len() as u64;
-                return Ok(Some(format!(
-                    "{end} bytes are stored, its source has {}",
-                    item.len_bytes
-                )));
+                return stored(&(at + value.len() as u64).to_string());
             }
             if let Some(offset) = first_difference(&value, &mut source).map_err(unreadable)? {
-                return Ok(Some(format!("differs from its source at byte {}", at + offset)));
+                return Ok(Some(Some(format!(
+                    "differs from its source at byte {}",
+                    at + offset
+                ))));
             }
             at += len;
         }
+        if !self.range(item, at, 1)?.is_empty() {
+            return stored("more");
+        }
         self.found.fetched += 1;
-        Ok(None)
+        Ok(Some(None))
+    }
+
+    fn range(&mut self, item: &Item, at: u64, len: u64) -> Result<Vec<u8>, StoreError> {
+        let started = Instant::now();
+        let value = self.store.get_range(&item.key, at, len)?;
+        self.found.fetch_time += started.elapsed();
+        self.found.fetched_bytes += value.len() as u64;
+        Ok(value)
     }
 
     fn judged(&mut self, item: &Item, outcome: Result<Option<String>, StoreError>) {

@@ -135,3 +135,57 @@ fn a_dataset_that_failed_stops_it() {
     assert_eq!(found.verified, 0);
     assert_eq!(stop.failure().unwrap(), "server gone");
 }
+
+/// Verifies the one item of `sources` in ranges of 1000 bytes.
+fn check_in_ranges(store: &Fake, sources: &Sources, stop: &Stop) -> Found {
+    let mut run = Run {
+        store,
+        sources,
+        progress: &Progress::new("verifying", 0, 0, true),
+        stop,
+        whole_bytes_max: 1000,
+        places: HashMap::new(),
+        found: Found::default(),
+    };
+    run.batch(&[0], &mut Opener::new(sources), false);
+    run.found
+}
+
+#[test]
+fn a_value_in_ranges_is_compared_to_its_end_and_past_it() {
+    let value: Vec<u8> = (0..2500_u32).map(|number| (number % 251) as u8).collect();
+    let (_dir, sources, store) = tree(&[("a", &value)]);
+    let found = check_in_ranges(&store, &sources, &Stop::default());
+    assert_eq!((found.verified, found.fetched, found.fetched_bytes), (1, 1, 2500));
+    let mut differs = value.clone();
+    differs[2400] ^= 1;
+    let cases = [
+        (
+            [&value[..], b"x"].concat(),
+            "more bytes are stored, its source has 2500",
+        ),
+        (
+            value[..2400].to_vec(),
+            "2400 bytes are stored, its source has 2500",
+        ),
+        (differs, "at byte 2400"),
+    ];
+    for (stored, want) in cases {
+        store.state().values.insert(b"a".into(), stored);
+        let found = check_in_ranges(&store, &sources, &Stop::default());
+        assert_eq!((found.verified, found.mismatched), (0, 1), "{want}");
+        assert!(found.problems[0].contains(want), "{:?}", found.problems);
+    }
+}
+
+#[test]
+fn a_value_in_ranges_that_was_stopped_in_between_is_not_judged() {
+    let (_dir, sources, store) = tree(&[("a", &[7; 2500])]);
+    let stop = Stop::default();
+    let at_once = stop.clone();
+    store.state().at_get = Some(Box::new(move || at_once.interrupt()));
+    let found = check_in_ranges(&store, &sources, &stop);
+    assert_eq!(found.fetched_bytes, 1000, "stopped after the first range");
+    let judged = found.verified + found.mismatched + found.missing + found.failed;
+    assert_eq!((judged, found.fetched), (0, 0));
+}
