@@ -135,9 +135,6 @@ impl Scan<'_> {
         for (name, what) in index.skipped {
             self.skip(origin(&name), what);
         }
-        for (name, why) in index.failed {
-            self.fail(origin(&name), why.into());
-        }
         let input = self.input(path, InputKind::Shard(stamp));
         for member in index.members {
             self.item(&member.name, input, member.offset, member.len_bytes);

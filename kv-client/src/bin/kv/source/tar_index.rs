@@ -1,15 +1,21 @@
 //! The members of a tar: names, places and lengths, from its headers alone.
 //!
 //! A tar is judged whole before anything of it is stored: a header that does not check, a member that runs past the end,
-//! a missing end-of-archive marker or bytes after it make all of it malformed.
+//! a missing end-of-archive marker or bytes after it make all of it malformed. So does a sparse member, whose bytes do
+//! not lie in the archive as they are.
 
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom};
+use std::os::unix::fs::FileExt;
 
-use tar::{Archive, EntryType};
+use tar::{Archive, EntryType, Header};
+
+use crate::keys::shown;
 
 /// Length of a tar's blocks, bytes.
 const BLOCK_BYTES: u64 = 512;
+/// How the keywords begin that only sparse members have in their PAX records.
+const PAX_SPARSE: &[u8] = b"GNU.sparse.";
 
 /// One regular file of a tar.
 #[derive(Debug, PartialEq, Eq)]
@@ -28,8 +34,6 @@ pub(crate) struct TarIndex {
     pub(crate) members: Vec<Member>,
     /// Links and special files: name and what it is.
     pub(crate) skipped: Vec<(Vec<u8>, &'static str)>,
-    /// Regular files in a form that is not stored: name and why.
-    pub(crate) failed: Vec<(Vec<u8>, &'static str)>,
 }
 
 /// Why a tar cannot be used, and where in it.
@@ -63,6 +67,17 @@ pub(crate) fn index(file: &File) -> Result<TarIndex, Malformed> {
         let entry = entry.map_err(|error| malformed(next, &error))?;
         let offset = entry.raw_file_position();
         let name = strip_dot(&entry.path_bytes()).to_vec();
+        let sparse = entry.header().entry_type() == EntryType::GNUSparse
+            || has_sparse_records(file, next, entry.raw_header_position())
+                .map_err(|error| malformed(next, &error))?;
+        if sparse {
+            let why = format!(
+                "member {} is sparse and cannot be read in place (make the tar without --sparse, or unpack it and \
+                 ingest the folder)",
+                shown(&name)
+            );
+            return Err(Malformed { offset: next, why });
+        }
         let end = offset
             .checked_add(entry.size())
             .filter(|end| *end <= file_len_bytes);
@@ -95,6 +110,48 @@ fn malformed(offset: u64, error: &io::Error) -> Malformed {
     }
 }
 
+/// Whether an extended header between `start` and the member's own header at `end` makes it a sparse one. Read here and
+/// not by the library, which ends the records at an empty line, though a value may hold one.
+fn has_sparse_records(file: &File, start: u64, end: u64) -> io::Result<bool> {
+    let mut at = start;
+    while at < end {
+        let mut header = Header::new_old();
+        file.read_exact_at(header.as_mut_bytes(), at)?;
+        let body = at + BLOCK_BYTES;
+        let len_bytes = header.entry_size()?;
+        // The library has read all of it, so it is no longer than the file.
+        if header.entry_type() == EntryType::XHeader {
+            let mut records = vec![0; usize::try_from(len_bytes.min(end - at)).unwrap_or(0)];
+            file.read_exact_at(&mut records, body)?;
+            if names_sparse(&records) {
+                return Ok(true);
+            }
+        }
+        at = body
+            .saturating_add(len_bytes)
+            .checked_next_multiple_of(BLOCK_BYTES)
+            .unwrap_or(end);
+    }
+    Ok(false)
+}
+
+/// Whether one of `records`, each "LENGTH KEYWORD=VALUE" and a newline, has a keyword of sparse members.
+fn names_sparse(mut records: &[u8]) -> bool {
+    while let Some(space) = records.iter().position(|byte| *byte == b' ') {
+        let len = str::from_utf8(&records[..space])
+            .ok()
+            .and_then(|digits| digits.parse().ok());
+        let Some(record) = len.and_then(|len: usize| records.get(space + 1..len)) else {
+            return false;
+        };
+        if record.starts_with(PAX_SPARSE) {
+            return true;
+        }
+        records = &records[space + 1 + record.len()..];
+    }
+    false
+}
+
 /// `tar -C dir .` writes `./a` for what everybody calls `a`.
 fn strip_dot(mut name: &[u8]) -> &[u8] {
     while let Some(rest) = name.strip_prefix(b"./") {
@@ -106,17 +163,14 @@ fn strip_dot(mut name: &[u8]) -> &[u8] {
 fn sort_in(found: &mut TarIndex, kind: EntryType, member: Member) {
     match kind {
         // Before POSIX a directory was a regular file whose name ends in a slash.
-        EntryType::Regular | EntryType::Continuous if member.name.ends_with(b"/") && member.len_bytes == 0 => {}
+        EntryType::Regular | EntryType::Continuous
+            if member.name.ends_with(b"/") && member.len_bytes == 0 => {}
         EntryType::Regular | EntryType::Continuous => found.members.push(member),
         EntryType::Directory | EntryType::XGlobalHeader => {}
         EntryType::Symlink => found.skipped.push((member.name, "symbolic link")),
         EntryType::Link => found.skipped.push((member.name, "hard link to another member")),
         EntryType::Char | EntryType::Block => found.skipped.push((member.name, "device")),
         EntryType::Fifo => found.skipped.push((member.name, "fifo")),
-        EntryType::GNUSparse => found.failed.push((
-            member.name,
-            "a sparse member cannot be read in place (make the tar without --sparse, or unpack it and ingest the folder)",
-        )),
         _ => found.skipped.push((member.name, "special member")),
     }
 }
@@ -155,7 +209,7 @@ fn check_end(mut file: &File, end: u64, file_len_bytes: u64) -> Result<(), Malfo
 pub(crate) mod tests {
     use super::*;
     use std::io::Write;
-    use tar::{Builder, Header};
+    use tar::Builder;
 
     /// A tar of regular files.
     pub(crate) fn tar_of(members: &[(&[u8], &[u8])]) -> Vec<u8> {
@@ -254,6 +308,59 @@ pub(crate) mod tests {
         let mut damaged = tar_of(&[(b"a", b"1"), (b"b", b"2")]);
         damaged[1024 + 3] ^= 1;
         assert_eq!(index(&file_of(&damaged)).unwrap_err().offset, 1024);
+    }
+
+    /// As GNU tar writes them, in each of its formats.
+    #[test]
+    fn sparse_members_are_refused_with_their_tar() {
+        let dir = tempfile::tempdir().unwrap();
+        let holes = File::create(dir.path().join("holes")).unwrap();
+        holes.write_all_at(b"x", 1 << 20).unwrap();
+        std::fs::write(dir.path().join("plain"), b"plain").unwrap();
+        let tar = |arguments: &[&str]| {
+            let mut tar = std::process::Command::new("tar");
+            tar.arg("-C")
+                .arg(dir.path())
+                .args(arguments)
+                .args(["-cf", "-", "plain", "holes"]);
+            let made = tar.output().unwrap();
+            assert!(made.status.success(), "{made:?}");
+            made.stdout
+        };
+        let formats: [&[&str]; 5] = [
+            &["--sparse", "--format=gnu"],
+            &["--sparse", "--format=posix"],
+            &["--sparse", "--format=posix", "--sparse-version=0.0"],
+            &["--sparse", "--format=posix", "--sparse-version=0.1"],
+            // A value with an empty line in it, in front of what tells.
+            &["--sparse", "--format=posix", "--pax-option=comment:=a\n\nb"],
+        ];
+        for arguments in formats {
+            let bytes = tar(arguments);
+            assert!(bytes.len() < 1 << 20, "{arguments:?}: it is not sparse");
+            let Malformed { why, .. } = index(&file_of(&bytes)).unwrap_err();
+            assert!(
+                why.contains("holes is sparse") && why.contains("--sparse"),
+                "{arguments:?}: {why}"
+            );
+        }
+        let whole = index(&file_of(&tar(&["--format=posix"]))).unwrap();
+        assert_eq!(whole.members.len(), 2);
+    }
+
+    #[test]
+    fn only_the_keywords_of_records_tell_a_sparse_member() {
+        for (records, sparse) in [
+            (&b"22 GNU.sparse.major=1\n"[..], true),
+            (b"9 path=x\n22 GNU.sparse.major=1\n", true),
+            (b"13 path=x\n\ny\n22 GNU.sparse.major=1\n", true),
+            (b"31 path=\n22 GNU.sparse.major=1\n", false),
+            (b"0 x 22 GNU.sparse.major=1\n", false),
+            (b"99999999999999999999 GNU.sparse.major=1\n", false),
+            (b"", false),
+        ] {
+            assert_eq!(names_sparse(records), sparse, "{}", records.escape_ascii());
+        }
     }
 
     #[test]
