@@ -28,6 +28,8 @@ impl<D: Domain> Store<D> {
     ///   [`StorageError::Unwritable`], [`StorageError::Damaged`]: why the directory is not opened; nothing in it was
     ///   changed.
     /// - [`StorageError::Memory`] if the images do not fit the budget.
+    /// - [`StorageError::Io`], [`StorageError::NoSpace`] where a file cannot be opened now, or a segment without trailer
+    ///   cannot be made durable: values would be missing, or be served that a power cut takes back.
     /// - [`StorageError::Option`] for an option that cannot be.
     pub fn open(
         options: StoreOptions,
