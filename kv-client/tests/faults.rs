@@ -288,3 +288,47 @@ fn a_call_waits_for_a_connection_no_longer_than_its_deadline() {
     world.fabric.set_faults(SimFaults::default());
     assert_eq!(tell(&dataset.get(b"k").unwrap()), 1);
 }
+
+/// A stream cannot be sent again: it was stored once, or it was not stored, and what the caller is told agrees.
+#[test]
+fn streams_on_a_rough_network_are_stored_once_or_not_at_all() {
+    let seed = seed_from_env(6).unwrap();
+    let _hint = ReplayHint(seed);
+    let world = world(seed);
+    let dataset = {
+        let session = world.session(patient("admin"));
+        session.create("d").unwrap();
+        session.open("d").unwrap()
+    };
+    dataset.put(b"k", &told(0, 100)).unwrap();
+    let reader = world.session(patient("reader")).open("d").unwrap();
+    let (mut stored, mut lost, mut sequence) = (0, 0, 1);
+    for seed in 1..=15 {
+        let bytes = told(seed, 1_100_000);
+        // Frames that take longer than the lease end the session wherever it is.
+        world.fabric.set_faults(SimFaults {
+            frame_delay: 0.05,
+            frame_delay_max: Duration::from_millis(1000),
+            lost_request: 0.2,
+            ..SimFaults::default()
+        });
+        let outcome = dataset.put_from(b"k", bytes.len() as u64, &mut &bytes[..]);
+        world.fabric.set_faults(SimFaults::default());
+        match outcome {
+            Ok(outcome) => {
+                assert_eq!(
+                    outcome.sequence,
+                    sequence + 1,
+                    "stored twice, or counted for another"
+                );
+                sequence = outcome.sequence;
+                stored = seed;
+            }
+            Err(ClientError::StreamLost) => lost += 1,
+            Err(error) => panic!("{seed}: {error}"),
+        }
+        assert_eq!(tell(&reader.get(b"k").unwrap()), stored, "after {seed}");
+    }
+    println!("{lost} of 15 were lost");
+    assert!(stored > 0);
+}
