@@ -287,10 +287,10 @@ fn an_unknown_outcome_is_looked_at_and_never_sent_anew() {
     let large = bytes_of(3, BATCH_BYTES_MAX as usize + 1);
     let longer = [&large[..], b"x"].concat();
     // What the key has afterwards, and whether the item counts as stored.
-    let cases: [(&str, &[u8], Option<&[u8]>, bool); 6] = [
-        ("absent", b"1", None, false),
+    let cases = [
+        ("absent", &b"1"[..], None, false),
         ("large-absent", &large, None, false),
-        ("large-longer", &large, Some(&longer), false),
+        ("large-longer", &large, Some(&longer[..]), false),
         ("large-stored", &large, Some(&large), true),
         ("newer", b"2", Some(b"another's"), false),
         ("stored", b"3", Some(b"3"), true),
