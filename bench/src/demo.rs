@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use clap::ValueEnum;
-use kv_client::{AccessKey, Client, ClientOptions, Server as Session};
+use kv_client::{AccessKey, ClientOptions, Server as Session};
 use serde::Serialize;
 
 use crate::Error;
@@ -62,7 +62,7 @@ pub(crate) struct Args {
     #[arg(long, default_value_t = 1)]
     seed: u64,
     /// Alternating blocks of the latency measurement.
-    #[arg(long, default_value_t = 10)]
+    #[arg(long, default_value_t = 16)]
     blocks: usize,
     /// Writes the figures here, as JSON.
     #[arg(long)]
@@ -312,17 +312,18 @@ fn fetch_all(
 
 fn measure_latency(args: &Args, stage: &Stage, session: &Session) -> Result<Latency, Error> {
     session.create(LATENCY_DATASET)?;
-    let verified = session.open(LATENCY_DATASET)?;
-    let mut options = stage.options()?;
-    options.verify = false;
-    let address = stage.listen.clone();
-    let unverified = Client::connect(&stage.uri(&address, Some(LATENCY_DATASET)), options)?;
+    let client = session.open(LATENCY_DATASET)?;
+    let uri = stage.uri(&stage.listen, Some(LATENCY_DATASET));
+    let target = latency::Target {
+        uri: &uri,
+        key: &stage.keys,
+    };
     let floor = match (args.network, &args.device, args.address) {
         (Network::Verbs, Some(device), Some(address)) => Some(Floor { device, address }),
         (Network::Verbs, ..) => return Err("verbs need --device and --address for the floor".into()),
         (Network::Local, ..) => None,
     };
-    latency::measure(&verified, &unverified, floor.as_ref(), args.blocks)
+    latency::measure(&client, &target, floor.as_ref(), args.blocks)
 }
 
 fn report(

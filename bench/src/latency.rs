@@ -1,9 +1,11 @@
 //! What one GET of 4 KiB costs beside one READ of the same wire length by perftest, in one run, alternating.
 
 use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
 use std::time::Instant;
 
-use kv_client::Client;
+use kv_client::{AccessKey, Client, ClientOptions, GlobalLocator, RegisteredBuffer};
 use kv_proto::{crc::crc32c, layout};
 use serde::Serialize;
 
@@ -14,8 +16,10 @@ use crate::stats::{Interval, interval, median};
 const VALUE_BYTES: usize = 4096;
 /// With its 32 bytes the wire length is 4192.
 const KEY: &[u8; 32] = b"latency/of-one-value-of-four-kib";
-/// GETs of one block.
+/// GETs of one block, of each kind.
 const GETS: usize = 400;
+/// GETs of one kind before it is the other's turn.
+const TURN: usize = 50;
 /// Calls timed as one, where a call is too short to time.
 const CALLS: usize = 16;
 
@@ -44,21 +48,27 @@ pub(crate) struct Floor<'a> {
     pub(crate) address: IpAddr,
 }
 
-/// Measures over `blocks` blocks; `verified` and `unverified` are clients of one empty dataset.
+/// The dataset that is measured, for processes of their own.
+pub(crate) struct Target<'a> {
+    /// Its URI.
+    pub(crate) uri: &'a str,
+    /// Key file.
+    pub(crate) key: &'a Path,
+}
+
+/// Measures over `blocks` blocks; the dataset of `target` and `client` is empty.
+///
+/// Each block is a process of its own on both sides: under emulation the cost of a READ depends on where its memory
+/// happens to lie (by up to a half), and a process that lives long would be lucky or unlucky for good.
 pub(crate) fn measure(
-    verified: &Client,
-    unverified: &Client,
+    client: &Client,
+    target: &Target<'_>,
     floor: Option<&Floor<'_>>,
     blocks: usize,
 ) -> Result<Latency, Error> {
-    let value: Vec<u8> = (0..VALUE_BYTES).map(|n| (n * 7 + n / 251) as u8).collect();
-    verified.put(KEY, &value)?;
+    client.put(KEY, &value())?;
     let [mut checked, mut unchecked, mut crc, mut wire] = [const { Vec::new() }; 4];
     for block in 0..blocks.max(1) {
-        // Half before the floor and half after it, so that a machine that slows down meanwhile slows down both.
-        let mut times = [const { Vec::new() }; 2];
-        gets(unverified, &value, &mut times[0])?;
-        gets(verified, &value, &mut times[1])?;
         if let Some(floor) = floor {
             let perftest = Perftest {
                 test: Test::Latency,
@@ -71,11 +81,10 @@ pub(crate) fn measure(
             };
             wire.push(perftest.run()?);
         }
-        crc.push(crc_us(&value));
-        gets(verified, &value, &mut times[1])?;
-        gets(unverified, &value, &mut times[0])?;
-        unchecked.extend(median(&mut times[0]));
-        checked.extend(median(&mut times[1]));
+        let [without, with, crc_alone] = gets_of_a_process(target)?;
+        unchecked.push(without);
+        checked.push(with);
+        crc.push(crc_alone);
     }
     let ratio = |over: &dyn Fn(usize) -> f64| {
         let mut ratios: Vec<f64> = (0..wire.len()).map(over).collect();
@@ -94,20 +103,94 @@ pub(crate) fn measure(
     })
 }
 
-/// Times of [`GETS`] GETs into registered memory, us; the bytes are compared outside the timed part.
-fn gets(client: &Client, value: &[u8], times: &mut Vec<f64>) -> Result<(), Error> {
-    let at = client.locate(KEY)?;
-    let mut buffer = client.allocate(VALUE_BYTES)?;
-    for _ in 0..GETS {
-        buffer[..64].fill(0);
-        let started = Instant::now();
-        let len = client.get_at_into(&at, None, &mut buffer, 0)?;
-        times.push(started.elapsed().as_secs_f64() * 1e6);
-        if buffer[..len] != *value {
-            return Err("a value came back changed".into());
+/// One of the two clients that are timed.
+struct Side<'a> {
+    client: &'a Client,
+    at: GlobalLocator,
+    buffer: RegisteredBuffer,
+    times: Vec<f64>,
+}
+
+impl<'a> Side<'a> {
+    fn new(client: &'a Client) -> Result<Self, Error> {
+        Ok(Self {
+            client,
+            at: client.locate(KEY)?,
+            buffer: client.allocate(VALUE_BYTES)?,
+            times: Vec::with_capacity(GETS),
+        })
+    }
+
+    /// Times [`TURN`] GETs into registered memory, us; the bytes are compared outside the timed part.
+    fn turn(&mut self, value: &[u8]) -> Result<(), Error> {
+        for _ in 0..TURN {
+            self.buffer[..64].fill(0);
+            let started = Instant::now();
+            let len = self.client.get_at_into(&self.at, None, &mut self.buffer, 0)?;
+            self.times.push(started.elapsed().as_secs_f64() * 1e6);
+            if self.buffer[..len] != *value {
+                return Err("a value came back changed".into());
+            }
+        }
+        Ok(())
+    }
+}
+
+fn take_turns(sides: &mut [Side<'_>], value: &[u8]) -> Result<(), Error> {
+    for _ in 0..GETS / TURN {
+        for side in sides.iter_mut() {
+            side.turn(value)?;
         }
     }
     Ok(())
+}
+
+fn value() -> Vec<u8> {
+    (0..VALUE_BYTES).map(|n| (n * 7 + n / 251) as u8).collect()
+}
+
+/// Starts `bench block` and takes its three figures.
+fn gets_of_a_process(target: &Target<'_>) -> Result<[f64; 3], Error> {
+    let output = Command::new(std::env::current_exe()?)
+        .args(["block", "--uri", target.uri, "--key"])
+        .arg(target.key)
+        .stdin(Stdio::null())
+        .stderr(Stdio::inherit())
+        .output()?;
+    let text = String::from_utf8_lossy(&output.stdout);
+    let figures: Vec<f64> = text
+        .split_whitespace()
+        .filter_map(|word| word.parse().ok())
+        .collect();
+    match <[f64; 3]>::try_from(figures) {
+        Ok(figures) if output.status.success() => Ok(figures),
+        _ => Err(format!("the process that measures GETs ended with {}", output.status).into()),
+    }
+}
+
+/// Options of `bench block`.
+#[derive(Debug, clap::Args)]
+pub(crate) struct BlockArgs {
+    /// The dataset.
+    #[arg(long)]
+    uri: String,
+    /// Key file.
+    #[arg(long)]
+    key: PathBuf,
+}
+
+/// One block: prints the medians of GETs without and with the value's CRC, and of that CRC alone, us.
+pub(crate) fn run_block(args: &BlockArgs) -> Result<bool, Error> {
+    let mut options = ClientOptions::new(AccessKey::load(&args.key, None)?);
+    let verified = Client::connect(&args.uri, options.clone())?;
+    options.verify = false;
+    let unverified = Client::connect(&args.uri, options)?;
+    let value = value();
+    let mut both = [Side::new(&unverified)?, Side::new(&verified)?];
+    take_turns(&mut both, &value)?;
+    let [without, with] = both.map(|mut side| median(&mut side.times).unwrap_or(f64::NAN));
+    println!("{without} {with} {}", crc_us(&value));
+    Ok(true)
 }
 
 fn crc_us(value: &[u8]) -> f64 {

@@ -34,12 +34,16 @@ enum Command {
     Floor(floor::Args),
     /// Ingests real files, kills the server, fetches every file back by READs and compares every byte.
     Demo(demo::Args),
+    /// One block of `demo`'s latency, in a process of its own.
+    #[command(hide = true)]
+    Block(latency::BlockArgs),
 }
 
 fn main() -> ExitCode {
     let outcome = match Cli::parse().command {
         Command::Floor(args) => floor::run(&args),
         Command::Demo(args) => demo::run(&args),
+        Command::Block(args) => latency::run_block(&args),
     };
     match outcome {
         Ok(true) => ExitCode::SUCCESS,
