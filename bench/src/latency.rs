@@ -58,8 +58,8 @@ pub(crate) struct Target<'a> {
 
 /// Measures over `blocks` blocks; the dataset of `target` and `client` is empty.
 ///
-/// Each block is a process of its own on both sides: under emulation the cost of a READ depends on where its memory
-/// happens to lie (by up to a half), and a process that lives long would be lucky or unlucky for good.
+/// Each block is a process of its own on both sides: under emulation the cost of a READ differs from one process to the
+/// next, perftest's too, and stays within one; a process that lives long would be lucky or unlucky for good.
 pub(crate) fn measure(
     client: &Client,
     target: &Target<'_>,
