@@ -182,7 +182,7 @@ impl<D: Domain> Store<D> {
             epoch: self.epoch(),
         };
         let contents = Contents {
-            index: Index::new(scope, 0, &place)?,
+            index: Index::build(scope, &[], &place)?,
             segments: BTreeMap::new(),
             operations: Operations::default(),
             figures: Figures::default(),

@@ -12,21 +12,20 @@ use kv_fabric::Domain;
 use kv_proto::bucket::IndexScope;
 use kv_proto::hash::{KeyHash, candidate_buckets, directory_index, slot_matches};
 use kv_proto::layout::{
-    BUCKET_SLOTS, Bucket, DIRECTORY_DEPTH_MAX, DirectoryEntry, GROUP_BUCKETS, Locator, STAMP_MOVED, Slot,
-    depth_prefix,
+    BUCKET_SLOTS, Bucket, DirectoryEntry, GROUP_BUCKETS, Locator, STAMP_MOVED, Slot, depth_prefix,
 };
 
 use super::limits::DIRECTORY_DEPTH_MIN;
 use crate::error::StorageError;
 
 mod block;
+mod build;
 mod split;
+#[cfg(test)]
+mod tests;
 
 use block::Blocks;
 pub(crate) use block::{BlockRef, Directory, Place, Readable};
-
-/// Keys for which a group is made at the start: three in four slots, so that few groups split at once.
-const GROUP_KEYS_PLANNED: u64 = GROUP_BUCKETS as u64 * BUCKET_SLOTS as u64 * 3 / 4;
 
 /// A group of buckets.
 struct Group {
@@ -106,39 +105,19 @@ pub(crate) struct Index<D: Domain> {
 }
 
 impl<D: Domain> Index<D> {
-    /// An empty index with room for about `keys`: never for more groups than splits would have made of them, so that
-    /// an index that fit a budget as it grew fits it again. [`Index::reserve`] splits the rest.
-    pub(crate) fn new(scope: IndexScope, keys: u64, place: &Place<'_, D>) -> Result<Self, StorageError> {
-        let groups = (keys / GROUP_KEYS_PLANNED).max(1);
-        let depth = (groups.ilog2() as u8).min(DIRECTORY_DEPTH_MAX);
-        let directory = Directory::new(place, depth.max(DIRECTORY_DEPTH_MIN), 1)?;
-        let mut index = Self {
+    /// An index with a directory and nothing in it yet.
+    fn without_groups(scope: IndexScope, place: &Place<'_, D>) -> Result<Self, StorageError> {
+        Ok(Self {
             scope,
             blocks: Blocks::new(),
-            entries: vec![0; 1 << directory.depth],
-            directory,
+            directory: Directory::new(place, DIRECTORY_DEPTH_MIN, 1)?,
+            entries: vec![0; 1 << DIRECTORY_DEPTH_MIN],
             groups: Vec::new(),
             groups_free: Vec::new(),
             group_next: 1,
             promises: VecDeque::new(),
             keys: 0,
-        };
-        for prefix in 0..1_u32 << depth {
-            let block = index.blocks.take(place)?;
-            let number = index.number()?;
-            let at = index.add_group(Group {
-                number,
-                depth,
-                prefix,
-                block,
-                used: [0; GROUP_BUCKETS as usize],
-                promised: [0; GROUP_BUCKETS as usize],
-            });
-            let empty = [[Slot::default(); BUCKET_SLOTS]; GROUP_BUCKETS as usize];
-            index.fill_group(at, &empty);
-            index.point_at(at);
-        }
-        Ok(index)
+        })
     }
 
     pub(crate) fn keys(&self) -> u64 {

@@ -299,25 +299,18 @@ fn build_index<D: Domain>(
     place: &Place<'_, D>,
     figures: &Figures,
 ) -> Result<Index<D>, StorageError> {
-    let mut index = Index::new(scope, live.len() as u64, place)?;
-    let mut splits = Vec::new();
+    let mut entries = Vec::with_capacity(live.len());
     for ((slot, high), newest) in live {
         let hash = KeyHash {
             slot: *slot,
             high: *high,
         };
-        index.reserve(hash, place, &mut splits)?;
-        // Each key comes once; who has the same hash is another.
-        index.put(hash, newest.locator, |_| false);
-        // No session of this epoch exists yet.
-        splits
-            .drain(..)
-            .flat_map(|split| split.retired)
-            .for_each(|retired| index.give_back(retired));
+        entries.push((hash, newest.locator));
         let len = segments
             .get(&newest.locator.segment)
             .map_or(0, |segment| segment.value_len(&newest.locator));
         figures.value_bytes.fetch_add(len, Ordering::Relaxed);
     }
-    Ok(index)
+    entries.sort_unstable_by_key(|(hash, _)| hash.slot);
+    Index::build(scope, &entries, place)
 }

@@ -13,4 +13,4 @@ mod order;
 mod parts;
 mod reader;
 mod recovery;
-mod support;
+pub(crate) mod support;

@@ -62,6 +62,10 @@ impl Drop for TestRegistration {
 }
 
 impl Network {
+    pub(crate) fn domain(&self) -> TestDomain {
+        TestDomain(self.clone())
+    }
+
     pub(crate) fn registrations(&self) -> usize {
         self.registered.read().unwrap().len()
     }
