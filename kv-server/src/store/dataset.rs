@@ -12,6 +12,7 @@ use kv_proto::hash::KeyHash;
 use kv_proto::layout::Locator;
 
 use super::changes::collect;
+use super::compact::footprint::Footprint;
 use super::description::Description;
 use super::index::{Index, Place, Split};
 use super::journal::{Change, Journal};
@@ -214,10 +215,32 @@ impl<D: Domain> Dataset<D> {
 
     /// Length of the whole value whose VALUE or HEAD `locator` names.
     pub(crate) fn value_len(&self, locator: &Locator) -> u64 {
-        self.segment(locator.segment)
-            .map_or(u64::from(locator.value_len_bytes), |segment| {
-                segment.value_len(locator)
-            })
+        self.footprint(locator).value_len_bytes
+    }
+
+    /// Where the whole value lies whose VALUE or HEAD `locator` names.
+    pub(crate) fn footprint(&self, locator: &Locator) -> Footprint {
+        Footprint::of(locator, |number| self.segment(number))
+    }
+
+    /// Counts a value as live, where the index names it.
+    pub(crate) fn count_live(&self, value: &Footprint) {
+        let segments = self.read_segments();
+        for (number, bytes) in value.pieces() {
+            if let Some(segment) = segments.get(&number) {
+                segment.tally.add_live(bytes);
+            }
+        }
+    }
+
+    /// Counts a value as dead that was live.
+    pub(crate) fn count_dead(&self, value: &Footprint) {
+        let segments = self.read_segments();
+        for (number, bytes) in value.pieces() {
+            if let Some(segment) = segments.get(&number) {
+                segment.tally.bury(bytes);
+            }
+        }
     }
 
     /// Where its directory lies.
@@ -285,12 +308,12 @@ impl<D: Domain> Dataset<D> {
 
     /// Its figures; `unit` is each name's last word.
     pub fn stat(&self) -> Vec<(String, u64)> {
-        let images_bytes = self
-            .read_segments()
-            .values()
-            .map(|segment| segment.charged_bytes())
-            .sum();
-        let segments = self.read_segments().len() as u64;
+        let segments: Vec<_> = self.read_segments().values().cloned().collect();
+        let sum = |bytes: fn(&Segment<D>) -> u64| segments.iter().map(|segment| bytes(segment)).sum::<u64>();
+        let live_bytes = sum(|segment| segment.tally.live_bytes());
+        let tombstone_bytes = sum(|segment| segment.tally.tombstone_bytes());
+        let dead_bytes = sum(Segment::dead_bytes);
+        let all_bytes = sum(Segment::length_bytes);
         let read = |figure: &AtomicU64| figure.load(Ordering::Relaxed);
         let (keys, index_bytes) = {
             let index = self.read_index();
@@ -300,10 +323,14 @@ impl<D: Domain> Dataset<D> {
         [
             ("keys_count", keys),
             ("value_bytes", self.value_bytes()),
-            ("segments_count", segments),
+            ("segments_count", segments.len() as u64),
+            ("live_record_bytes", live_bytes),
+            ("tombstone_record_bytes", tombstone_bytes),
+            ("dead_record_bytes", dead_bytes),
+            ("dead_share_percent", dead_bytes * 100 / all_bytes.max(1)),
             ("lost_segments_count", read(&figures.lost_segments)),
             ("damaged_records_count", read(&figures.damaged_records)),
-            ("images_bytes", images_bytes),
+            ("images_bytes", sum(Segment::charged_bytes)),
             ("index_bytes", index_bytes),
             ("record_written_bytes", read(&figures.record_bytes)),
             ("puts_count", read(&figures.puts)),

@@ -20,6 +20,7 @@ use crate::error::StorageError;
 
 mod budget;
 mod changes;
+mod compact;
 mod completions;
 mod dataset;
 mod description;

@@ -2,16 +2,16 @@
 //!
 //! Bytes below the published length never change. The log thread alone writes past it.
 
-use std::sync::atomic::{AtomicU8, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 
 use kv_fabric::Domain;
 use kv_proto::control::{RemoteAddress, SegmentRow};
 use kv_proto::layout::{
     EXTENT_BYTES, Locator, MEDIA_FORMAT, RecordHeader, SEGMENT_MAGIC, SegmentHeader, SegmentTrailer,
-    TRAILER_MAGIC, record_kind,
+    TRAILER_MAGIC,
 };
-use kv_proto::record::{parse_head, parse_header};
+use kv_proto::record::parse_header;
 use kv_proto::{DecodeError, crc::crc32c};
 use zerocopy::IntoBytes;
 
@@ -26,12 +26,46 @@ pub(crate) const ROW_EXTENT_BYTES: usize = 12;
 /// Length of header and of trailer.
 pub(crate) const HEADER_BYTES: u64 = size_of::<SegmentHeader>() as u64;
 
+/// Bytes of a segment by what they are good for, in whole units of 64. What is in neither is dead.
+#[derive(Debug, Default)]
+pub(crate) struct Tally {
+    live_bytes: AtomicU64,
+    tombstone_bytes: AtomicU64,
+}
+
+impl Tally {
+    /// Records that the index names, by their slots or by their heads.
+    pub(crate) fn live_bytes(&self) -> u64 {
+        self.live_bytes.load(Ordering::Acquire)
+    }
+
+    pub(crate) fn add_live(&self, bytes: u64) {
+        self.live_bytes.fetch_add(bytes, Ordering::AcqRel);
+    }
+
+    /// Takes back what [`Tally::add_live`] added.
+    pub(crate) fn bury(&self, bytes: u64) {
+        self.live_bytes.fetch_sub(bytes, Ordering::AcqRel);
+    }
+
+    /// Tombstones: whether one is still wanted shows only when its segment is compacted.
+    pub(crate) fn tombstone_bytes(&self) -> u64 {
+        self.tombstone_bytes.load(Ordering::Acquire)
+    }
+
+    pub(crate) fn add_tombstone(&self, bytes: u64) {
+        self.tombstone_bytes.fetch_add(bytes, Ordering::AcqRel);
+    }
+}
+
 /// A segment as readers know it.
 pub(crate) struct Segment<D: Domain> {
     pub(crate) number: u32,
     pub(crate) identity: u64,
     state: AtomicU8,
     length_units: AtomicU32,
+    /// What of it is counted, by whoever changes the index.
+    pub(crate) tally: Tally,
     extents: RwLock<Vec<Arc<Readable<D>>>>,
 }
 
@@ -42,6 +76,7 @@ impl<D: Domain> Segment<D> {
             identity,
             state: AtomicU8::new(state),
             length_units: AtomicU32::new(0),
+            tally: Tally::default(),
             extents: RwLock::default(),
         }
     }
@@ -85,6 +120,17 @@ impl<D: Domain> Segment<D> {
         self.length_units
             .store((length_bytes / 64) as u32, Ordering::Release);
         self.state.store(state, Ordering::Release);
+    }
+
+    /// End of what is published, bytes.
+    pub(crate) fn length_bytes(&self) -> u64 {
+        u64::from(self.length_units.load(Ordering::Acquire)) * 64
+    }
+
+    /// Bytes of records that nobody wants any more.
+    pub(crate) fn dead_bytes(&self) -> u64 {
+        let wanted = self.tally.live_bytes() + self.tally.tombstone_bytes() + HEADER_BYTES;
+        self.length_bytes().saturating_sub(wanted)
     }
 
     pub(crate) fn state(&self) -> u8 {
@@ -171,23 +217,6 @@ impl<D: Domain> Segment<D> {
             &mut key,
         )
         .then_some(key)
-    }
-
-    /// Length of the whole value whose VALUE or HEAD `locator` names.
-    pub(crate) fn value_len(&self, locator: &Locator) -> u64 {
-        let own = u64::from(locator.value_len_bytes);
-        match self.record_header(locator.offset_bytes()) {
-            Some(header) if header.kind == record_kind::HEAD => {
-                let mut value = vec![0; locator.value_len_bytes as usize];
-                let at = locator.offset_bytes() + locator.prefix_len_bytes();
-                let head = self
-                    .read(at, &mut value)
-                    .then(|| parse_head(&value).ok())
-                    .flatten();
-                head.map_or(own, |(head, _)| head.total_len_bytes)
-            }
-            _ => own,
-        }
     }
 }
 

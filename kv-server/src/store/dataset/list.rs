@@ -33,7 +33,7 @@ impl<D: Domain> Dataset<D> {
                 room -= need;
                 let entry = ListEntry {
                     key: Bytes(key),
-                    value_len_bytes: segment.value_len(&slot.locator),
+                    value_len_bytes: self.value_len(&slot.locator),
                     locator: slot.locator,
                 };
                 entries.push((slot.hash, entry));

@@ -61,7 +61,7 @@ pub(crate) enum Then {
     /// Its memory is free for further parts.
     Part(Arc<PutState>),
     /// The index names it.
-    Put { token: u64, value_len: u64 },
+    Put { token: u64 },
     /// The index forgets the key.
     Delete { token: u64, existed: bool },
 }

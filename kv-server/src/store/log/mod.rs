@@ -254,30 +254,44 @@ impl<D: Domain> Log<D> {
                 ..
             } = entry;
             let is_key = |locator: &Locator| dataset.key_is(locator, &record.key);
-            let (token, old, new_len) = match then {
+            let (token, old) = match then {
                 Then::Filler => continue,
                 Then::Part(put) => {
                     put.queued_bytes
                         .fetch_sub(record.value.len() as u64, Ordering::AcqRel);
                     continue;
                 }
-                Then::Put { token, value_len } => {
+                Then::Put { token } => {
                     let old = index.put(record.hash, committed.locator, is_key);
                     committed.existed = old.is_some();
+                    let value = dataset.footprint(&committed.locator);
+                    dataset.count_live(&value);
+                    figures
+                        .value_bytes
+                        .fetch_add(value.value_len_bytes, Ordering::Relaxed);
                     figures.puts.fetch_add(1, Ordering::Relaxed);
-                    (token, old, value_len)
+                    (token, old)
                 }
                 Then::Delete { token, existed } => {
                     let old = index.remove(record.hash, is_key);
                     committed.existed = existed;
+                    if let Some(segment) = dataset.segment(committed.locator.segment) {
+                        segment
+                            .tally
+                            .add_tombstone(units(committed.locator.wire_len_bytes()) * 64);
+                    }
                     committed.locator = Locator::default();
                     figures.deletes.fetch_add(1, Ordering::Relaxed);
-                    (token, old, 0)
+                    (token, old)
                 }
             };
-            let old_len = old.map_or(0, |old| dataset.value_len(&old));
-            figures.value_bytes.fetch_add(new_len, Ordering::Relaxed);
-            figures.value_bytes.fetch_sub(old_len, Ordering::Relaxed);
+            if let Some(old) = old {
+                let old = dataset.footprint(&old);
+                dataset.count_dead(&old);
+                figures
+                    .value_bytes
+                    .fetch_sub(old.value_len_bytes, Ordering::Relaxed);
+            }
             dataset
                 .operations
                 .finish(record.client, record.operation, Some(committed));

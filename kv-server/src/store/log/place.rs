@@ -131,14 +131,7 @@ impl<D: Domain> Log<D> {
             value,
             value_crc,
         };
-        self.append(
-            at,
-            record,
-            Then::Put {
-                token,
-                value_len: put.value_len,
-            },
-        );
+        self.append(at, record, Then::Put { token });
         Ok(())
     }
 

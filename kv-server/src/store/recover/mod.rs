@@ -9,9 +9,10 @@ use std::sync::atomic::Ordering;
 use kv_fabric::Domain;
 use kv_proto::bucket::IndexScope;
 use kv_proto::hash::KeyHash;
-use kv_proto::layout::{Locator, record_kind, segment_state};
+use kv_proto::layout::{Locator, record_kind, segment_state, units};
 use kv_proto::record::parse_head;
 
+use super::compact::footprint::Footprint;
 use super::dataset::{Contents, Figures};
 use super::description::Description;
 use super::files::Call;
@@ -172,11 +173,16 @@ pub(crate) fn recover<D: Domain>(
         };
         segments.insert(number, segment);
     }
-    let live: Vec<((u64, u64), Newest)> = gathered
-        .newest
-        .drain()
-        .filter(|(_, newest)| newest.kind != record_kind::TOMBSTONE)
-        .collect();
+    let mut live: Vec<((u64, u64), Newest)> = gathered.newest.drain().collect();
+    live.retain(|(_, newest)| {
+        let deleted = newest.kind == record_kind::TOMBSTONE;
+        if let Some(segment) = segments.get(&newest.locator.segment).filter(|_| deleted) {
+            segment
+                .tally
+                .add_tombstone(units(newest.locator.wire_len_bytes()) * 64);
+        }
+        !deleted
+    });
     name_lost_parts(&live, &mut segments, &gathered.figures, directory);
     let scope = IndexScope {
         dataset: description.id,
@@ -306,10 +312,15 @@ fn build_index<D: Domain>(
             high: *high,
         };
         entries.push((hash, newest.locator));
-        let len = segments
-            .get(&newest.locator.segment)
-            .map_or(0, |segment| segment.value_len(&newest.locator));
-        figures.value_bytes.fetch_add(len, Ordering::Relaxed);
+        let value = Footprint::of(&newest.locator, |number| segments.get(&number).cloned());
+        for (number, bytes) in value.pieces() {
+            if let Some(segment) = segments.get(&number) {
+                segment.tally.add_live(bytes);
+            }
+        }
+        figures
+            .value_bytes
+            .fetch_add(value.value_len_bytes, Ordering::Relaxed);
     }
     entries.sort_unstable_by_key(|(hash, _)| hash.slot);
     Index::build(scope, &entries, place)

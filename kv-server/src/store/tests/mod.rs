@@ -14,3 +14,4 @@ mod parts;
 mod reader;
 mod recovery;
 pub(crate) mod support;
+mod tally;
