@@ -5,15 +5,15 @@
 //!   sleeps while there is nothing to do and wakes to renew the lease.
 //! - A session that ends (the connection is lost, the lease is over) is begun again when somebody waits for it. Each
 //!   has a *generation*; a request is bound to the one that it was made for.
-//! - Retirements: readers pin the *epoch* that they read under. A number is acknowledged only when no pin is older than
-//!   the epoch that began after the tables had forgotten what was retired.
+//! - What is retired is acknowledged when no reader can still be reading it: see [`tenure`].
 
 mod serving;
+pub(crate) mod tenure;
 mod thread;
 
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 
 use kv_fabric::{Fabric, RemoteRef};
@@ -26,11 +26,10 @@ use crate::put::pool::Slot;
 use crate::session::Established;
 use crate::tables::DatasetState;
 use crate::{ClientError, ClientOptions};
+use tenure::Tenure;
 
 /// Commands that wait for the control thread at most.
 const COMMANDS_MAX: usize = 4096;
-/// A pin that pins nothing.
-pub(crate) const UNPINNED: u64 = u64::MAX;
 
 /// Bytes to WRITE before a frame is sent. The slot is held until the WRITE is done with it.
 pub(crate) struct Write<F: Fabric> {
@@ -90,10 +89,7 @@ pub(crate) struct Shared<F: Fabric> {
     changed: Condvar,
     inbox: Mutex<Vec<Command<F>>>,
     wake: OwnedFd,
-    generation: AtomicU64,
-    lease_end_ns: AtomicU64,
-    epoch: AtomicU64,
-    pins: Mutex<Vec<Weak<AtomicU64>>>,
+    pub(crate) tenure: Tenure,
     operation: AtomicU64,
     pub(crate) renewals: AtomicU64,
     pub(crate) sessions: AtomicU64,
@@ -128,10 +124,7 @@ impl<F: Fabric> Shared<F> {
             changed: Condvar::new(),
             inbox: Mutex::default(),
             wake,
-            generation: AtomicU64::new(0),
-            lease_end_ns: AtomicU64::new(0),
-            epoch: AtomicU64::new(1),
-            pins: Mutex::default(),
+            tenure: Tenure::new(),
             operation: AtomicU64::new(first_operation),
             renewals: AtomicU64::new(0),
             sessions: AtomicU64::new(0),
@@ -144,54 +137,9 @@ impl<F: Fabric> Shared<F> {
         debug_assert!(rung.is_ok() || rung == Err(rustix::io::Errno::AGAIN));
     }
 
-    /// Whether the lease of session `generation` still runs at `now_ns`.
-    #[inline]
-    pub(crate) fn leased(&self, generation: u64, now_ns: u64) -> bool {
-        // In this order: a new session stores its generation before its lease.
-        now_ns < self.lease_end_ns.load(Ordering::SeqCst)
-            && self.generation.load(Ordering::SeqCst) == generation
-    }
-
     /// A number for an operation, never given twice.
     pub(crate) fn next_operation(&self) -> u64 {
         self.operation.fetch_add(1, Ordering::Relaxed)
-    }
-
-    /// Registers a reader; it stores the epoch that it reads under, or [`UNPINNED`].
-    pub(crate) fn add_pin(&self) -> Arc<AtomicU64> {
-        let pin = Arc::new(AtomicU64::new(UNPINNED));
-        let mut pins = lock(&self.pins);
-        pins.retain(|pin| pin.strong_count() > 0);
-        pins.push(Arc::downgrade(&pin));
-        pin
-    }
-
-    /// Says that READs posted from now on belong to the present epoch. The tables must be looked at after this.
-    #[inline]
-    pub(crate) fn pin(&self, pin: &AtomicU64) -> u64 {
-        let epoch = self.epoch();
-        // Pairs with `quiesced`: either it sees this pin, or the reader sees the tables that the epoch began with.
-        pin.store(epoch, Ordering::SeqCst);
-        epoch
-    }
-
-    /// The present epoch.
-    #[inline]
-    pub(crate) fn epoch(&self) -> u64 {
-        self.epoch.load(Ordering::SeqCst)
-    }
-
-    /// Begins an epoch: the tables have forgotten what was retired.
-    fn next_epoch(&self) -> u64 {
-        self.epoch.fetch_add(1, Ordering::SeqCst) + 1
-    }
-
-    /// Whether no READ of an older epoch is in flight.
-    fn quiesced(&self, epoch: u64) -> bool {
-        let pins = lock(&self.pins);
-        pins.iter()
-            .filter_map(Weak::upgrade)
-            .all(|pin| pin.load(Ordering::SeqCst) >= epoch)
     }
 
     /// The session, begun again if it has to be. With `first`, the first failure is final.
@@ -206,7 +154,7 @@ impl<F: Fabric> Shared<F> {
             let leased = state
                 .up
                 .as_ref()
-                .filter(|up| self.leased(up.generation, boot_ns()));
+                .filter(|up| self.tenure.leased(up.generation, boot_ns()));
             if let Some(up) = leased {
                 break Ok(Arc::clone(up));
             }
@@ -380,44 +328,5 @@ pub(crate) fn unexpected(peer: &str, answer: &Answer) -> ClientError {
     ClientError::Protocol {
         peer: peer.to_owned(),
         why: format!("it answered with {answer:?}"),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::AccessKey;
-    use kv_fabric::local::Local;
-
-    #[test]
-    fn an_epoch_quiesces_when_every_reader_has_left_the_older_ones() {
-        let options = ClientOptions::new(AccessKey::new("k", [0; 32]));
-        let fabric = Arc::new(Local::new().unwrap());
-        let shared = Shared::new(fabric, "nowhere".to_owned(), options).unwrap();
-        let (first, second) = (shared.add_pin(), shared.add_pin());
-        let before = shared.pin(&first);
-        let epoch = shared.next_epoch();
-        assert!(before < epoch && !shared.quiesced(epoch));
-        shared.pin(&second);
-        assert!(!shared.quiesced(epoch));
-        first.store(UNPINNED, Ordering::SeqCst);
-        assert!(shared.quiesced(epoch));
-        let later = shared.next_epoch();
-        assert!(!shared.quiesced(later));
-        // A reader that is gone holds nothing up.
-        drop(second);
-        assert!(shared.quiesced(later));
-    }
-
-    #[test]
-    fn a_lease_counts_only_for_its_own_session() {
-        let options = ClientOptions::new(AccessKey::new("k", [0; 32]));
-        let fabric = Arc::new(Local::new().unwrap());
-        let shared = Shared::new(fabric, "nowhere".to_owned(), options).unwrap();
-        shared.generation.store(3, Ordering::SeqCst);
-        shared.lease_end_ns.store(100, Ordering::SeqCst);
-        assert!(shared.leased(3, 99));
-        assert!(!shared.leased(3, 100));
-        assert!(!shared.leased(2, 99));
     }
 }

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use kv_fabric::{ControlConnection, ControlEvent, Fabric, FabricError};
 use kv_proto::control::{Answer, DatasetChange, Refused, Request, Status};
 
+use super::tenure::Debt;
 use super::thread::sleep;
 use super::{Command, Shared, Up, Write, lock, reply_lost};
 use crate::clock::boot_ns;
@@ -66,18 +67,14 @@ pub(super) struct Serving<'a, F: Fabric> {
     /// Waiters for a RENEW that is not sent yet, and for the one outstanding.
     renew_queued: Vec<(Arc<Mailbox>, u64)>,
     renew_sent: Vec<(Arc<Mailbox>, u64)>,
-    /// A number to acknowledge once the epoch has quiesced.
-    pending: Option<(u64, u64)>,
+    debt: Debt,
     stalled: bool,
 }
 
 impl<'a, F: Fabric> Serving<'a, F> {
     pub(super) fn new(shared: &'a Shared<F>, connection: F::Control, session: Session, up: Arc<Up>) -> Self {
         shared.sessions.fetch_add(1, Ordering::Relaxed);
-        shared.generation.store(up.generation, Ordering::SeqCst);
-        shared
-            .lease_end_ns
-            .store(session.lease_end_ns(), Ordering::SeqCst);
+        shared.tenure.begin(up.generation, session.lease_end_ns());
         let mut state = lock(&shared.state);
         state.up = Some(Arc::clone(&up));
         state.failure = None;
@@ -95,7 +92,7 @@ impl<'a, F: Fabric> Serving<'a, F> {
             datasets: HashMap::new(),
             renew_queued: Vec::new(),
             renew_sent: Vec::new(),
-            pending: None,
+            debt: Debt::default(),
             stalled: false,
         }
     }
@@ -105,7 +102,7 @@ impl<'a, F: Fabric> Serving<'a, F> {
         if let End::Lost(why) = &end {
             tracing::debug!(address = self.shared.address, why, "the session is over");
         }
-        self.shared.lease_end_ns.store(0, Ordering::SeqCst);
+        self.shared.tenure.end();
         lock(&self.shared.state).up = None;
         for dataset in self.datasets.values().flatten().filter_map(Weak::upgrade) {
             dataset.close();
@@ -195,12 +192,7 @@ impl<'a, F: Fabric> Serving<'a, F> {
         self.stalled = false;
         let now = boot_ns();
         if now >= self.session.renew_at_ns() {
-            if let Some((number, epoch)) = self.pending
-                && self.shared.quiesced(epoch)
-            {
-                self.session.acknowledge(number);
-                self.pending = None;
-            }
+            self.debt.settle(&mut self.session, &self.shared.tenure);
             let frame = self.session.renew(now).map_err(|error| error.to_string())?;
             self.renew_sent.append(&mut self.renew_queued);
             self.send(&frame)?;
@@ -414,14 +406,8 @@ impl<'a, F: Fabric> Serving<'a, F> {
                 state.renewed(change);
             }
         }
-        // The same number again: the epoch that began when it was first told is the one to wait for.
-        let known = self.pending.is_some_and(|(number, _)| number == retired);
-        if self.session.lags() && !known {
-            self.pending = Some((retired, self.shared.next_epoch()));
-        }
-        self.shared
-            .lease_end_ns
-            .store(self.session.lease_end_ns(), Ordering::SeqCst);
+        self.debt.told(retired, &self.session, &self.shared.tenure);
+        self.shared.tenure.renewed(self.session.lease_end_ns());
         for (mailbox, tag) in self.renew_sent.drain(..) {
             mailbox.deliver(tag, Reply::Renewed);
         }

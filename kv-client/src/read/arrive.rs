@@ -59,7 +59,7 @@ impl<F: Fabric> Pass<'_, '_, F> {
     }
 
     fn page_landed(&mut self, page: u32, at: usize) {
-        let view = Arc::clone(&self.lane.view);
+        let view = Arc::clone(&self.lane.footing.view);
         let directory = &view.directory;
         let first = page * PAGE_ENTRIES;
         let count = directory.entries().saturating_sub(first).min(PAGE_ENTRIES);
@@ -99,7 +99,13 @@ impl<F: Fabric> Pass<'_, '_, F> {
             let Ok(bucket) = Bucket::read_from_bytes(&bytes) else {
                 return;
             };
-            match judge_bucket(&self.lane.view.scope, entry, bucket_index, &bucket, item.hash) {
+            match judge_bucket(
+                &self.lane.footing.view.scope,
+                entry,
+                bucket_index,
+                &bucket,
+                item.hash,
+            ) {
                 Ok(()) => item.candidates.extend(candidates(&bucket, item.hash, key_len)),
                 Err(IndexRefusal::Torn) => item.otherwise = Some(Trouble::TornBucket(directory_index)),
                 // Stale says more than torn: reading again cannot help.
@@ -205,7 +211,7 @@ impl<F: Fabric> Pass<'_, '_, F> {
         let expected = Expected {
             segment_identity: fetch.identity,
             locator: fetch.locator,
-            hash_key: &self.lane.view.hash_key,
+            hash_key: &self.lane.footing.view.hash_key,
             key: item.key,
         };
         match (fetch.part, &item.large) {

@@ -72,10 +72,10 @@ impl<F: Fabric> Call<'_, F> {
     fn fetch(&mut self, at: &Locator, place: Option<(&F::Region, usize)>) -> Option<usize> {
         let lane = &mut *self.lane;
         let now = boot_ns();
-        if !lane.enter(now) || lane.view.dropped {
+        if !lane.enter(now) || lane.footing.view.dropped {
             return None;
         }
-        let row = lane.view.row_for(at).ok()?;
+        let row = lane.footing.view.row_for(at).ok()?;
         let (from, follow) = row.place(at.offset_bytes())?;
         let wire_len = at.wire_len_bytes();
         let longest = PIECE_BYTES.min(lane.read_max_bytes() as u64).min(follow);
@@ -110,9 +110,9 @@ impl<F: Fabric> Call<'_, F> {
         lane.arena_read(0, &mut prefix);
         let accepted = (|| {
             let expected = Expected {
-                segment_identity: lane.view.row(at.segment)?.identity,
+                segment_identity: lane.footing.view.row(at.segment)?.identity,
                 locator: *at,
-                hash_key: &lane.view.hash_key,
+                hash_key: &lane.footing.view.hash_key,
                 key,
             };
             let header = judge_prefix(&prefix, &expected).ok()?;

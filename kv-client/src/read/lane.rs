@@ -5,7 +5,6 @@
 //!   whatever was in flight, so no memory is written after that (**I5**).
 //! - While READs may be in flight the lane pins the epoch that it reads under.
 
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
@@ -21,9 +20,10 @@ use super::plan::Chain;
 use crate::ReadError;
 use crate::backoff::Backoff;
 use crate::clock::{Deadline, boot_ns};
-use crate::control::{Shared, UNPINNED, Up};
+use crate::control::tenure::Footing;
+use crate::control::{Shared, Up};
 use crate::mailbox::Reply;
-use crate::tables::{DatasetState, View};
+use crate::tables::DatasetState;
 
 /// Shortest arena, bytes: a prefix and a few pieces must fit.
 const ARENA_MIN_BYTES: usize = 1 << 20;
@@ -82,13 +82,9 @@ pub(crate) struct Lane<F: Fabric> {
     tally: Arc<Tally>,
     pub(crate) counters: Arc<LaneCounters>,
     connection: Option<F::Data>,
-    generation: u64,
     connections: u64,
     arena: Option<F::Region>,
-    pin: Arc<AtomicU64>,
-    pinned: u64,
-    pub(crate) view: Arc<View>,
-    view_version: u64,
+    pub(crate) footing: Footing,
     next_number: u64,
     /// READs up to this number have completed.
     pub(crate) completed: u64,
@@ -99,20 +95,15 @@ pub(crate) struct Lane<F: Fabric> {
 
 impl<F: Fabric> Lane<F> {
     pub(crate) fn new(shared: &Arc<Shared<F>>, state: &Arc<DatasetState>, tally: &Arc<Tally>) -> Self {
-        let (view_version, view) = state.view();
         Self {
             shared: Arc::clone(shared),
             state: Arc::clone(state),
             tally: Arc::clone(tally),
             counters: tally.add_lane(),
             connection: None,
-            generation: 0,
             connections: 0,
             arena: None,
-            pin: shared.add_pin(),
-            pinned: UNPINNED,
-            view,
-            view_version,
+            footing: Footing::new(&shared.tenure, state),
             next_number: 1,
             completed: 0,
             completions: Vec::with_capacity(super::plan::CHAIN_MAX),
@@ -160,13 +151,8 @@ impl<F: Fabric> Lane<F> {
     /// Pins the epoch and takes the latest view; whether READs may be posted under it at `now_ns`.
     #[inline]
     pub(crate) fn enter(&mut self, now_ns: u64) -> bool {
-        self.pinned = self.shared.pin(&self.pin);
-        if self.state.version() != self.view_version {
-            (self.view_version, self.view) = self.state.view();
-        }
-        self.connection.is_some()
-            && self.view.generation == self.generation
-            && self.shared.leased(self.generation, now_ns)
+        self.footing.pin(&self.shared.tenure);
+        self.footing.look(&self.shared.tenure, &self.state, now_ns) && self.connection.is_some()
     }
 
     /// Lets the epoch go. Nothing is in flight between passes.
@@ -174,7 +160,7 @@ impl<F: Fabric> Lane<F> {
         if self.in_flight() {
             self.disconnect();
         }
-        self.pin.store(UNPINNED, Ordering::SeqCst);
+        self.footing.leave();
     }
 
     /// Posts one READ, of a value known where, at `now_ns` by the clock.
@@ -230,18 +216,18 @@ impl<F: Fabric> Lane<F> {
     /// more is posted, or the session's retirements would wait for the end of the batch.
     #[inline]
     pub(crate) fn is_behind(&self) -> bool {
-        self.state.version() != self.view_version || self.shared.epoch() != self.pinned
+        self.footing.is_behind(&self.shared.tenure, &self.state)
     }
 
     /// Whether the lease still runs.
     #[inline]
     pub(crate) fn leased(&self, now_ns: u64) -> bool {
-        self.shared.leased(self.generation, now_ns)
+        self.footing.leased(&self.shared.tenure, now_ns)
     }
 
     /// Makes the arena and the connection of session `up`, unless they are there.
     pub(crate) fn connect(&mut self, up: &Up, dataset: [u8; 16], deadline: Deadline) -> Result<(), NotReady> {
-        if self.connection.is_some() && self.generation == up.generation {
+        if self.connection.is_some() && self.footing.generation == up.generation {
             return Ok(());
         }
         self.disconnect();
@@ -271,7 +257,7 @@ impl<F: Fabric> Lane<F> {
         match connected {
             Ok(connection) => {
                 self.connection = Some(connection);
-                self.generation = up.generation;
+                self.footing.generation = up.generation;
                 add(&self.counters.reconnects, u64::from(self.connections > 0));
                 self.connections += 1;
                 Ok(())
@@ -449,6 +435,6 @@ impl<F: Fabric> Drop for Held<'_, F> {
         if self.0.in_flight() {
             self.0.disconnect();
         }
-        self.0.pin.store(UNPINNED, Ordering::SeqCst);
+        self.0.footing.leave();
     }
 }

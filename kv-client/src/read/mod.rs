@@ -102,7 +102,7 @@ impl<'c, F: Fabric> Call<'c, F> {
             }
             for item in items.iter_mut().filter(|item| item.attempt == 0) {
                 if let Some(key) = item.key {
-                    item.hash = KeyHash::of(&self.lane.view.hash_key, key);
+                    item.hash = KeyHash::of(&self.lane.footing.view.hash_key, key);
                 }
             }
             let mut pass = Pass::new(&mut self.lane, items, place, verify);
@@ -127,8 +127,11 @@ impl<'c, F: Fabric> Call<'c, F> {
 
     /// Makes session, dataset, connection and, for lookups, the directory ready, and enters.
     fn ready(&mut self, lookups: bool) -> Result<(), NotReady> {
-        if self.lane.enter(boot_ns()) && !self.lane.view.dropped && self.lane.view.table_next.is_none() {
-            let whole = || self.lane.view.directory.missing().next().is_none();
+        if self.lane.enter(boot_ns())
+            && !self.lane.footing.view.dropped
+            && self.lane.footing.view.table_next.is_none()
+        {
+            let whole = || self.lane.footing.view.directory.missing().next().is_none();
             if !lookups || whole() {
                 return Ok(());
             }
@@ -148,7 +151,7 @@ impl<'c, F: Fabric> Call<'c, F> {
 
     /// Reads the pages of the directory that are not there.
     fn read_directory(&mut self) -> Result<(), NotReady> {
-        let view = std::sync::Arc::clone(&self.lane.view);
+        let view = std::sync::Arc::clone(&self.lane.footing.view);
         let mut missing = view.directory.missing().peekable();
         if missing.peek().is_none() {
             return Ok(());
@@ -182,7 +185,7 @@ impl<'c, F: Fabric> Call<'c, F> {
 
     fn renew(&mut self) {
         self.lane.leave();
-        let generation = self.lane.view.generation;
+        let generation = self.lane.footing.view.generation;
         self.core.shared().renew_now(generation, self.deadline);
     }
 

@@ -279,7 +279,7 @@ impl<'p, 'k, F: Fabric> Pass<'p, 'k, F> {
     }
 
     fn plan_page(&mut self, page: u32, chain: &mut Chain) -> Step {
-        let directory = &self.lane.view.directory;
+        let directory = &self.lane.footing.view.directory;
         let first = page * PAGE_ENTRIES;
         let count = directory.entries().saturating_sub(first).min(PAGE_ENTRIES);
         let len = count as usize * ENTRY_BYTES;
@@ -300,7 +300,7 @@ impl<'p, 'k, F: Fabric> Pass<'p, 'k, F> {
 
     fn plan_lookup(&mut self, index: usize, chain: &mut Chain) -> Step {
         let item = &mut self.items[index];
-        let directory = &self.lane.view.directory;
+        let directory = &self.lane.footing.view.directory;
         let directory_index = directory_index(item.hash.slot, directory.depth);
         let Some(&entry) = directory.entry(directory_index) else {
             item.trouble = Some(Trouble::NoDirectory);
@@ -351,7 +351,7 @@ impl<'p, 'k, F: Fabric> Pass<'p, 'k, F> {
             return Ok(Step::Planned);
         };
         let item = &mut self.items[fetch.item];
-        let view = std::sync::Arc::clone(&self.lane.view);
+        let view = std::sync::Arc::clone(&self.lane.footing.view);
         let row = match view.row_for(&fetch.locator) {
             Ok(row) => row,
             Err(why) => {

@@ -322,10 +322,9 @@ impl<F: Fabric> Control<F> {
         } else {
             self.endpoint.destroy(id);
         }
-        if !F::FENCES && !matches!(why, Ended::Bye) && !peer.session.holds.open().is_empty() {
-            self.ghosts.push(peer.session.holds.clone());
-        }
-        self.released_stale = true;
+        let leave = matches!(why, Ended::Bye);
+        self.ghosts.ended(&peer.session.holds, F::FENCES, leave);
+        self.releases.touch();
     }
 
     /// Closes a dataset for a session: nothing of it can be read by it any more.
@@ -347,7 +346,7 @@ impl<F: Fabric> Control<F> {
             peer.session.holds.closed(dataset);
             peer.open.remove(dataset);
         }
-        self.released_stale = true;
+        self.releases.touch();
     }
 
     /// Ends sessions whose time is over.

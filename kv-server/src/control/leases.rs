@@ -17,7 +17,7 @@ pub const MARKS_MAX: usize = 2 * MARKS_PER_LAG as usize;
 pub const MARKS_PER_LAG: u64 = 64;
 
 /// When things were retired, so that who lags can be told from who is merely behind.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
 pub struct Retirements {
     /// Number and moment: everything up to the number was retired by then. Both rise.
     marks: VecDeque<(u64, BootMs)>,
@@ -67,7 +67,7 @@ impl Retirements {
 }
 
 /// One dataset that a session has open.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Hold {
     /// The dataset.
     pub dataset: DatasetId,
@@ -103,7 +103,7 @@ pub struct NeverTold {
 }
 
 /// What one session may still read, and until when unless it renews.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Holds {
     open: Vec<Hold>,
     told: u64,
@@ -207,13 +207,61 @@ impl Holds {
     }
 }
 
+/// What sessions that are over still hold, until their leases end: on a fabric that cannot fence.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
+pub struct Ghosts(Vec<Holds>);
+
+impl Ghosts {
+    /// How many sessions.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    /// Whether there is none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// What each holds.
+    pub fn iter(&self) -> std::slice::Iter<'_, Holds> {
+        self.0.iter()
+    }
+
+    /// A session is over that held this, on a fabric that `fences` or not. Who took `leave` holds nothing any more.
+    pub fn ended(&mut self, holds: &Holds, fences: bool, leave: bool) {
+        if !fences && !leave && !holds.open().is_empty() {
+            self.0.push(holds.clone());
+        }
+    }
+
+    /// Forgets those whose lease is over at `now`; whether there were any.
+    pub fn expire(&mut self, now: BootMs) -> bool {
+        let before = self.0.len();
+        self.0.retain(|holds| now < holds.lease_ends());
+        before != self.0.len()
+    }
+}
+
 /// What was released already, for each dataset that may have something to release.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
 pub struct Releases {
     released: BTreeMap<DatasetId, u64>,
+    touched: bool,
 }
 
 impl Releases {
+    /// A retirement, an acknowledgement or the end of a session: something may be released that could not before.
+    pub fn touch(&mut self) {
+        self.touched = true;
+    }
+
+    /// Whether something may be released that could not before, since this was last asked.
+    pub fn take_touched(&mut self) -> bool {
+        std::mem::take(&mut self.touched)
+    }
+
     /// What can be released now and was not before: dataset and number. `datasets` are all that exist or are being
     /// dropped, `holds` those of every session that is not over, `retired` the latest retirement.
     pub fn due<'a>(

@@ -2,7 +2,7 @@
 //!
 //! Pure, so that each can be tested and checked alone:
 //! - [`session`]: what one session may say, and when.
-//! - [`leases`]: who may still read what, who is fenced, what is released.
+//! - [`leases`]: who may still read what, who is fenced, what is released; [`telling`]: what RENEW says of it.
 //! - [`puts`], [`windows`], [`tokens`]: what a session holds besides.
 //! - [`keys`]: who may do what.
 //!
@@ -21,6 +21,7 @@ mod requests;
 mod run;
 pub mod server;
 pub mod session;
+pub mod telling;
 pub mod tokens;
 pub mod windows;
 mod writes;

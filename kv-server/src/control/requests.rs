@@ -4,8 +4,7 @@ use std::sync::Arc;
 
 use kv_fabric::{ConnectionId, Fabric};
 use kv_proto::control::{
-    Answer, Bytes, DatasetChange, DatasetItem, FRAME_HEADER_BYTES, FRAME_MAX_BYTES, Request, SegmentRow,
-    StatItem, Status,
+    Answer, Bytes, DatasetItem, FRAME_HEADER_BYTES, FRAME_MAX_BYTES, Request, StatItem, Status,
 };
 
 use super::clock::BootMs;
@@ -13,29 +12,18 @@ use super::connections::Peer;
 use super::leases::DatasetId;
 use super::run::{Control, Outcome};
 use super::session::Refusal;
+use super::telling::told;
 use super::tokens::TOKENS_PER_ANSWER_MAX;
 use crate::error::StorageError;
 use crate::store::{Dataset, Dropped};
 
 /// Payload of one frame, bytes.
-const PAYLOAD_BYTES: usize = FRAME_MAX_BYTES - FRAME_HEADER_BYTES;
-/// A `DatasetChange` without ranges and rows, on the wire, bytes: id, flags, directory, two counts.
-const CHANGE_BYTES: usize = 16 + 1 + (8 + 4) + 8 + 1 + 2 + 2;
+pub(super) const PAYLOAD_BYTES: usize = FRAME_MAX_BYTES - FRAME_HEADER_BYTES;
 
 impl From<StorageError> for Refusal {
     fn from(error: StorageError) -> Self {
         Self::new(error.status(), error.to_string())
     }
-}
-
-/// Length of a row on the wire, bytes.
-fn row_bytes(row: &SegmentRow) -> usize {
-    4 + 8 + 4 + 1 + 4 + 2 + row.extents.len() * (8 + 4)
-}
-
-/// Length of a change on the wire, bytes.
-fn change_bytes(change: &DatasetChange) -> usize {
-    CHANGE_BYTES + change.ranges.len() * (4 + 4) + change.rows.iter().map(row_bytes).sum::<usize>()
 }
 
 /// A name that the session was checked to be allowed; names are ASCII.
@@ -191,8 +179,9 @@ impl<F: Fabric> Control<F> {
 
     fn renew(&mut self, id: ConnectionId) -> Result<Answer, Refusal> {
         self.counters.renewals += 1;
-        let moved = self.peer(id)?.session.holds.take_moved();
-        self.released_stale |= moved;
+        if self.peer(id)?.session.holds.take_moved() {
+            self.releases.touch();
+        }
         // A dataset that was dropped, and whose end the session acknowledged, is closed for it.
         let peer = self.peers.get(&id).ok_or(Status::Stale)?;
         let over: Vec<DatasetId> = peer
@@ -214,33 +203,19 @@ impl<F: Fabric> Control<F> {
         let retired = self.store.retired();
         let lease_ms = self.options.lease_ms;
         let peer = self.peer(id)?;
-        let mut room_bytes = PAYLOAD_BYTES - 8 - 4 - 2;
-        let mut changes = Vec::new();
-        let holds = peer.session.holds.open();
-        for (index, hold) in holds.iter().enumerate() {
-            // Each dataset that follows must at least be able to say that all of it changed.
-            let kept = CHANGE_BYTES * (holds.len() - index - 1);
-            let change = peer
-                .open
-                .get(&hold.dataset)
-                .and_then(|dataset| dataset.changes(hold.acked, room_bytes - kept));
-            if let Some(change) = change {
-                room_bytes = room_bytes.saturating_sub(change_bytes(&change));
-                changes.push(change);
-            }
-        }
-        peer.session.holds.told(retired);
-        Ok(Answer::Renew {
+        let open = &peer.open;
+        Ok(told(
+            &mut peer.session.holds,
             retired,
             lease_ms,
-            changes,
-        })
+            |hold, room_bytes| open.get(&hold.dataset)?.changes(hold.acked, room_bytes),
+        ))
     }
 
     fn drop_dataset(&mut self, name: &str) -> Result<Answer, Refusal> {
         let Dropped { dataset, synced } = self.store.drop_dataset(name)?;
         self.dropped.insert(dataset, self.store.retired());
-        self.released_stale = true;
+        self.releases.touch();
         // Values that were arriving for it are given up; what was queued is answered by the store.
         for peer in self.peers.values_mut() {
             for operation in peer.session.puts.end_dataset(&dataset) {

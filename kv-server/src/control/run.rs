@@ -11,7 +11,7 @@ use super::clock::BootMs;
 use super::connections::{DataConnection, Ended, Peer};
 use super::counters::Counters;
 use super::keys::Keys;
-use super::leases::{DatasetId, Holds, Releases, Retirements};
+use super::leases::{DatasetId, Ghosts, Holds, Releases, Retirements};
 use super::options::Options;
 use super::server::{Shared, StartError};
 use super::session::{Decoy, Refusal, Step, World};
@@ -46,7 +46,7 @@ pub(super) struct Control<F: Fabric> {
     /// Control connections whose session is over, kept so that the last frame arrives, and until when.
     pub(super) lingering: BTreeMap<ConnectionId, BootMs>,
     /// What sessions that ended still hold until their leases end, on a fabric that cannot fence.
-    pub(super) ghosts: Vec<Holds>,
+    pub(super) ghosts: Ghosts,
     /// Datasets that were dropped, and the number of that retirement.
     pub(super) dropped: BTreeMap<DatasetId, u64>,
     /// Writes that were queued to the store, by their tokens.
@@ -55,9 +55,7 @@ pub(super) struct Control<F: Fabric> {
     /// Writes that wait for memory.
     pub(super) parked: VecDeque<Parked>,
     pub(super) retirements: Retirements,
-    releases: Releases,
-    /// Whether an acknowledgement or the end of a session may let something be released.
-    pub(super) released_stale: bool,
+    pub(super) releases: Releases,
     pub(super) counters: Counters,
     completions: Vec<Completion>,
     frame: Vec<u8>,
@@ -94,13 +92,12 @@ impl<F: Fabric> Control<F> {
             next_session: 1,
             data: BTreeMap::new(),
             lingering: BTreeMap::new(),
-            ghosts: Vec::new(),
+            ghosts: Ghosts::default(),
             dropped: BTreeMap::new(),
             writes: HashMap::new(),
             next_write: 1,
             parked: VecDeque::new(),
             releases: Releases::default(),
-            released_stale: false,
             counters: Counters::default(),
             completions: Vec::new(),
             frame: Vec::new(),
@@ -279,13 +276,13 @@ impl<F: Fabric> Control<F> {
         let retired = self.store.retired();
         let max_lag_ms = u64::from(self.options.max_lag_ms);
         if self.retirements.note(retired, now, max_lag_ms) {
-            self.released_stale = true;
+            self.releases.touch();
         }
         self.fence_due(now);
         self.drop_silent_puts(now);
-        let ghosts = self.ghosts.len();
-        self.ghosts.retain(|holds| now < holds.lease_ends());
-        self.released_stale |= ghosts != self.ghosts.len();
+        if self.ghosts.expire(now) {
+            self.releases.touch();
+        }
         while let Some((id, _)) = self
             .lingering
             .iter()
@@ -299,7 +296,7 @@ impl<F: Fabric> Control<F> {
 
     /// Tells the store what nobody can read any more.
     fn release(&mut self) {
-        if !std::mem::take(&mut self.released_stale) {
+        if !self.releases.take_touched() {
             return;
         }
         // A dataset that was dropped is in the list of neither side for ever: see `dropped`.
@@ -312,7 +309,7 @@ impl<F: Fabric> Control<F> {
             .peers
             .values()
             .map(|peer| &peer.session.holds)
-            .chain(&self.ghosts);
+            .chain(self.ghosts.iter());
         let due = self.releases.due(ids, holds, self.retirements.latest());
         for (dataset, up_to) in due {
             self.store.release(&dataset, up_to);

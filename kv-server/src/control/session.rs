@@ -7,6 +7,7 @@
 //!   key's list or against what the session has open.
 
 use std::borrow::Cow;
+use std::hash::{Hash, Hasher};
 use std::sync::Arc;
 
 use kv_proto::DecodeError;
@@ -194,6 +195,13 @@ impl Session {
     /// A request that was deferred has been answered.
     pub fn answered(&mut self) {
         self.outstanding = self.outstanding.saturating_sub(1);
+    }
+
+    /// Tells a checker's `hasher` all that decides how the session goes on, its PUTs and who it speaks for aside.
+    pub fn digest(&self, hasher: &mut impl Hasher) {
+        let up = matches!(self.phase, Phase::Ready(_));
+        (up, self.last_request, self.outstanding, self.renewed).hash(hasher);
+        (&self.holds, &self.tokens).hash(hasher);
     }
 
     /// Requests that wait for their answers.

@@ -8,7 +8,7 @@ pub const TOKEN_BYTES: usize = 16;
 /// Tokens in one answer: what fits a frame.
 pub const TOKENS_PER_ANSWER_MAX: u16 = 128;
 
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Hash)]
 struct Token {
     secret: [u8; TOKEN_BYTES],
     dataset: DatasetId,
@@ -16,7 +16,7 @@ struct Token {
 }
 
 /// Those that were told and not used yet.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, Hash)]
 pub struct Tokens {
     told: Vec<Token>,
 }

@@ -12,14 +12,18 @@ const CHANGE_BYTES: usize = 16 + 1 + (8 + 4 + 8 + 1) + 2 + 2;
 const RANGE_BYTES: usize = 8;
 
 /// Flags, ranges and rows of an answer.
-pub(crate) struct Collected {
-    pub(crate) flags: u8,
-    pub(crate) ranges: Vec<DirectoryRange>,
-    pub(crate) rows: Vec<SegmentRow>,
+#[derive(Debug)]
+pub struct Collected {
+    /// Change flags.
+    pub flags: u8,
+    /// Directory entries to read again.
+    pub ranges: Vec<DirectoryRange>,
+    /// Rows that changed.
+    pub rows: Vec<SegmentRow>,
 }
 
 /// Sums changes up. What does not fit `room_bytes` becomes the flag that has the client ask for all of it.
-pub(crate) fn collect(
+pub fn collect(
     since: Since,
     room_bytes: usize,
     row: impl Fn(u32) -> Option<SegmentRow>,

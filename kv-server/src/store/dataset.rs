@@ -14,7 +14,7 @@ use kv_proto::layout::Locator;
 use super::changes::collect;
 use super::compact::footprint::Footprint;
 use super::description::Description;
-use super::index::{Index, Place, Split};
+use super::index::{Index, Place, Retired, Split};
 use super::journal::{Change, Journal};
 use super::log::Queue;
 use super::operations::Operations;
@@ -50,7 +50,7 @@ pub struct Dataset<D: Domain> {
     description: Mutex<Description>,
     pub(crate) index: RwLock<Index<D>>,
     pub(crate) segments: RwLock<BTreeMap<u32, Arc<Segment<D>>>>,
-    pub(crate) journal: Mutex<Journal<D>>,
+    pub(crate) journal: Mutex<Journal<Retired<D>>>,
     pub(crate) operations: Arc<Operations>,
     pub(crate) queue: Arc<Queue>,
     pub(crate) figures: Figures,

@@ -6,14 +6,11 @@
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use kv_fabric::Domain;
-
-use super::index::Retired;
 use super::limits::JOURNAL_CHANGES_MAX;
 
 /// Something that a client must learn of.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Change {
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Change {
     /// The row of a segment.
     Row(u32),
     /// Entries of the directory: first and count.
@@ -24,24 +21,36 @@ pub(crate) enum Change {
     Dropped,
 }
 
-/// Changes of one dataset.
-pub(crate) struct Journal<D: Domain> {
+/// Changes of one dataset, and `T`s that were retired by them.
+#[derive(Debug, Clone)]
+pub struct Journal<T> {
     changes: VecDeque<(u64, Change)>,
     /// Highest number whose change is not in `changes` any more.
     forgotten: u64,
-    retired: VecDeque<(u64, Retired<D>)>,
+    retired: VecDeque<(u64, T)>,
 }
 
 /// What [`Journal::since`] says.
-pub(crate) enum Since {
+#[derive(Debug)]
+pub enum Since {
+    /// Nothing changed.
     Nothing,
     /// Too far back: everything may have changed.
     Everything,
+    /// This, in order.
     Changes(Vec<Change>),
 }
 
-impl<D: Domain> Journal<D> {
-    pub(crate) const fn new() -> Self {
+impl<T> Default for Journal<T> {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl<T> Journal<T> {
+    /// Nothing changed yet.
+    #[must_use]
+    pub const fn new() -> Self {
         Self {
             changes: VecDeque::new(),
             forgotten: 0,
@@ -50,7 +59,7 @@ impl<D: Domain> Journal<D> {
     }
 
     /// Notes a change that is done, and what it retired; its number.
-    pub(crate) fn push(&mut self, counter: &AtomicU64, change: Change, retired: Vec<Retired<D>>) -> u64 {
+    pub fn push(&mut self, counter: &AtomicU64, change: Change, retired: Vec<T>) -> u64 {
         // Pairs with the acquire of who answers OPEN and RENEW: that number seen, this change is seen.
         let number = counter.fetch_add(1, Ordering::AcqRel) + 1;
         if self.changes.len() == JOURNAL_CHANGES_MAX
@@ -64,7 +73,9 @@ impl<D: Domain> Journal<D> {
         number
     }
 
-    pub(crate) fn since(&self, number: u64) -> Since {
+    /// What changed after `number`.
+    #[must_use]
+    pub fn since(&self, number: u64) -> Since {
         if number < self.forgotten {
             return Since::Everything;
         }
@@ -76,13 +87,14 @@ impl<D: Domain> Journal<D> {
     }
 
     /// What was retired up to `number`: nobody reads it any more.
-    pub(crate) fn release(&mut self, number: u64) -> Vec<Retired<D>> {
+    pub fn release(&mut self, number: u64) -> Vec<T> {
         let end = self.retired.partition_point(|(at, _)| *at <= number);
         self.retired.drain(..end).map(|(_, retired)| retired).collect()
     }
 
     /// Things that were retired and not released yet.
-    pub(crate) fn waiting(&self) -> usize {
+    #[must_use]
+    pub fn waiting(&self) -> usize {
         self.retired.len()
     }
 }

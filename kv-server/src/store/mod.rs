@@ -19,7 +19,8 @@ use kv_proto::layout::dataset_name_is_valid;
 use crate::error::StorageError;
 
 mod budget;
-mod changes;
+#[doc(hidden)]
+pub mod changes;
 mod compact;
 mod completions;
 mod dataset;
@@ -27,7 +28,8 @@ mod description;
 mod files;
 mod home;
 mod index;
-mod journal;
+#[doc(hidden)]
+pub mod journal;
 mod limits;
 mod log;
 mod open;

@@ -4,7 +4,6 @@ use super::support::{Rig, bytes, scratch};
 use crate::store::changes::collect;
 use crate::store::journal::{Change, Journal, Since};
 use crate::store::limits::JOURNAL_CHANGES_MAX;
-use crate::store::tests::support::TestDomain;
 use kv_proto::control::change_flag;
 
 #[test]
@@ -66,7 +65,7 @@ fn ranges_are_joined_and_a_new_directory_hides_them() {
 #[test]
 fn who_is_too_far_behind_drops_all() {
     let counter = std::sync::atomic::AtomicU64::new(100);
-    let mut journal = Journal::<TestDomain>::new();
+    let mut journal = Journal::<()>::new();
     for _ in 0..JOURNAL_CHANGES_MAX + 10 {
         journal.push(&counter, Change::Row(1), Vec::new());
     }
