@@ -249,14 +249,12 @@ pub struct OperationEntry {
     pub operation: u64,
     /// Sequence that the operation got.
     pub sequence: u64,
-    /// Segment of the VALUE or HEAD that a put wrote; 0 for a delete.
-    pub segment: u32,
-    /// Where that record lies, in units of 64 bytes; for a delete 1 if the key was there and 0 if not.
-    pub offset_units: u32,
+    /// Where the VALUE or HEAD lies that a put wrote. Of a delete all zero, but `offset_units` 1 if the key was there.
+    pub locator: Locator,
 }
-const _: () = assert!(size_of::<OperationEntry>() == 32);
+const _: () = assert!(size_of::<OperationEntry>() == 40);
 
-/// First 64 bytes of a checkpoint of an active segment; a [`FooterHeader`] and its entries follow.
+/// First 64 bytes of each chunk of an active segment's checkpoint; a [`FooterHeader`] and its entries follow.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
 pub struct CheckpointHeader {
@@ -274,10 +272,12 @@ pub struct CheckpointHeader {
     pub identity: u64,
     /// Length of what follows, bytes.
     pub body_len_bytes: u64,
-    /// Highest sequence described.
+    /// Highest sequence that the dataset had given.
     pub sequence_max: u64,
+    /// The records before this are described by earlier chunks, in units of 64 bytes.
+    pub from_units: u32,
     /// Zero.
-    pub reserved: [u8; 16],
+    pub reserved: [u8; 12],
     /// CRC32C of what follows.
     pub body_crc: u32,
     /// CRC32C of the 60 bytes before.

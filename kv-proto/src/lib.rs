@@ -8,6 +8,7 @@
 //! - [`crc`]: CRC32C of values, blocks and records.
 //! - [`record`]: building a record, and judging one that was read (**I4**).
 //! - [`parts`]: where the parts of a large value lie, and judging one.
+//! - [`footer`]: what FOOTERs and checkpoints list.
 //! - [`bucket`]: checksums of buckets and directory entries, and the lookup rules.
 //! - [`control`]: control frames.
 //! - [`auth`]: the proofs of the challenge and response.
@@ -21,6 +22,7 @@ pub mod bucket;
 pub mod control;
 pub mod crc;
 mod error;
+pub mod footer;
 pub mod hash;
 pub mod layout;
 pub mod parts;

@@ -80,8 +80,7 @@ fn media_structs(lines: &mut Lines) {
         client_id: 0x0102_0304_0506_0708,
         operation: 0x1112_1314_1516_1718,
         sequence: 0x2122_2324_2526_2728,
-        segment: 0x3132_3334,
-        offset_units: 0x4142_4344,
+        locator: locator(),
     };
     push("OperationEntry", operation.as_bytes());
     let body = [footer.as_bytes(), entry.as_bytes(), operation.as_bytes()].concat();
@@ -94,7 +93,8 @@ fn media_structs(lines: &mut Lines) {
         identity: IDENTITY,
         body_len_bytes: body.len() as u64,
         sequence_max: 0x0102_0304_0506_0708,
-        reserved: [0; 16],
+        from_units: 0x0001_0102,
+        reserved: [0; 12],
         body_crc: crc32c(&body),
         crc: 0,
     };

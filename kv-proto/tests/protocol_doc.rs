@@ -117,9 +117,9 @@ fn structs() -> Vec<Struct> {
             sequence_min, sequence_max, reserved, crc }
         FooterHeader { entries, operations, reserved }
         FooterEntry { hash, hash_high, sequence, offset_units, value_len_bytes, part, key_len_bytes, kind, reserved }
-        OperationEntry { client_id, operation, sequence, segment, offset_units }
+        OperationEntry { client_id, operation, sequence, locator }
         CheckpointHeader { magic, format, flags, segment, covered_units, identity, body_len_bytes, sequence_max,
-            reserved, body_crc, crc }
+            from_units, reserved, body_crc, crc }
         Locator { segment, offset_units, value_len_bytes, key_len_bytes, tag }
         GlobalLocator { dataset, locator }
         HeadValue { total_len_bytes, part_len_bytes, part_count, total_crc, reserved }
@@ -342,6 +342,7 @@ fn every_public_number_is_in_the_limits_table() {
         include_str!("../src/control/status.rs"),
         include_str!("../src/control/wire.rs"),
         include_str!("../src/hash.rs"),
+        include_str!("../src/footer.rs"),
         include_str!("../src/record.rs"),
         include_str!("../src/parts.rs"),
         include_str!("../src/bucket.rs"),
@@ -370,6 +371,7 @@ fn the_functions_that_the_rules_name_exist() {
         include_str!("../src/auth.rs"),
         include_str!("../src/bucket.rs"),
         include_str!("../src/crc.rs"),
+        include_str!("../src/footer.rs"),
         include_str!("../src/hash.rs"),
         include_str!("../src/layout.rs"),
         include_str!("../src/parts.rs"),

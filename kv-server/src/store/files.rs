@@ -50,6 +50,7 @@ pub(crate) type FaultHook = Box<dyn Fn(Call, &Path) -> Option<Fault> + Send + Sy
 pub(crate) struct Files {
     #[cfg(test)]
     pub(crate) faults: Option<FaultHook>,
+    read_bytes: AtomicU64,
     written_bytes: AtomicU64,
     syncs: AtomicU64,
 }
@@ -61,7 +62,17 @@ pub(crate) struct OpenFile {
     path: PathBuf,
 }
 
+impl OpenFile {
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+}
+
 impl Files {
+    pub(crate) fn read_bytes(&self) -> u64 {
+        self.read_bytes.load(Ordering::Relaxed)
+    }
+
     pub(crate) fn written_bytes(&self) -> u64 {
         self.written_bytes.load(Ordering::Relaxed)
     }
@@ -125,7 +136,9 @@ impl Files {
 
     /// Reads exactly `out.len()` bytes.
     pub(crate) fn read_at(&self, file: &OpenFile, out: &mut [u8], offset: u64) -> Result<(), StorageError> {
-        self.run(Call::Read, &file.path, || file.file.read_exact_at(out, offset))
+        self.run(Call::Read, &file.path, || file.file.read_exact_at(out, offset))?;
+        self.read_bytes.fetch_add(out.len() as u64, Ordering::Relaxed);
+        Ok(())
     }
 
     /// Writes all of `slices`, one behind the other.

@@ -25,6 +25,8 @@ pub(crate) const DIRECTORY_DEPTH_MIN: u8 = 7;
 pub(crate) const APPEND_ROOM_MIN_BYTES: u64 = 1 << 20;
 /// Length of the pieces in which files are read, bytes.
 pub(crate) const READ_PIECE_BYTES: usize = 4 << 20;
+/// Most records, and most operations, that one FOOTER lists.
+pub(crate) const FOOTER_ENTRIES_MAX: usize = if cfg!(test) { 32 } else { 64 << 10 };
 /// Pages of images and index memory are charged whole.
 pub(crate) const PAGE_BYTES: u64 = 4096;
 /// Most datasets, those that were dropped and are not released yet included: each has a thread and an index.

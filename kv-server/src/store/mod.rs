@@ -26,6 +26,7 @@ mod completions;
 mod dataset;
 mod description;
 mod files;
+mod footer;
 mod home;
 mod index;
 #[doc(hidden)]
@@ -366,6 +367,7 @@ impl<D: Domain> Store<D> {
             ("gather_used_bytes", shared.gather.used_bytes()),
             ("gather_budget_bytes", shared.gather.allowed_bytes()),
             ("retired_number", self.retired()),
+            ("file_read_bytes", shared.files.read_bytes()),
             ("file_written_bytes", shared.files.written_bytes()),
             ("fdatasyncs_count", shared.files.syncs()),
         ]

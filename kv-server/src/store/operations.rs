@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Mutex;
 
-use kv_proto::layout::OPERATIONS_REMEMBERED;
+use kv_proto::layout::{Locator, OPERATIONS_REMEMBERED, OperationEntry};
 
 use super::limits::OPERATIONS_TOTAL_MAX;
 use super::{Committed, lock};
@@ -31,6 +31,8 @@ pub(crate) enum Begin {
 #[derive(Default)]
 struct Client {
     operations: BTreeMap<u64, State>,
+    /// How many of them are done.
+    done: usize,
     /// Highest number that was forgotten; 0 while none was.
     forgotten: u64,
     /// When it was last heard of: its key in `by_use`.
@@ -118,6 +120,7 @@ impl Operations {
         match outcome {
             Some(outcome) => {
                 if let Some(state) = known.operations.get_mut(&operation) {
+                    known.done += usize::from(!matches!(state, State::Done(_)));
                     *state = State::Done(outcome);
                 }
                 inner.trim(client);
@@ -140,12 +143,41 @@ impl Operations {
             .get_mut(&client)
             .map(|known| (known.forgotten, known.operations.get_mut(&operation)))
         {
-            Some((_, Some(State::Done(old)))) if old.sequence >= outcome.sequence => {}
-            Some((_, Some(state))) => *state = State::Done(outcome),
+            Some((_, Some(State::Done(old)))) if place(old) >= place(&outcome) => {}
+            Some((_, Some(state @ State::Done(_)))) => *state = State::Done(outcome),
             Some((forgotten, None)) if operation <= forgotten => {}
             _ => {
                 inner.insert(client, operation, State::Done(outcome));
+                if let Some(known) = inner.clients.get_mut(&client) {
+                    known.done += 1;
+                }
                 inner.trim(client);
+            }
+        }
+    }
+
+    /// Every operation that is done, clients that were idle longest first.
+    pub(crate) fn entries(&self) -> Vec<OperationEntry> {
+        let inner = lock(&self.0);
+        let mut entries = Vec::with_capacity(inner.total);
+        for client in inner.by_use.values() {
+            let operations = &inner.clients[client].operations;
+            entries.extend(operations.iter().filter_map(|(operation, state)| match state {
+                State::Done(outcome) => Some(entry(*client, *operation, outcome)),
+                _ => None,
+            }));
+        }
+        entries
+    }
+
+    /// Notes that all which are to be known at restart are: a client of which as many are known as are remembered has
+    /// had lower ones forgotten.
+    pub(crate) fn all_recovered(&self) {
+        for client in lock(&self.0).clients.values_mut() {
+            if client.operations.len() >= OPERATIONS_REMEMBERED
+                && let Some(lowest) = client.operations.keys().next()
+            {
+                client.forgotten = client.forgotten.max(lowest.saturating_sub(1));
             }
         }
     }
@@ -154,6 +186,44 @@ impl Operations {
     pub(crate) fn total(&self) -> usize {
         lock(&self.0).total
     }
+}
+
+/// As FOOTERs and checkpoints list it.
+fn entry(client_id: u64, operation: u64, outcome: &Committed) -> OperationEntry {
+    let deleted = Locator {
+        offset_units: u32::from(outcome.existed),
+        ..Locator::default()
+    };
+    OperationEntry {
+        client_id,
+        operation,
+        sequence: outcome.sequence,
+        locator: if outcome.locator.segment == 0 {
+            deleted
+        } else {
+            outcome.locator
+        },
+    }
+}
+
+/// What such an entry says.
+pub(crate) fn outcome(entry: &OperationEntry) -> Committed {
+    let deleted = entry.locator.segment == 0;
+    Committed {
+        sequence: entry.sequence,
+        locator: if deleted {
+            Locator::default()
+        } else {
+            entry.locator
+        },
+        existed: deleted && entry.locator.offset_units != 0,
+    }
+}
+
+/// Of two records of one operation the later one holds: a copy has the sequence of its source.
+fn place(outcome: &Committed) -> (u64, u32, u32) {
+    let locator = &outcome.locator;
+    (outcome.sequence, locator.segment, locator.offset_units)
 }
 
 impl Inner {
@@ -179,7 +249,8 @@ impl Inner {
         let Some(known) = self.clients.get_mut(&client) else {
             return;
         };
-        while known.operations.len() > OPERATIONS_REMEMBERED {
+        // Those in progress do not count: once one was forgotten, never fewer are known than are remembered.
+        while known.done > OPERATIONS_REMEMBERED {
             let lowest = known
                 .operations
                 .iter()
@@ -187,6 +258,7 @@ impl Inner {
                 .map(|(operation, _)| *operation);
             let Some(lowest) = lowest else { break };
             known.operations.remove(&lowest);
+            known.done -= 1;
             known.forgotten = known.forgotten.max(lowest);
             self.total -= 1;
         }

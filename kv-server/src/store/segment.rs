@@ -11,7 +11,7 @@ use kv_proto::layout::{
     EXTENT_BYTES, Locator, MEDIA_FORMAT, RecordHeader, SEGMENT_MAGIC, SegmentHeader, SegmentTrailer,
     TRAILER_MAGIC,
 };
-use kv_proto::record::parse_header;
+use kv_proto::record::{check_prefix, parse_header};
 use kv_proto::{DecodeError, crc::crc32c};
 use zerocopy::IntoBytes;
 
@@ -204,9 +204,16 @@ impl<D: Domain> Segment<D> {
         parse_header(&bytes).ok()
     }
 
-    /// Whether the record that `locator` names is of `key`.
+    /// Whether the record that `locator` names is of `key`, which has its hash. One that is damaged is taken for it:
+    /// another key of the same hash is far less likely, and what replaces the key replaces the damage then.
     pub(crate) fn key_is(&self, locator: &Locator, key: &[u8]) -> bool {
-        self.key_at(locator).is_some_and(|found| found == key)
+        self.key_at(locator)
+            .is_none_or(|found| found == key || !self.prefix_is_valid(locator))
+    }
+
+    fn prefix_is_valid(&self, locator: &Locator) -> bool {
+        let mut prefix = vec![0; locator.prefix_len_bytes() as usize];
+        self.read(locator.offset_bytes(), &mut prefix) && check_prefix(&prefix).is_ok()
     }
 
     /// Key of the record that `locator` names.
@@ -286,18 +293,25 @@ pub(crate) fn check_header(
     Ok(())
 }
 
-/// Trailer of a segment that ends at `end`, without FOOTERs.
-pub(crate) fn trailer(number: u32, identity: u64, end: u64, sequences: Option<(u64, u64)>) -> SegmentTrailer {
+/// Trailer of a segment that ends at `end`, where so many FOOTERs begin.
+pub(crate) fn trailer(
+    number: u32,
+    identity: u64,
+    end: u64,
+    footers: u32,
+    sequences: Option<(u64, u64)>,
+) -> SegmentTrailer {
     let (sequence_min, sequence_max) = sequences.unwrap_or_default();
+    let sealed_units = (end / 64) as u32;
     let mut trailer = SegmentTrailer {
         magic: TRAILER_MAGIC,
         format: MEDIA_FORMAT,
         flags: 0,
         segment: number,
-        sealed_units: (end / 64) as u32,
+        sealed_units,
         identity,
-        footer_units: 0,
-        footer_count: 0,
+        footer_units: if footers == 0 { 0 } else { sealed_units },
+        footer_count: footers,
         sequence_min,
         sequence_max,
         reserved: [0; 12],
@@ -310,11 +324,17 @@ pub(crate) fn trailer(number: u32, identity: u64, end: u64, sequences: Option<(u
 /// Whether `trailer` seals the segment with this header in a file of `file_len` bytes.
 pub(crate) fn trailer_is_valid(trailer: &SegmentTrailer, header: &SegmentHeader, file_len: u64) -> bool {
     let sealed = u64::from(trailer.sealed_units) * 64;
+    let footers_begin = if trailer.footer_count == 0 {
+        0
+    } else {
+        trailer.sealed_units
+    };
     check_crc("segment trailer", trailer.as_bytes(), trailer.crc).is_ok()
         && trailer.magic == TRAILER_MAGIC
         && trailer.format == MEDIA_FORMAT
         && trailer.segment == header.segment
         && trailer.identity == header.identity
+        && trailer.footer_units == footers_begin
         && sealed >= HEADER_BYTES
         && sealed <= header.limit_bytes
         && sealed + HEADER_BYTES <= file_len

@@ -4,10 +4,11 @@ use std::io::IoSlice;
 use std::sync::Arc;
 
 use kv_fabric::Domain;
-use kv_proto::layout::{EXTENT_BYTES, segment_state};
+use kv_proto::layout::{EXTENT_BYTES, FooterEntry, segment_state};
 use zerocopy::IntoBytes;
 
 use super::super::files::{Files, OpenFile};
+use super::super::footer::Ending;
 use super::super::journal::Change;
 use super::super::segment::{self, HEADER_BYTES, Segment};
 use super::super::segment_path;
@@ -28,6 +29,8 @@ pub(crate) struct Active<D: Domain> {
     pub(crate) durable: u64,
     /// Lowest and highest sequence placed.
     pub(crate) sequences: Option<(u64, u64)>,
+    /// What is durable in it and no checkpoint lists.
+    entries: Vec<FooterEntry>,
 }
 
 /// A group that could not be made durable.
@@ -90,6 +93,7 @@ impl<D: Domain> Active<D> {
             self.segment.write(entry.offset, &entry.prefix);
             self.segment
                 .write(entry.offset + entry.prefix.len() as u64, &entry.record.value);
+            self.entries.extend(entry.listed());
         }
         self.durable = self.tail;
         self.segment.publish(segment_state::ACTIVE, self.durable);
@@ -159,6 +163,7 @@ impl<D: Domain> Log<D> {
             tail: HEADER_BYTES,
             durable: HEADER_BYTES,
             sequences: None,
+            entries: Vec::new(),
         });
         Ok(())
     }
@@ -206,25 +211,21 @@ impl<D: Domain> Log<D> {
         Ok(())
     }
 
-    /// Ends the active segment with its trailer. What fails here is found out at the next start: it is only scanned.
+    /// Ends the active segment with FOOTERs and trailer. Where that fails the next start does it.
     pub(super) fn seal(&mut self) {
         if let Some(active) = &self.active {
-            let files = &self.dataset.shared.files;
-            let trailer = segment::trailer(
-                active.segment.number,
-                active.segment.identity,
-                active.durable,
-                active.sequences,
-            );
-            let sealed = files
-                .write_at(
-                    &active.file,
-                    &mut [IoSlice::new(trailer.as_bytes())],
-                    active.durable,
-                )
-                .and_then(|()| files.sync(&active.file));
+            let ending = Ending {
+                files: &self.dataset.shared.files,
+                file: &active.file,
+                number: active.segment.number,
+                identity: active.segment.identity,
+                end: active.durable,
+                sequences: active.sequences,
+            };
+            let operations = self.dataset.operations.entries();
+            let sealed = ending.seal(|footers| footers.push(&active.entries), &operations);
             if let Err(error) = sealed {
-                tracing::warn!(%error, segment = active.segment.number, "the trailer could not be written; the segment is closed without");
+                tracing::warn!(%error, segment = active.segment.number, "the segment could not be sealed; it is closed without");
             }
         }
         self.close_active();

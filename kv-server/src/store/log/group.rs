@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use kv_fabric::Domain;
 use kv_proto::hash::KeyHash;
-use kv_proto::layout::record_kind;
+use kv_proto::layout::{FooterEntry, record_kind};
 use kv_proto::record::{RecordMeta, encode_prefix};
 
 use super::super::Committed;
@@ -76,6 +76,22 @@ pub(crate) struct Entry {
 }
 
 impl Entry {
+    /// What FOOTERs and checkpoints list of it; nothing of a FILLER.
+    pub(crate) fn listed(&self) -> Option<FooterEntry> {
+        let record = &self.record;
+        (record.kind != record_kind::FILLER).then_some(FooterEntry {
+            hash: record.hash.slot,
+            hash_high: record.hash.high,
+            sequence: self.committed.sequence,
+            offset_units: (self.offset / 64) as u32,
+            value_len_bytes: record.value.len() as u32,
+            part: record.part,
+            key_len_bytes: record.key.len() as u16,
+            kind: record.kind,
+            reserved: 0,
+        })
+    }
+
     /// Bytes that are written, without padding.
     pub(crate) fn len(&self) -> u64 {
         (self.prefix.len() + self.record.value.len()) as u64

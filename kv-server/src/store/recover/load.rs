@@ -1,32 +1,34 @@
-//! Bringing a segment's file back: its header, its image, its end.
+//! Bringing a segment's file back: its header, its end, its records, its image.
 
-use std::io::{self, IoSlice};
+use std::io::IoSlice;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use kv_fabric::Domain;
 use kv_proto::DecodeError;
-use kv_proto::layout::{EXTENT_BYTES, SegmentHeader, SegmentTrailer, segment_state};
+use kv_proto::layout::{
+    EXTENT_BYTES, FooterEntry, OperationEntry, SegmentHeader, SegmentTrailer, segment_state,
+};
 use zerocopy::{FromZeros, IntoBytes};
 
-use super::super::files::Files;
+use super::super::files::{Files, OpenFile};
+use super::super::footer::Ending;
 use super::super::index::{Place, Readable};
 use super::super::limits::READ_PIECE_BYTES;
 use super::super::segment::{self, HEADER_BYTES, Segment};
-use super::scan::Scanned;
+use super::scan::{Found, Scanned, Span, scan};
+use super::source::{FileSource, ImageSource};
 use crate::error::StorageError;
 
 /// A segment file whose header is valid. It is open only while it is read or sealed: a server may have more of them
 /// than a process may have open.
 pub(crate) struct SegmentFile {
     pub(crate) header: SegmentHeader,
-    /// End of the records, where a trailer says it.
-    pub(crate) sealed: Option<u64>,
-    /// Highest sequence that the trailer tells of.
-    pub(crate) sequence_max: u64,
-    /// Bytes that may be records: without the trailer, and within the segment's limit.
+    /// What seals it, if it is sealed.
+    pub(crate) trailer: Option<SegmentTrailer>,
+    /// Bytes that may be records: without FOOTERs and trailer, and within the segment's limit.
     pub(crate) len: u64,
-    path: PathBuf,
+    pub(crate) path: PathBuf,
 }
 
 impl SegmentFile {
@@ -57,13 +59,13 @@ impl SegmentFile {
         if file_len >= 2 * HEADER_BYTES {
             files.read_at(&file, trailer.as_mut_bytes(), file_len - HEADER_BYTES)?;
         }
-        let is_sealed = segment::trailer_is_valid(&trailer, &header, file_len);
-        let sealed = is_sealed.then(|| u64::from(trailer.sealed_units) * 64);
+        let trailer = segment::trailer_is_valid(&trailer, &header, file_len).then_some(trailer);
         Ok(Self {
             header,
-            sealed,
-            sequence_max: if is_sealed { trailer.sequence_max } else { 0 },
-            len: sealed.unwrap_or_else(|| file_len.min(header.limit_bytes)),
+            trailer,
+            len: trailer.map_or(file_len.min(header.limit_bytes), |trailer| {
+                u64::from(trailer.sealed_units) * 64
+            }),
             path: path.to_owned(),
         })
     }
@@ -72,6 +74,31 @@ impl SegmentFile {
     pub(crate) fn image_bytes(&self) -> u64 {
         let whole = self.len / EXTENT_BYTES * EXTENT_BYTES;
         whole + (self.len - whole).next_multiple_of(super::super::limits::PAGE_BYTES)
+    }
+
+    /// Its records from byte `from` on.
+    pub(crate) fn span(&self, from: u64) -> Span {
+        Span {
+            identity: self.header.identity,
+            from,
+            end: self.len,
+            sealed: self.trailer.is_some(),
+        }
+    }
+
+    /// Walks its records from byte `from` on, by reads of the open `file`.
+    pub(crate) fn walk(
+        &self,
+        files: &Files,
+        file: &OpenFile,
+        from: u64,
+        visit: impl FnMut(Found<'_>),
+    ) -> Result<Scanned, StorageError> {
+        scan(
+            &mut FileSource::new(files, file, self.len),
+            &self.span(from),
+            visit,
+        )
     }
 
     /// Reads its image into memory of exactly its length, registered extent by extent.
@@ -100,39 +127,55 @@ impl SegmentFile {
         Ok(Arc::new(segment))
     }
 
-    /// Seals it durably where the scan says that it ends: cuts the torn tail off, makes what counts durable, and only
-    /// then writes the trailer.
-    ///
-    /// What counts is written anew: where a sync had failed, the kernel holds pages for clean that never reached the
-    /// device, and another sync alone would not write them.
-    pub(crate) fn seal<D: Domain>(
+    /// What is damaged in its image before byte `end`: first and end of each run.
+    pub(crate) fn verify<D: Domain>(
         &self,
-        files: &Files,
         segment: &Segment<D>,
+        end: u64,
+    ) -> Result<Vec<(u64, u64)>, StorageError> {
+        let span = Span {
+            end: end.min(self.len),
+            sealed: true,
+            ..self.span(HEADER_BYTES)
+        };
+        Ok(scan(&mut ImageSource(segment), &span, |_| {})?.damaged)
+    }
+
+    /// Seals it durably where the scan says that it ends: cuts the torn tail off, makes what counts durable, and only
+    /// then writes FOOTERs and trailer.
+    ///
+    /// What counts past byte `from` is written anew: where a sync had failed, the kernel holds pages for clean that
+    /// never reached the device, and another sync alone would not write them.
+    pub(crate) fn seal(
+        &mut self,
+        files: &Files,
+        from: u64,
         scanned: &Scanned,
+        entries: &[FooterEntry],
+        operations: &[OperationEntry],
     ) -> Result<(), StorageError> {
         let file = files.open(&self.path)?;
         files.truncate(&file, scanned.end)?;
         let end = scanned.end.min(self.len);
         let mut piece = vec![0; READ_PIECE_BYTES.min(end as usize)];
-        let mut at = HEADER_BYTES;
+        let mut at = from;
         while at < end {
             let some = (end - at).min(piece.len() as u64) as usize;
-            if !segment.read(at, &mut piece[..some]) {
-                let missing = io::Error::other("the image of this segment is shorter than its file");
-                return Err(StorageError::io("seal", &self.path, missing));
-            }
+            files.read_at(&file, &mut piece[..some], at)?;
             files.write_at(&file, &mut [IoSlice::new(&piece[..some])], at)?;
             at += some as u64;
         }
         files.sync(&file)?;
-        let trailer = segment::trailer(
-            self.header.segment,
-            self.header.identity,
-            scanned.end,
-            scanned.sequences,
-        );
-        files.write_at(&file, &mut [IoSlice::new(trailer.as_bytes())], scanned.end)?;
-        files.sync(&file)
+        let ending = Ending {
+            files,
+            file: &file,
+            number: self.header.segment,
+            identity: self.header.identity,
+            end: scanned.end,
+            sequences: scanned.sequences,
+        };
+        ending.seal(|footers| footers.push(entries), operations)?;
+        self.len = scanned.end;
+        Ok(())
     }
 }

@@ -9,24 +9,26 @@ use std::sync::atomic::Ordering;
 use kv_fabric::Domain;
 use kv_proto::bucket::IndexScope;
 use kv_proto::hash::KeyHash;
-use kv_proto::layout::{Locator, record_kind, segment_state, units};
+use kv_proto::layout::{FooterEntry, Locator, OperationEntry, record_kind, segment_state, units};
 use kv_proto::record::parse_head;
 
 use super::compact::footprint::Footprint;
 use super::dataset::{Contents, Figures};
 use super::description::Description;
 use super::files::Call;
+use super::footer;
 use super::index::{Index, Place};
-use super::operations::Operations;
-use super::segment::Segment;
+use super::operations::{Operations, outcome};
+use super::segment::{HEADER_BYTES, Segment, widen};
 use super::{Committed, Shared, parse_segment_name};
 use crate::error::StorageError;
 
 mod load;
 pub(crate) mod scan;
+mod source;
 
-use load::SegmentFile;
-use scan::{Found, scan};
+pub(crate) use load::SegmentFile;
+use scan::{Found, Scanned};
 
 /// An epoch's sequences begin at its number, shifted left by this.
 const EPOCH_SEQUENCE_BITS: u32 = 32;
@@ -80,44 +82,27 @@ impl Opened {
     }
 }
 
-/// What a scan of all segments gathers.
+/// What all segments together say.
 #[derive(Default)]
 struct Gathered {
     newest: HashMap<(u64, u64), Newest>,
     operations: Operations,
+    /// Operations that the FOOTERs of the newest segment list which has some.
+    listed: Option<(u32, Vec<OperationEntry>)>,
     figures: Figures,
     sequence_max: u64,
 }
 
 impl Gathered {
-    fn take(&mut self, hash_key: &[u8; 16], segment: u32, found: &Found<'_>) {
-        let header = &found.header;
-        self.sequence_max = self.sequence_max.max(header.sequence);
-        if header.kind == record_kind::PART {
+    fn take(&mut self, segment: u32, entry: &FooterEntry) {
+        self.sequence_max = self.sequence_max.max(entry.sequence);
+        if entry.kind == record_kind::PART {
             return;
         }
-        let hash = KeyHash::of(hash_key, found.key);
-        let locator = Locator {
-            segment,
-            offset_units: (found.offset / 64) as u32,
-            value_len_bytes: header.value_len_bytes,
-            key_len_bytes: header.key_len_bytes,
-            tag: hash.tag(),
-        };
-        let deleted = header.kind == record_kind::TOMBSTONE;
-        if header.client_id != 0 {
-            let outcome = Committed {
-                sequence: header.sequence,
-                locator: if deleted { Locator::default() } else { locator },
-                existed: header.part != 0,
-            };
-            self.operations
-                .recovered(header.client_id, header.operation, outcome);
-        }
         let newest = Newest {
-            sequence: header.sequence,
-            locator,
-            kind: header.kind,
+            sequence: entry.sequence,
+            locator: locator(segment, entry),
+            kind: entry.kind,
         };
         let place = |newest: &Newest| {
             (
@@ -127,7 +112,7 @@ impl Gathered {
             )
         };
         self.newest
-            .entry((hash.slot, hash.high))
+            .entry((entry.hash, entry.hash_high))
             .and_modify(|known| {
                 if place(&newest) > place(known) {
                     *known = newest;
@@ -135,6 +120,70 @@ impl Gathered {
             })
             .or_insert(newest);
     }
+
+    /// Takes a record that was walked over, and the operation that it tells of.
+    fn take_found(&mut self, segment: u32, found: &Found<'_>, entry: &FooterEntry) {
+        self.take(segment, entry);
+        let header = &found.header;
+        if header.client_id == 0 || header.kind == record_kind::PART {
+            return;
+        }
+        let deleted = header.kind == record_kind::TOMBSTONE;
+        let outcome = Committed {
+            sequence: header.sequence,
+            locator: if deleted {
+                Locator::default()
+            } else {
+                locator(segment, entry)
+            },
+            existed: header.part != 0,
+        };
+        self.operations
+            .recovered(header.client_id, header.operation, outcome);
+    }
+
+    fn take_listed(&mut self, entries: &[OperationEntry]) {
+        for entry in entries {
+            self.sequence_max = self.sequence_max.max(entry.sequence);
+            self.operations
+                .recovered(entry.client_id, entry.operation, outcome(entry));
+        }
+    }
+
+    fn report_damage(&self, segment: u32, damaged: &[(u64, u64)]) {
+        for (first, end) in damaged {
+            tracing::error!(
+                segment,
+                first,
+                end,
+                "durable bytes are damaged; they are kept and skipped"
+            );
+            self.figures.damaged_records.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+}
+
+fn locator(segment: u32, entry: &FooterEntry) -> Locator {
+    let hash = KeyHash {
+        slot: entry.hash,
+        high: entry.hash_high,
+    };
+    Locator {
+        segment,
+        offset_units: entry.offset_units,
+        value_len_bytes: entry.value_len_bytes,
+        key_len_bytes: entry.key_len_bytes,
+        tag: hash.tag(),
+    }
+}
+
+/// A segment that was not sealed, walked, with what its FOOTERs are to list.
+struct Unsealed {
+    file: SegmentFile,
+    /// All before this was known to be durable.
+    from: u64,
+    scanned: Scanned,
+    entries: Vec<FooterEntry>,
 }
 
 /// Brings a dataset back: loads its images, seals what was active, builds its index. Also the next sequence.
@@ -151,20 +200,24 @@ pub(crate) fn recover<D: Domain>(
     };
     let mut gathered = Gathered::default();
     let mut segments = BTreeMap::new();
+    let mut unsealed = Vec::new();
     let last = opened.files.keys().next_back().copied();
     for (number, file) in opened.files {
         let recovered = file.and_then(|file| {
             recover_segment(
                 shared,
                 &place,
-                &file,
+                file,
                 Some(number) == last,
                 &description.hash_key,
                 &mut gathered,
             )
         });
         let segment = match recovered {
-            Ok(segment) => segment,
+            Ok((segment, open)) => {
+                unsealed.extend(open);
+                segment
+            }
             Err(error) if !says_lost(&error) => return Err(error),
             Err(error) => {
                 tracing::error!(%error, dataset = %description.name, segment = number, "segment lost: what lies in it cannot be served");
@@ -172,6 +225,21 @@ pub(crate) fn recover<D: Domain>(
             }
         };
         segments.insert(number, segment);
+    }
+    if let Some((_, listed)) = gathered.listed.take() {
+        gathered.take_listed(&listed);
+    }
+    gathered.operations.all_recovered();
+    // Only now all operations are known that their FOOTERs are to list.
+    let operations = gathered.operations.entries();
+    for mut open in unsealed {
+        open.file.seal(
+            &shared.files,
+            open.from,
+            &open.scanned,
+            &open.entries,
+            &operations,
+        )?;
     }
     let mut live: Vec<((u64, u64), Newest)> = gathered.newest.drain().collect();
     live.retain(|(_, newest)| {
@@ -225,17 +293,31 @@ fn lost<D: Domain>(number: u32, figures: &Figures) -> Arc<Segment<D>> {
     Arc::new(Segment::new(number, 0, segment_state::LOST))
 }
 
+/// Brings one segment back. What is not sealed is given back to be sealed.
 fn recover_segment<D: Domain>(
     shared: &Shared,
     place: &Place<'_, D>,
-    file: &SegmentFile,
+    file: SegmentFile,
     is_last: bool,
     hash_key: &[u8; 16],
     gathered: &mut Gathered,
-) -> Result<Arc<Segment<D>>, StorageError> {
-    let segment = file.load(&shared.files, place)?;
-    let number = segment.number;
-    let scanned = scan(&segment, file.len, file.sealed, |found| {
+) -> Result<(Arc<Segment<D>>, Option<Unsealed>), StorageError> {
+    let files = &shared.files;
+    let number = file.header.segment;
+    let from = HEADER_BYTES;
+    let listed = file.trailer.is_some() && read_footers(shared, &file, gathered)?;
+    if let Some(trailer) = &file.trailer {
+        gathered.sequence_max = gathered.sequence_max.max(trailer.sequence_max);
+    }
+    let segment = file.load(files, place)?;
+    if listed {
+        gathered.report_damage(number, &file.verify(&segment, file.len)?);
+        segment.publish(segment_state::SEALED, file.len);
+        return Ok((segment, None));
+    }
+    let mut entries = Vec::new();
+    let opened = files.open(&file.path)?;
+    let mut scanned = file.walk(files, &opened, from, |found| {
         if found.damaged {
             tracing::error!(
                 segment = number,
@@ -243,30 +325,65 @@ fn recover_segment<D: Domain>(
                 "a record's value is damaged"
             );
         }
-        gathered.take(hash_key, number, &found);
-    });
-    gathered.sequence_max = gathered.sequence_max.max(file.sequence_max);
-    for (first, end) in &scanned.damaged {
-        tracing::error!(
-            segment = number,
-            first,
-            end,
-            "durable bytes are damaged; they are kept and skipped"
-        );
-        gathered.figures.damaged_records.fetch_add(1, Ordering::Relaxed);
-    }
-    segment.publish(segment_state::SEALED, scanned.end);
-    if file.sealed.is_none() {
-        if !is_last {
-            tracing::warn!(
-                segment = number,
-                end = scanned.end,
-                "not sealed though a later segment exists: its file was cut short, or a write to it had failed"
-            );
+        let entry = found.entry(hash_key);
+        gathered.take_found(number, &found, &entry);
+        if file.trailer.is_none() {
+            entries.push(entry);
         }
-        file.seal(&shared.files, &segment, &scanned)?;
+    })?;
+    for entry in &entries {
+        widen(&mut scanned.sequences, entry.sequence);
     }
-    Ok(segment)
+    gathered.report_damage(number, &scanned.damaged);
+    segment.publish(segment_state::SEALED, scanned.end);
+    if file.trailer.is_some() {
+        return Ok((segment, None));
+    }
+    if !is_last {
+        tracing::warn!(
+            segment = number,
+            end = scanned.end,
+            "not sealed though a later segment exists: its file was cut short, or a write to it had failed"
+        );
+    }
+    let unsealed = Unsealed {
+        file,
+        from,
+        scanned,
+        entries,
+    };
+    Ok((segment, Some(unsealed)))
+}
+
+/// Reads the FOOTERs of a sealed segment; whether it has some and all validate.
+fn read_footers(shared: &Shared, file: &SegmentFile, gathered: &mut Gathered) -> Result<bool, StorageError> {
+    let Some(trailer) = file.trailer.as_ref().filter(|trailer| trailer.footer_count > 0) else {
+        return Ok(false);
+    };
+    let number = file.header.segment;
+    let opened = shared.files.open(&file.path)?;
+    let mut operations = Vec::new();
+    let read = footer::read(&shared.files, &opened, trailer, |entries, listed| {
+        entries.iter().for_each(|entry| gathered.take(number, entry));
+        operations.extend_from_slice(listed);
+    });
+    match read {
+        Ok(()) => {
+            if gathered
+                .listed
+                .as_ref()
+                .is_none_or(|(newest, _)| *newest < number)
+            {
+                gathered.listed = Some((number, operations));
+            }
+            Ok(true)
+        }
+        Err(error) if says_lost(&error) => {
+            tracing::error!(%error, segment = number, "its FOOTERs cannot be read; its records are");
+            Ok(false)
+        }
+        Err(error) => Err(error),
+    }
 }
 
 /// Segments that heads name and that are not there.

@@ -1,13 +1,15 @@
-//! Reading the records of a segment back, and telling a torn tail from damage.
+//! Walking the records of a segment, and telling a torn tail from damage.
 //!
 //! The longest valid prefix counts. What is invalid past it was never answered, unless a later record or the trailer
 //! says that it was durable: then it is damage, which is reported and skipped, never cut.
 
-use kv_fabric::Domain;
-use kv_proto::layout::{EXTENT_BYTES, KEY_MAX_BYTES, RecordHeader, record_kind, units};
+use kv_proto::hash::KeyHash;
+use kv_proto::layout::{EXTENT_BYTES, FooterEntry, KEY_MAX_BYTES, RecordHeader, record_kind, units};
 use kv_proto::record::{check_prefix, header_prefix_len, judge_value, parse_header};
 
-use super::super::segment::{HEADER_BYTES, Segment};
+use super::super::segment::{HEADER_BYTES, widen};
+use super::source::Source;
+use crate::error::StorageError;
 
 /// A record as it was found.
 pub(crate) struct Found<'a> {
@@ -16,6 +18,37 @@ pub(crate) struct Found<'a> {
     pub(crate) key: &'a [u8],
     /// Whether the value does not have its CRC, though the record was durable.
     pub(crate) damaged: bool,
+}
+
+impl Found<'_> {
+    /// What FOOTERs and checkpoints list of it.
+    pub(crate) fn entry(&self, hash_key: &[u8; 16]) -> FooterEntry {
+        let hash = KeyHash::of(hash_key, self.key);
+        FooterEntry {
+            hash: hash.slot,
+            hash_high: hash.high,
+            sequence: self.header.sequence,
+            offset_units: (self.offset / 64) as u32,
+            value_len_bytes: self.header.value_len_bytes,
+            part: self.header.part,
+            key_len_bytes: self.header.key_len_bytes,
+            kind: self.header.kind,
+            reserved: 0,
+        }
+    }
+}
+
+/// What is walked.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Span {
+    /// Identity of the segment.
+    pub(crate) identity: u64,
+    /// Where the first record is: all before it is known.
+    pub(crate) from: u64,
+    /// End of the bytes that there are.
+    pub(crate) end: u64,
+    /// Whether all up to `end` was durable; else that is found out.
+    pub(crate) sealed: bool,
 }
 
 /// What a scan says of a segment.
@@ -38,97 +71,106 @@ enum Invalid {
 }
 
 /// A segment's bytes, and the room to judge its records in.
-struct Scan<'a, D: Domain> {
-    segment: &'a Segment<D>,
+struct Scan<'a, S> {
+    source: &'a mut S,
+    identity: u64,
     /// End of the bytes there are.
     end: u64,
     prefix: Vec<u8>,
     value: Vec<u8>,
 }
 
-impl<D: Domain> Scan<'_, D> {
+impl<S: Source> Scan<'_, S> {
     /// Whether a record begins at `offset`; its header and end.
-    fn header_at(&mut self, offset: u64) -> Option<(RecordHeader, u64)> {
+    fn header_at(&mut self, offset: u64) -> Result<Option<(RecordHeader, u64)>, StorageError> {
         let mut bytes = [0; size_of::<RecordHeader>()];
-        if offset + HEADER_BYTES > self.end || !self.segment.read(offset, &mut bytes) {
-            return None;
+        if offset + HEADER_BYTES > self.end {
+            return Ok(None);
         }
-        let header = parse_header(&bytes).ok()?;
+        self.source.read(offset, &mut bytes)?;
+        let Ok(header) = parse_header(&bytes) else {
+            return Ok(None);
+        };
         let prefix_len = header_prefix_len(&header);
         let end = offset + units(prefix_len + u64::from(header.value_len_bytes)) * 64;
-        let crosses = offset % EXTENT_BYTES + (end - offset) > EXTENT_BYTES;
+        // FOOTERs are in no image: they may cross extents.
+        let crosses =
+            header.kind != record_kind::FOOTER && offset % EXTENT_BYTES + (end - offset) > EXTENT_BYTES;
         // A gap that ends anywhere else would hide what lies in it.
         let ends_short = header.kind == record_kind::FILLER && !end.is_multiple_of(EXTENT_BYTES);
-        if header.segment_identity != self.segment.identity
+        if header.segment_identity != self.identity
             || u64::from(header.durable_units) * 64 > offset
             || crosses
             || ends_short
+            || offset + prefix_len > self.end
         {
-            return None;
-        }
-        if offset + prefix_len > self.end {
-            return None;
+            return Ok(None);
         }
         self.prefix.resize(prefix_len as usize, 0);
-        if !self.segment.read(offset, &mut self.prefix) || check_prefix(&self.prefix).is_err() {
-            return None;
-        }
-        Some((header, end))
+        self.source.read(offset, &mut self.prefix)?;
+        Ok(check_prefix(&self.prefix).is_ok().then_some((header, end)))
     }
 
-    /// The record at `offset`, judged whole; `self.prefix` and `self.value` hold it then.
-    fn record_at(&mut self, offset: u64) -> Result<(RecordHeader, u64), Invalid> {
-        let (header, end) = self.header_at(offset).ok_or(Invalid::Header)?;
-        if header.kind == record_kind::FILLER {
-            return Ok((header, end));
+    /// The record at `offset`, judged whole; `self.prefix` and `self.value` hold it then. A FOOTER is none.
+    fn record_at(&mut self, offset: u64) -> Result<Result<(RecordHeader, u64), Invalid>, StorageError> {
+        let Some((header, end)) = self.header_at(offset)? else {
+            return Ok(Err(Invalid::Header));
+        };
+        match header.kind {
+            record_kind::FILLER => return Ok(Ok((header, end))),
+            record_kind::FOOTER => return Ok(Err(Invalid::Header)),
+            _ => {}
         }
         let value_at = offset + self.prefix.len() as u64;
         if value_at + u64::from(header.value_len_bytes) > self.end {
-            return Err(Invalid::Value { header, end });
+            return Ok(Err(Invalid::Value { header, end }));
         }
         self.value.resize(header.value_len_bytes as usize, 0);
-        if !self.segment.read(value_at, &mut self.value)
-            || judge_value(&self.prefix, &header, &self.value).is_err()
-        {
-            return Err(Invalid::Value { header, end });
+        self.source.read(value_at, &mut self.value)?;
+        if judge_value(&self.prefix, &header, &self.value).is_err() {
+            return Ok(Err(Invalid::Value { header, end }));
         }
-        Ok((header, end))
+        Ok(Ok((header, end)))
     }
 
     /// The highest length that a whole header from `offset` on says was durable.
-    fn durable_after(&mut self, offset: u64) -> u64 {
+    fn durable_after(&mut self, offset: u64) -> Result<u64, StorageError> {
         let mut durable = 0;
         let mut at = offset;
-        while at + HEADER_BYTES <= self.end {
-            if let Some((header, _)) = self.header_at(at) {
+        while at < self.end {
+            if let Some((header, _)) = self.header_at(at)? {
                 durable = durable.max(u64::from(header.durable_units) * 64);
             }
             at += 64;
         }
-        durable
+        Ok(durable)
     }
 }
 
-/// Walks the records of a segment whose bytes up to `len` are in its image, `sealed` up to there if it has a trailer.
-pub(crate) fn scan<D: Domain>(
-    segment: &Segment<D>,
-    len: u64,
-    sealed: Option<u64>,
+/// Walks the records of a segment and gives each VALUE, PART, HEAD and TOMBSTONE to `visit`, those whose value is
+/// damaged too.
+///
+/// # Errors
+/// Why the bytes could not be read.
+pub(crate) fn scan(
+    source: &mut impl Source,
+    span: &Span,
     mut visit: impl FnMut(Found<'_>),
-) -> Scanned {
+) -> Result<Scanned, StorageError> {
     let mut scan = Scan {
-        segment,
-        end: sealed.unwrap_or(len).min(len),
+        source,
+        identity: span.identity,
+        end: span.end,
         prefix: Vec::with_capacity(size_of::<RecordHeader>() + KEY_MAX_BYTES),
         value: Vec::new(),
     };
     let mut found = Scanned::default();
-    let mut durable = sealed;
-    let mut at = HEADER_BYTES;
+    let mut durable = span.sealed.then_some(span.end);
+    let mut at = span.from;
     // End of the last record that counts.
-    let mut end = HEADER_BYTES;
+    let mut end = span.from;
     while at < scan.end {
-        let invalid = match scan.record_at(at) {
+        let invalid = match scan.record_at(at)? {
             Ok((header, next)) => {
                 // A gap's bytes may not be there; a segment does not end with one.
                 if header.kind != record_kind::FILLER {
@@ -140,45 +182,45 @@ pub(crate) fn scan<D: Domain>(
             }
             Err(invalid) => invalid,
         };
-        let known = *durable.get_or_insert_with(|| scan.durable_after(at));
+        let known = match durable {
+            Some(known) => known,
+            None => scan.durable_after(at)?,
+        };
+        durable = Some(known);
         if at >= known {
             break;
         }
         let from = at;
         if let Invalid::Value { header, end: next } = invalid
             && next <= known
-            && header.kind != record_kind::FILLER
         {
             // Whose value it was is known: named by the index it gives an error, where an older one would be a lie.
             // (The search for what is durable went over the prefix: fetch it again.)
-            let _ = scan.header_at(at);
+            scan.header_at(at)?;
             report(&mut visit, &mut found, &scan, header, at, true);
             at = next;
             end = next;
         } else {
             at += 64;
-            while at < known && scan.record_at(at).is_err() {
+            while at < known && scan.record_at(at)?.is_err() {
                 at += 64;
             }
         }
         found.damaged.push((from, at));
     }
     found.end = end.max(durable.unwrap_or(0).min(scan.end));
-    found
+    Ok(found)
 }
 
-fn report<D: Domain>(
+fn report<S>(
     visit: &mut impl FnMut(Found<'_>),
     found: &mut Scanned,
-    scan: &Scan<'_, D>,
+    scan: &Scan<'_, S>,
     header: RecordHeader,
     offset: u64,
     damaged: bool,
 ) {
-    if header.kind == record_kind::FILLER || header.kind == record_kind::FOOTER {
-        return;
-    }
-    super::super::segment::widen(&mut found.sequences, header.sequence);
+    widen(&mut found.sequences, header.sequence);
     let key_at = size_of::<RecordHeader>();
     visit(Found {
         header,

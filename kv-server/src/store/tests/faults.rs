@@ -351,6 +351,8 @@ fn every_segment_without_trailer_is_made_durable_before_it_is_served() {
             (Call::Sync, 0),
             (Call::Write, 1),
             (Call::Sync, 1),
+            (Call::Write, 2),
+            (Call::Sync, 2),
         ] {
             let again = scratch();
             copy_directory(copy.path(), again.path());
@@ -383,7 +385,16 @@ fn every_segment_without_trailer_is_made_durable_before_it_is_served() {
         check(&rig, 0..3);
         assert_eq!(
             *calls.lock().unwrap(),
-            [Call::Truncate, Call::Write, Call::Sync, Call::Write, Call::Sync]
+            // The records, the FOOTERs, the trailer.
+            [
+                Call::Truncate,
+                Call::Write,
+                Call::Sync,
+                Call::Write,
+                Call::Sync,
+                Call::Write,
+                Call::Sync
+            ]
         );
         let sealed = std::fs::read(&victim).unwrap();
         assert_eq!(sealed[sealed.len() - 64..][..4], *b"VKT1");

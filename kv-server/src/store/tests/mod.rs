@@ -7,6 +7,7 @@ mod crash;
 mod datasets;
 mod extents;
 mod faults;
+mod footers;
 mod index;
 mod model;
 mod order;

@@ -8,6 +8,8 @@ use std::time::{Duration, Instant};
 
 use kv_fabric::{Domain, FabricError, Memory, Registration, RemoteRef};
 use kv_proto::crc::crc32c;
+use kv_proto::layout::{SegmentTrailer, TRAILER_MAGIC};
+use zerocopy::FromBytes;
 
 use super::super::files::{FaultHook, Files};
 use super::super::{BeginDelete, BeginPut, Committed, Completion, Dataset, Store, StoreOptions, lock};
@@ -286,6 +288,13 @@ pub(crate) fn segment_files_in(directory: &Path) -> Vec<std::path::PathBuf> {
         .collect();
     files.sort();
     files
+}
+
+/// Where the records of a sealed segment's file end, bytes.
+pub(crate) fn sealed_end(file: &[u8]) -> usize {
+    let trailer = SegmentTrailer::read_from_bytes(&file[file.len() - 64..]).unwrap();
+    assert_eq!(trailer.magic, TRAILER_MAGIC);
+    trailer.sealed_units as usize * 64
 }
 
 pub(crate) fn faulty(faults: FaultHook) -> Files {
