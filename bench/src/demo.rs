@@ -62,7 +62,7 @@ pub(crate) struct Args {
     #[arg(long, default_value_t = 1)]
     seed: u64,
     /// Alternating blocks of the latency measurement.
-    #[arg(long, default_value_t = 16)]
+    #[arg(long, default_value_t = 24)]
     blocks: usize,
     /// Writes the figures here, as JSON.
     #[arg(long)]
@@ -437,7 +437,7 @@ fn print_table(report: &Report) {
             "the wire's floor",
             match (report.ib_read_lat_wire_us, report.latency.unverified_over_floor) {
                 (Some(wire), Some(ratio)) => format!(
-                    "{wire:.1} us for ib_read_lat; GET takes {:.2} of it ({:.2} to {:.2})",
+                    "{wire:.1} us for ib_read_lat; GET without CRC takes {:.2} of it ({:.2} to {:.2} over the blocks)",
                     ratio.median, ratio.low, ratio.high
                 ),
                 _ => "none: no device".to_owned(),

@@ -58,8 +58,10 @@ pub(crate) struct Target<'a> {
 
 /// Measures over `blocks` blocks; the dataset of `target` and `client` is empty.
 ///
-/// Each block is a process of its own on both sides: under emulation the cost of a READ differs from one process to the
-/// next, perftest's too, and stays within one; a process that lives long would be lucky or unlucky for good.
+/// Each block is a process of its own on both sides: under emulation where its memory lies makes a READ cost more in one
+/// process in ten or so, perftest's too, and a process that lives long would be lucky or unlucky for good. On a shared
+/// machine the processor itself has two speeds for seconds or minutes at a time (the CRC, mere arithmetic, shows it);
+/// neighbours in time meet the same one.
 pub(crate) fn measure(
     client: &Client,
     target: &Target<'_>,
