@@ -213,8 +213,8 @@ pub trait Endpoint: Send + 'static {
     /// Address that it listens on, the port filled in.
     fn address(&self) -> String;
 
-    /// Appends what happened to `events`; returns without waiting. After it returned with nothing appended,
-    /// [`Endpoint::fd`] becomes readable at the next event.
+    /// Appends what happened to `events`; returns without waiting. [`Endpoint::fd`] is readable while there is more, but
+    /// for what comes of a request that was answered since: after a [`EndpointEvent::Request`] poll once again.
     ///
     /// # Errors
     /// [`FabricError`] if the endpoint itself failed (the device is gone): nothing works any more.

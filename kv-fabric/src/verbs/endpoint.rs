@@ -30,6 +30,8 @@ const BACKLOG: u32 = 256;
 const REQUESTS_MAX: usize = 1024;
 /// Events of one kind taken in one call of `poll`.
 const EVENTS_PER_POLL: usize = 256;
+/// Calls of `poll` that look at frames alone, one after the other.
+const HASTY_MAX: u32 = 8;
 /// Longest that the last frames of connections may take to leave before these are destroyed: of all of them together,
 /// from one call of `poll` to the next.
 const FAREWELL: Duration = Duration::from_millis(2);
@@ -73,6 +75,8 @@ pub struct VerbsEndpoint {
     fresh: VecDeque<ConnectionId>,
     /// Until when last frames are waited for, once some were since `poll`.
     farewell_ends: Option<Instant>,
+    /// Calls of `poll` since all sources were looked at.
+    hasty: u32,
     next: u64,
 }
 
@@ -103,6 +107,7 @@ impl VerbsEndpoint {
             by_cq: HashMap::new(),
             fresh: VecDeque::new(),
             farewell_ends: None,
+            hasty: 0,
             next: 1,
         })
     }
@@ -194,8 +199,9 @@ impl VerbsEndpoint {
         self.requests.insert(id, request);
     }
 
-    /// Takes at most one event for each connection; more of them make the descriptor readable again.
-    fn take_completion_events(&mut self) -> Result<(), FabricError> {
+    /// Takes at most one event for each connection; more of them make the descriptor readable again. Whether there was one.
+    fn take_completion_events(&mut self) -> Result<bool, FabricError> {
+        let mut any = false;
         for _ in 0..self.by_cq.len().clamp(1, EVENTS_PER_POLL) {
             let Some(key) = self
                 .completions
@@ -204,8 +210,30 @@ impl VerbsEndpoint {
             else {
                 break;
             };
+            any = true;
             if let Some(&id) = self.by_cq.get(&key) {
                 self.fresh.push_back(id);
+            }
+        }
+        Ok(any)
+    }
+
+    /// Looks which sources have something, and takes it.
+    fn take_all(&mut self, events: &mut Vec<EndpointEvent>) -> Result<(), FabricError> {
+        let mut ready = [epoll::Event {
+            flags: epoll::EventFlags::empty(),
+            data: epoll::EventData::new_u64(0),
+        }; SOURCES];
+        let count = match epoll::wait(&self.fd, &mut ready, Some(&Timespec::default())) {
+            Ok(count) => count,
+            Err(rustix::io::Errno::INTR) => 0,
+            Err(error) => return Err(FabricError::call("epoll", error)),
+        };
+        for event in &ready[..count] {
+            match event.data.u64() {
+                SOURCE_EVENTS => self.take_cm_events(events)?,
+                SOURCE_COMPLETIONS => _ = self.take_completion_events()?,
+                _ => self.take_async_events()?,
             }
         }
         Ok(())
@@ -352,22 +380,13 @@ impl Endpoint for VerbsEndpoint {
 
     fn poll(&mut self, events: &mut Vec<EndpointEvent>) -> Result<(), FabricError> {
         self.farewell_ends = None;
-        // Asked first: looking at a source that has nothing costs a system call each.
-        let mut ready = [epoll::Event {
-            flags: epoll::EventFlags::empty(),
-            data: epoll::EventData::new_u64(0),
-        }; SOURCES];
-        let count = match epoll::wait(&self.fd, &mut ready, Some(&Timespec::default())) {
-            Ok(count) => count,
-            Err(rustix::io::Errno::INTR) => 0,
-            Err(error) => return Err(FabricError::call("epoll", error)),
-        };
-        for event in &ready[..count] {
-            match event.data.u64() {
-                SOURCE_EVENTS => self.take_cm_events(events)?,
-                SOURCE_COMPLETIONS => self.take_completion_events()?,
-                _ => self.take_async_events()?,
-            }
+        // A frame is what comes most, and each system call is dear: the other sources are asked when there is none, and
+        // every few times, so that frames without end hide nothing.
+        if self.hasty < HASTY_MAX && self.take_completion_events()? {
+            self.hasty += 1;
+        } else {
+            self.hasty = 0;
+            self.take_all(events)?;
         }
         self.take_frames(events);
         Ok(())

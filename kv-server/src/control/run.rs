@@ -167,9 +167,9 @@ impl<F: Fabric> Control<F> {
         for _ in 0..POLLS_MAX {
             events.clear();
             self.endpoint.poll(events)?;
-            if events.is_empty() {
-                return Ok(true);
-            }
+            let accepts = events
+                .iter()
+                .any(|event| matches!(event, EndpointEvent::Request { .. }));
             for event in events.drain(..) {
                 match event {
                     EndpointEvent::Request {
@@ -181,6 +181,10 @@ impl<F: Fabric> Control<F> {
                     EndpointEvent::Frame(id, frame) => self.frame(id, &frame),
                     EndpointEvent::Closed(id, why) => self.closed(id, &why),
                 }
+            }
+            // Should there be more, the next sleep is none: asking here would cost a system call each time.
+            if !accepts {
+                return Ok(true);
             }
         }
         Ok(false)
