@@ -1,11 +1,12 @@
 //! The control thread: it sleeps until a descriptor is readable or the next lease ends, and never otherwise wakes.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
 use kv_fabric::{ConnectionId, Endpoint, EndpointEvent, Fabric, FabricError};
 use kv_proto::control::{Answer, Request, encode_answer, encode_refusal};
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::event::{PollFd, PollFlags, Timespec, epoll, poll};
 
 use super::clock::BootMs;
 use super::connections::{DataConnection, Ended, Peer};
@@ -28,6 +29,20 @@ fn timespec(ms: u64) -> Timespec {
     }
 }
 
+/// What wakes the control thread, as its epoll numbers them; the third is a word from another thread.
+const WAKE_ENDPOINT: u64 = 0;
+const WAKE_COMPLETIONS: u64 = 1;
+const WAKES: usize = 3;
+
+/// What a sleep ended for.
+#[derive(Debug, Clone, Copy, Default)]
+struct Woken {
+    /// The endpoint may have something.
+    endpoint: bool,
+    /// Writes have finished.
+    finished: bool,
+}
+
 /// Everything that the control thread owns.
 pub(super) struct Control<F: Fabric> {
     pub(super) store: Store<F::Domain>,
@@ -36,6 +51,8 @@ pub(super) struct Control<F: Fabric> {
     keys: Keys,
     decoy: Decoy,
     shared: Arc<Shared>,
+    /// The descriptors that wake it, kept in the kernel: naming them anew for each sleep costs more than the sleep.
+    wakes: OwnedFd,
     /// Control connections, whose sessions are not over.
     pub(super) peers: BTreeMap<ConnectionId, Peer<F>>,
     /// Control connection of each session whose key was proven.
@@ -79,7 +96,20 @@ impl<F: Fabric> Control<F> {
         options: Options,
         shared: Arc<Shared>,
     ) -> Result<Self, StartError> {
+        let failed = |error| FabricError::call("epoll", error);
+        let wakes = epoll::create(epoll::CreateFlags::CLOEXEC).map_err(failed)?;
+        let fds = [endpoint.fd(), store.completions().fd(), shared.fd().as_fd()];
+        for (number, fd) in (0..).zip(fds) {
+            epoll::add(
+                &wakes,
+                fd,
+                epoll::EventData::new_u64(number),
+                epoll::EventFlags::IN,
+            )
+            .map_err(failed)?;
+        }
         Ok(Self {
+            wakes,
             retirements: Retirements::new(store.retired()),
             store,
             endpoint,
@@ -110,14 +140,14 @@ impl<F: Fabric> Control<F> {
     /// [`FabricError`] if the endpoint failed.
     pub(super) fn run(&mut self) -> Result<(), FabricError> {
         let mut events = Vec::new();
-        let mut quiet = true;
+        let mut quiet = false;
         while !self.shared.stopping() {
-            let polled = self
-                .sleep(quiet)
-                .and_then(|finished| Ok((finished, self.events(&mut events)?)));
-            let finished;
-            (finished, quiet) = match polled {
-                Ok(polled) => polled,
+            let polled = self.sleep(quiet).and_then(|woken| {
+                quiet = (quiet && !woken.endpoint) || self.events(&mut events)?;
+                Ok(woken.finished)
+            });
+            let finished = match polled {
+                Ok(finished) => finished,
                 Err(error) => {
                     self.store.shutdown();
                     return Err(error);
@@ -136,29 +166,31 @@ impl<F: Fabric> Control<F> {
         self.stop(&mut events)
     }
 
-    /// Sleeps until there is something to do; only looks whether there is where the endpoint is not `quiet`. Whether
-    /// writes have finished.
-    fn sleep(&mut self, quiet: bool) -> Result<bool, FabricError> {
+    /// Sleeps until there is something to do; only looks whether there is where the endpoint is not `quiet`.
+    fn sleep(&mut self, quiet: bool) -> Result<Woken, FabricError> {
         let timeout = if quiet {
             self.next_deadline().map(|at| timespec(at - BootMs::now()))
         } else {
             Some(timespec(0))
         };
-        let endpoint = self.endpoint.fd();
-        let completions = self.store.completions().fd();
-        let mut fds = [
-            PollFd::from_borrowed_fd(endpoint, PollFlags::IN),
-            PollFd::from_borrowed_fd(completions, PollFlags::IN),
-            PollFd::new(self.shared.fd(), PollFlags::IN),
-        ];
-        match poll(&mut fds, timeout.as_ref()) {
-            Ok(_) | Err(rustix::io::Errno::INTR) => {}
-            Err(source) => return Err(FabricError::call("poll", source)),
+        let mut ready = [epoll::Event {
+            flags: epoll::EventFlags::empty(),
+            data: epoll::EventData::new_u64(0),
+        }; WAKES];
+        let count = match epoll::wait(&self.wakes, &mut ready, timeout.as_ref()) {
+            Ok(count) => count,
+            Err(rustix::io::Errno::INTR) => 0,
+            Err(source) => return Err(FabricError::call("epoll", source)),
+        };
+        let mut woken = Woken::default();
+        for event in &ready[..count] {
+            match event.data.u64() {
+                WAKE_ENDPOINT => woken.endpoint = true,
+                WAKE_COMPLETIONS => woken.finished = true,
+                _ => self.shared.quiet(),
+            }
         }
-        if !fds[2].revents().is_empty() {
-            self.shared.quiet();
-        }
-        Ok(!fds[1].revents().is_empty())
+        Ok(woken)
     }
 
     /// Takes what happened at the endpoint; whether that was all. Peers that never stop asking hold up neither
