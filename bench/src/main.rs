@@ -1,10 +1,12 @@
 //! The harness: what a READ costs on the wire, and what verbs-kv makes of it, measured in one run.
 //!
 //! - `bench floor`: raw READs over `rdma-core-rs` beside perftest, alternating.
+//! - `bench fire`: readers against writers and reclamation, on networks that are late, in processes that stop.
 //! - `bench demo`: real files into a dataset and back, every byte compared; the main job.
 mod demo;
 mod environment;
 mod fetch;
+mod fire;
 mod floor;
 mod latency;
 mod perftest;
@@ -34,6 +36,8 @@ enum Command {
     Floor(floor::Args),
     /// Ingests real files, kills the server, fetches every file back by READs and compares every byte.
     Demo(demo::Args),
+    /// Readers against writers and reclamation: no wrong byte, nothing old, and every hazard often enough.
+    Fire(fire::Args),
     /// One block of `demo`'s latency, in a process of its own.
     #[command(hide = true)]
     Block(latency::BlockArgs),
@@ -43,6 +47,7 @@ fn main() -> ExitCode {
     let outcome = match Cli::parse().command {
         Command::Floor(args) => floor::run(&args),
         Command::Demo(args) => demo::run(&args),
+        Command::Fire(args) => fire::run(&args),
         Command::Block(args) => latency::run_block(&args),
     };
     match outcome {

@@ -60,6 +60,16 @@ pub struct Counters {
     pub torn: u64,
     /// READs that found something else than was expected there.
     pub stale: u64,
+    /// Buckets among the torn: read while they were written, or no longer what the directory says.
+    pub torn_buckets: u64,
+    /// Buckets among the stale: those of a group that was split since the directory was read.
+    pub stale_directory: u64,
+    /// Records of another key with the same hash, tag and key length.
+    pub other_keys: u64,
+    /// Lookups and records that arrived when the lease was over, and were discarded.
+    pub expired: u64,
+    /// Of those, the ones that the checksums would have refused as well: memory that was reused.
+    pub expired_reused: u64,
     /// Data connections that had to be made again.
     pub reconnects: u64,
     /// Renewals of the session's lease.

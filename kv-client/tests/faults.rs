@@ -22,6 +22,8 @@ const ROUGH: SimFaults = SimFaults {
     lost_request: 0.05,
     frame_delay: 0.05,
     frame_delay_max: Duration::from_millis(10),
+    late_completion: 0.01,
+    late_completion_max: Duration::from_millis(5),
 };
 
 fn patient(key: &str) -> ClientOptions {

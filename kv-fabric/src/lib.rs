@@ -29,6 +29,7 @@ mod error;
 pub mod local;
 mod memory;
 pub mod sim;
+pub mod stop;
 pub mod verbs;
 
 pub use error::{FabricError, Stage};
@@ -170,6 +171,12 @@ pub trait Domain: Send + Sync + 'static {
 pub trait Registration: Send + Sync + 'static {
     /// Where a peer finds its first byte.
     fn remote(&self) -> RemoteRef;
+
+    /// Says that nobody can READ these bytes any more as what they were, and that they become something else. No
+    /// network need care; `sim` counts the READs that reach them all the same.
+    fn reused(&self, offset: usize, len: usize) {
+        let _ = (offset, len);
+    }
 }
 
 /// Names a connection of an endpoint; never used again.

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use kv_fabric::sim::{
     Control, Data, Domain, Endpoint, Region, ReplayHint, Sim, SimFaults, SimInjected, SimOptions,
 };
+use kv_fabric::stop::{Stop, StopAt, Stoppable};
 use kv_fabric::{
     ConnectionId, ControlConnection, ControlEvent, ControlOptions, DataConnection, Domain as _,
     Endpoint as _, EndpointEvent, Fabric, FabricError, Memory, MemoryKind, Read, ReadCompletion, ReadStatus,
@@ -514,4 +515,192 @@ fn a_seed_repeats_its_faults() {
     let first = run(21);
     assert_eq!(run(21), first);
     assert!((22..30).any(|seed| run(seed) != first), "all seeds are alike");
+}
+
+/// Posts 16 READs that are carried out within `late`, and lets go of their memory at once; what they end as.
+fn reads_of_memory_that_goes<const FENCES: bool>(
+    net: &Sim<FENCES>,
+    destroy: bool,
+    late: Duration,
+) -> Vec<ReadCompletion> {
+    let mut endpoint = net.listen(ADDRESS).expect("listen");
+    let domain = net.domain().expect("domain");
+    let mut events = Vec::new();
+    let (mut data, id) = std::thread::scope(|scope| {
+        let client = scope.spawn(|| net.connect_data(ADDRESS, b"", 64, patience()));
+        let id = loop {
+            endpoint.poll(&mut events).expect("poll");
+            let request = events.drain(..).find_map(|event| match event {
+                EndpointEvent::Request { request, .. } => Some(request),
+                _ => None,
+            });
+            if let Some(request) = request {
+                break endpoint.accept_data(request, &domain).expect("accept");
+            }
+        };
+        (client.join().expect("no panic").expect("connect"), id)
+    });
+    let registration = domain.register(served(1)).expect("register");
+    let region = net.allocate(16 * LEN).expect("allocate");
+    data.delay_next(late);
+    post(&mut data, registration.remote(), &region, 16).expect("post");
+    if destroy {
+        endpoint.destroy(id);
+    }
+    drop(registration);
+    completions(&mut data, 16)
+}
+
+const GOES: Duration = Duration::from_millis(200);
+
+#[test]
+fn without_a_fence_late_reads_reach_memory_that_was_given_up_and_are_counted() {
+    let net = Sim::unfenced(SimOptions::default());
+    let done = reads_of_memory_that_goes(&net, true, GOES);
+    assert!(
+        done.iter().all(|done| done.status == ReadStatus::Success),
+        "{done:?}"
+    );
+    let injected = net.injected();
+    assert!(
+        injected.reads_of_reused > 0 && injected.reads_of_reused <= 16,
+        "{injected:?}"
+    );
+    assert!(
+        injected.reads_unfenced >= injected.reads_of_reused,
+        "{injected:?}"
+    );
+    assert_eq!((injected.reads_fenced, injected.reads_refused), (0, 0));
+}
+
+#[test]
+fn a_fence_refuses_late_reads_and_counts_them() {
+    let net = Sim::new(SimOptions::default());
+    let done = reads_of_memory_that_goes(&net, true, GOES);
+    let failed = done
+        .iter()
+        .filter(|done| done.status != ReadStatus::Success)
+        .count();
+    let injected = net.injected();
+    assert!(failed > 0);
+    assert!(injected.reads_fenced > 0, "{injected:?}");
+    assert_eq!(
+        (injected.reads_of_reused, injected.reads_refused),
+        (0, 0),
+        "{injected:?}"
+    );
+}
+
+#[test]
+fn memory_that_goes_before_its_readers_is_refused_and_counted() {
+    let net = Sim::new(SimOptions::default());
+    let done = reads_of_memory_that_goes(&net, false, GOES);
+    assert!(
+        done.iter().any(|done| done.status == ReadStatus::RemoteAccess),
+        "{done:?}"
+    );
+    let injected = net.injected();
+    assert!(
+        injected.reads_refused > 0 && injected.reads_fenced == 0,
+        "{injected:?}"
+    );
+}
+
+#[test]
+fn reads_of_pieces_that_were_reused_since_are_counted() {
+    let mut world = World::new(31);
+    let (mut data, _) = world.data();
+    let memory = served(1);
+    let registration = world.domain.register(Arc::clone(&memory)).expect("register");
+    let region = world.net.allocate(16 * LEN).expect("allocate");
+    let count = |world: &World| world.net.injected().reads_of_reused;
+    // Posted before, carried out after: whatever lies there by then.
+    data.delay_next(Duration::from_secs(1));
+    post(&mut data, registration.remote(), &region, 4).expect("post");
+    registration.reused(0, LEN);
+    memory.write(0, &[9; LEN]);
+    completions(&mut data, 4);
+    let late = count(&world);
+    assert!(late > 0, "all four were carried out at once");
+    // Posted after, and the memory is in use again.
+    post(&mut data, registration.remote(), &region, 4).expect("post");
+    completions(&mut data, 4);
+    assert_eq!(count(&world), late);
+    // Posted after, while nobody uses it.
+    registration.reused(0, LEN);
+    post(&mut data, registration.remote(), &region, 4).expect("post");
+    completions(&mut data, 4);
+    assert_eq!(count(&world), late + 4);
+}
+
+#[test]
+fn a_late_completion_is_told_long_after_its_bytes_are_there() {
+    let mut world = World::new(32);
+    let (mut data, _) = world.data();
+    world.net.set_faults(SimFaults {
+        late_completion: 1.0,
+        late_completion_max: Duration::from_secs(2),
+        ..SimFaults::default()
+    });
+    let memory = served(1);
+    let registration = world.domain.register(Arc::clone(&memory)).expect("register");
+    let region = world.net.allocate(16 * LEN).expect("allocate");
+    post(&mut data, registration.remote(), &region, 16).expect("post");
+    // Carried out when posted: what is written now is not read any more.
+    memory.write(0, &[2; LEN]);
+    assert!((0..16).all(|i| bytes(&region, i)[0] == 1));
+    let mut told = Vec::new();
+    data.poll(&mut told).expect("poll");
+    assert!(told.len() < 16, "all were told at once");
+    completions(&mut data, 16 - told.len());
+    assert!((0..16).all(|i| bytes(&region, i)[0] == 1));
+    assert_eq!(world.net.injected().late_completions, 16);
+}
+
+#[test]
+fn a_stopped_process_goes_on_where_it_was_while_its_reads_are_carried_out() {
+    const SPAN: Duration = Duration::from_millis(80);
+    let mut world = World::new(33);
+    let net = Arc::new(world.net.clone());
+    let process = Stoppable::new(Arc::clone(&net), Data::delay_next);
+    let mut data = std::thread::scope(|scope| {
+        let client = scope.spawn(|| process.connect_data(ADDRESS, b"", 64, patience()));
+        let request = world.find(|event| match event {
+            EndpointEvent::Request { request, .. } => Some(request),
+            _ => None,
+        });
+        let domain = &world.domain;
+        world.endpoint.accept_data(request, domain).expect("accept");
+        client.join().expect("no panic").expect("connect")
+    });
+    let registration = world.domain.register(served(7)).expect("register");
+    let region = net.allocate(LEN).expect("allocate");
+    let to = [Scatter {
+        region: &region,
+        offset: 0,
+        len: LEN,
+    }];
+    let read = |number| Read {
+        number,
+        from: registration.remote(),
+        to: &to,
+        signaled: true,
+    };
+    let mut done = Vec::new();
+    for (number, at) in (0..).zip([StopAt::Post, StopAt::Posted, StopAt::Polled]) {
+        let (span, late) = (SPAN, Duration::ZERO);
+        process.stops().arm(Stop { at, span, late });
+        let begun = Instant::now();
+        data.post(&[read(number)]).expect("post");
+        assert_eq!(
+            at != StopAt::Polled,
+            process.stops().counters().stops == number + 1
+        );
+        assert!(data.wait(patience()).expect("wait"));
+        data.poll(&mut done).expect("poll");
+        assert!(begun.elapsed() >= SPAN, "it was not stopped at {at:?}");
+        assert_eq!(process.stops().counters().stops, number + 1);
+    }
+    assert!(done.iter().map(|done| done.status).eq([ReadStatus::Success; 3]));
+    assert_eq!(process.stops().counters().reads_failed, 0);
 }

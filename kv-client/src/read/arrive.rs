@@ -58,6 +58,32 @@ impl<F: Fabric> Pass<'_, '_, F> {
         }
     }
 
+    /// Counts what a group of READs brought to `at` when the lease was over: it is discarded, whatever it is.
+    pub(super) fn expired(&self, flying: Flying, at: usize) {
+        add(&self.lane.counters.expired, 1);
+        let reused = match flying {
+            Flying::Buckets {
+                entry,
+                buckets,
+                count,
+                ..
+            } => buckets[..count].iter().enumerate().any(|(place, &index)| {
+                let mut bytes = [0; BUCKET_BYTES];
+                self.lane.arena_read(at + place * BUCKET_BYTES, &mut bytes);
+                let scope = &self.lane.footing.view.scope;
+                Bucket::read_from_bytes(&bytes)
+                    .is_ok_and(|bucket| scope.bucket_checksum(entry.group, index, &bucket) != bucket.checksum)
+            }),
+            Flying::Piece { fetch, .. } => self.fetches[fetch].as_ref().is_some_and(|fetch| {
+                let mut prefix = vec![0; fetch.locator.prefix_len_bytes() as usize];
+                self.lane.arena_read(at, &mut prefix);
+                fetch.header.is_none() && kv_proto::record::check_prefix(&prefix).is_err()
+            }),
+            Flying::Page(_) => false,
+        };
+        add(&self.lane.counters.expired_reused, u64::from(reused));
+    }
+
     fn page_landed(&mut self, page: u32, at: usize) {
         let view = Arc::clone(&self.lane.footing.view);
         let directory = &view.directory;
@@ -169,7 +195,10 @@ impl<F: Fabric> Pass<'_, '_, F> {
             Err(refused) => {
                 self.drop_fetch(index);
                 match refused {
-                    Refused::OtherKey if self.items[item].at.is_none() => self.next_candidate(item),
+                    Refused::OtherKey if self.items[item].at.is_none() => {
+                        add(&self.lane.counters.other_keys, 1);
+                        self.next_candidate(item);
+                    }
                     Refused::OtherKey => self.items[item].trouble = Some(Trouble::StaleRecord),
                     Refused::Trouble(trouble) => self.items[item].trouble = Some(trouble),
                 }

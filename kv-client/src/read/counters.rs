@@ -28,6 +28,11 @@ lane_counters!(
     retries,
     torn,
     stale,
+    torn_buckets,
+    stale_directory,
+    other_keys,
+    expired,
+    expired_reused,
     reconnects
 );
 

@@ -88,7 +88,8 @@ impl<F: Fabric> Call<'_, F> {
         let arrived = posted.and_then(|()| lane.progress(Deadline::at(now, self.budget)));
         match arrived {
             Ok(then) if lane.leased(then) => Some(prefix_len),
-            _ => {
+            ended => {
+                add(&lane.counters.expired, u64::from(ended.is_ok()));
                 lane.disconnect();
                 None
             }

@@ -203,6 +203,8 @@ impl<'c, F: Fabric> Call<'c, F> {
                     item.torn += 1;
                     self.last = ReadError::Torn { attempts: item.torn };
                     unhurried = true;
+                    let bucket = matches!(trouble, Trouble::TornBucket(_));
+                    add(&self.lane.counters.torn_buckets, u64::from(bucket));
                     if item.torn >= TORN_MAX {
                         item.result = Some(Err(self.last));
                     } else if item.torn >= TORN_BEFORE_STALE {
@@ -219,6 +221,7 @@ impl<'c, F: Fabric> Call<'c, F> {
                     renew = true;
                     unhurried |= item.stale > 1;
                     if let Trouble::StaleBucket(entry) = trouble {
+                        add(&self.lane.counters.stale_directory, 1);
                         suspects.insert(entry);
                     }
                     let most = if item.at.is_some() {

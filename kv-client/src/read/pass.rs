@@ -207,6 +207,13 @@ impl<'p, 'k, F: Fabric> Pass<'p, 'k, F> {
             }
             now = self.lane.progress(*deadline)?;
             if !self.lane.leased(now) {
+                for flight in self
+                    .flights
+                    .iter()
+                    .filter(|flight| flight.last <= self.lane.completed)
+                {
+                    self.expired(flight.flying, flight.span.offset);
+                }
                 return Err(Trouble::Lease);
             }
             while let Some(flight) = self.flights.front() {

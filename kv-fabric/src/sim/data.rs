@@ -1,11 +1,15 @@
 //! Data connections: READs that are late, torn, out of order, refused or not answered, but end in order.
+//!
+//! Where nothing is fenced, the server's end of a connection is not the end of its READs: the memory is mapped, and
+//! nobody tells the client.
 
 use std::collections::VecDeque;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::clock::Clock;
-use super::domain::Shared;
+use super::domain::{Copied, Shared};
 use super::fault::{Faults, Random};
 use super::inbox::Inbox;
 use super::{READ_MAX_BYTES, Region};
@@ -42,20 +46,28 @@ struct Op {
     parts: Vec<Part>,
     pause: Duration,
     error: bool,
+    /// How much later than its bytes its end is told.
+    told_late: Duration,
+    /// Reuses of memory when it was posted.
+    reuses: u64,
+    /// Whether it got bytes of reused memory.
+    reused: bool,
     ended: Option<ReadStatus>,
 }
 
 impl Op {
     /// Copies bytes of it, as they are now; whether the domain has them.
-    fn copy(&self, domain: &Shared, part: Part) -> bool {
+    fn copy(&mut self, domain: &Shared, part: Part) -> bool {
         let mut start = 0;
         for piece in &self.to {
             let here = part.start.max(start)..part.end.min(start + piece.len);
             if !here.is_empty() {
                 let from = self.from.offset(here.start as u64);
                 let offset = piece.offset + here.start - start;
-                if !domain.copy(from, &piece.region, offset, here.len()) {
-                    return false;
+                match domain.copy(from, self.reuses, &piece.region, offset, here.len()) {
+                    Copied::Good => {}
+                    Copied::Reused => self.reused = true,
+                    Copied::Refused => return false,
                 }
             }
             start += piece.len;
@@ -67,6 +79,10 @@ impl Op {
 #[derive(Debug)]
 struct State {
     over: Option<String>,
+    /// The server has ended it.
+    ended_by_server: bool,
+    /// How late the READs of the next batch are carried out at most.
+    next_late: Duration,
     ops: VecDeque<Op>,
     /// Number of the first of `ops`, counted from the connection's first.
     first: u64,
@@ -110,6 +126,8 @@ impl DataLink {
             bell: Bell::new()?,
             state: Mutex::new(State {
                 over: None,
+                ended_by_server: false,
+                next_late: Duration::ZERO,
                 ops: VecDeque::new(),
                 first: 0,
                 random,
@@ -126,9 +144,15 @@ impl DataLink {
     fn close(&self, state: &mut State, reason: &str) {
         if state.over.is_none() {
             state.over = Some(reason.to_owned());
-            self.inbox.push(EndpointEvent::Closed(self.id, reason.to_owned()));
+            if !state.ended_by_server {
+                self.inbox.push(EndpointEvent::Closed(self.id, reason.to_owned()));
+            }
         }
         self.bell.ring();
+    }
+
+    fn count(counter: &AtomicU64, count: usize) {
+        counter.fetch_add(count as u64, Ordering::Relaxed);
     }
 
     /// Ends what has not ended: the first as [`ReadStatus::PeerGone`], and nothing after it has succeeded.
@@ -154,45 +178,59 @@ impl DataLink {
 
     /// The server ended it, and wants to hear no more of it.
     pub(super) fn destroy(&self, reason: &str) {
-        self.end(&mut self.state(), reason);
+        let mut state = self.state();
+        state.ended_by_server = true;
+        if self.domain.fences() {
+            let left = state.ops.iter().filter(|op| op.ended.is_none()).count();
+            Self::count(&self.faults.counters.reads_fenced, left);
+            self.end(&mut state, reason);
+        }
         self.inbox.forget(self.id);
     }
 
-    /// Carries out a READ's next part, and plans the one after that.
+    fn refuse(&self, state: &mut State, index: usize) {
+        Self::count(&self.faults.counters.reads_refused, 1);
+        self.fail(
+            state,
+            index,
+            ReadStatus::RemoteAccess,
+            "it may not read that memory",
+        );
+    }
+
+    /// Carries out a READ's next part, and plans what comes after that.
     fn step(self: &Arc<Self>, state: &mut State, sequence: u64) {
         let Some(index) = sequence.checked_sub(state.first).map(|index| index as usize) else {
             return;
         };
+        let unfenced = state.ended_by_server;
         let Some(op) = state.ops.get_mut(index).filter(|op| op.ended.is_none()) else {
             return;
         };
         if op.error {
             return self.fail(state, index, ReadStatus::PeerGone, "a simulated READ error");
         }
-        if !self.domain.has(op.from, op.len) {
-            return self.fail(
-                state,
-                index,
-                ReadStatus::RemoteAccess,
-                "it may not read that memory",
-            );
+        let Some(part) = op.parts.pop() else {
+            // All bytes are there, and now it is told.
+            op.ended = Some(ReadStatus::Success);
+            return self.bell.ring();
+        };
+        if !self.domain.has(op.from, op.len) || !op.copy(&self.domain, part) {
+            return self.refuse(state, index);
         }
-        if let Some(part) = op.parts.pop()
-            && !op.copy(&self.domain, part)
-        {
-            return self.fail(
-                state,
-                index,
-                ReadStatus::RemoteAccess,
-                "it may not read that memory",
-            );
+        if !op.parts.is_empty() {
+            let pause = state.pauses.up_to(op.pause);
+            return self.plan(sequence, pause);
         }
-        if op.parts.is_empty() {
+        let counters = &self.faults.counters;
+        Self::count(&counters.reads_of_reused, usize::from(op.reused));
+        Self::count(&counters.reads_unfenced, usize::from(unfenced));
+        if op.told_late.is_zero() {
             op.ended = Some(ReadStatus::Success);
             self.bell.ring();
         } else {
-            let pause = state.pauses.up_to(op.pause);
-            self.plan(sequence, pause);
+            let told_late = op.told_late;
+            self.plan(sequence, told_late);
         }
     }
 
@@ -206,8 +244,13 @@ impl DataLink {
     fn post(self: &Arc<Self>, reads: &[Read<'_, Region>]) -> Result<(), FabricError> {
         let mut state = self.state();
         if let Some(reason) = &state.over {
+            if state.ended_by_server {
+                Self::count(&self.faults.counters.reads_fenced, reads.len());
+            }
             return Err(FabricError::Closed(reason.clone()));
         }
+        let late = std::mem::take(&mut state.next_late);
+        let reuses = self.domain.reuses();
         if self.faults.disconnects(&mut state.random) {
             self.end(&mut state, "a simulated disconnect");
             return Err(FabricError::Closed("a simulated disconnect".to_owned()));
@@ -215,7 +258,11 @@ impl DataLink {
         let mut order = Vec::with_capacity(reads.len());
         for read in reads {
             let plan = self.faults.read(&mut state.random);
-            order.push((state.first + state.ops.len() as u64, plan.delay));
+            let delay = match late.is_zero() {
+                true => plan.delay,
+                false => state.pauses.up_to(late),
+            };
+            order.push((state.first + state.ops.len() as u64, delay));
             let to: Vec<_> = read
                 .to
                 .iter()
@@ -235,6 +282,9 @@ impl DataLink {
                 parts: Vec::new(),
                 pause: plan.torn.unwrap_or_default(),
                 error: plan.error,
+                told_late: plan.told_late,
+                reuses,
+                reused: false,
                 ended: None,
             });
             let parts = match plan.torn {
@@ -293,6 +343,11 @@ impl Data {
             outstanding: 0,
             counters: DataCounters::default(),
         }
+    }
+
+    /// Has the READs of the next batch carried out late, by up to `longest` each.
+    pub fn delay_next(&mut self, longest: Duration) {
+        self.link.state().next_late = longest;
     }
 
     /// Takes what ended, in the order posted.

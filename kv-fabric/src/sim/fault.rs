@@ -32,11 +32,15 @@ pub struct SimFaults {
     pub frame_delay: f64,
     /// By this much at most.
     pub frame_delay_max: Duration,
+    /// The end of a READ is told late: its bytes have been there for a while.
+    pub late_completion: f64,
+    /// By this much at most; longer than a lease is allowed.
+    pub late_completion_max: Duration,
 }
 
-/// How often each thing went wrong.
+/// How often each thing went wrong, and what came of READs that were late.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-#[allow(missing_docs, reason = "each counts what SimFaults names")]
+#[allow(missing_docs, reason = "each of the first counts what SimFaults names")]
 pub struct SimInjected {
     pub read_delays: u64,
     pub torn_reads: u64,
@@ -45,6 +49,18 @@ pub struct SimInjected {
     pub disconnects: u64,
     pub lost_requests: u64,
     pub frame_delays: u64,
+    pub late_completions: u64,
+    /// READs that the end of their connection by the server kept from being carried out, those posted after it
+    /// included.
+    pub reads_fenced: u64,
+    /// READs that were refused because the domain does not have the memory, or not any more.
+    pub reads_refused: u64,
+    /// READs carried out after the server had ended their connection: only where nothing is fenced.
+    pub reads_unfenced: u64,
+    /// READs that got bytes of memory that had been given up or reused since, or was not in use.
+    pub reads_of_reused: u64,
+    /// Pieces of registered memory that were reused, and registrations given up.
+    pub reuses: u64,
 }
 
 /// The seed of [`SEED_VARIABLE`], or `default` where it is not set.
@@ -122,7 +138,7 @@ impl Random {
 }
 
 #[derive(Debug, Default)]
-struct Counters {
+pub(super) struct Counters {
     read_delays: AtomicU64,
     torn_reads: AtomicU64,
     reorders: AtomicU64,
@@ -130,6 +146,11 @@ struct Counters {
     disconnects: AtomicU64,
     lost_requests: AtomicU64,
     frame_delays: AtomicU64,
+    late_completions: AtomicU64,
+    pub(super) reads_fenced: AtomicU64,
+    pub(super) reads_refused: AtomicU64,
+    pub(super) reads_unfenced: AtomicU64,
+    pub(super) reads_of_reused: AtomicU64,
 }
 
 /// How one READ is carried out.
@@ -139,6 +160,8 @@ pub(super) struct ReadPlan {
     pub(super) error: bool,
     /// Longest pause between pieces, if it is torn.
     pub(super) torn: Option<Duration>,
+    /// How much later than its bytes its end is told.
+    pub(super) told_late: Duration,
 }
 
 /// The faults of one network.
@@ -146,7 +169,7 @@ pub(super) struct ReadPlan {
 pub(super) struct Faults {
     pub(super) seed: u64,
     set: RwLock<SimFaults>,
-    counters: Counters,
+    pub(super) counters: Counters,
 }
 
 impl Faults {
@@ -177,6 +200,12 @@ impl Faults {
             disconnects: get(&counters.disconnects),
             lost_requests: get(&counters.lost_requests),
             frame_delays: get(&counters.frame_delays),
+            late_completions: get(&counters.late_completions),
+            reads_fenced: get(&counters.reads_fenced),
+            reads_refused: get(&counters.reads_refused),
+            reads_unfenced: get(&counters.reads_unfenced),
+            reads_of_reused: get(&counters.reads_of_reused),
+            reuses: 0,
         }
     }
 
@@ -220,10 +249,18 @@ impl Faults {
         } else {
             Duration::ZERO
         };
+        let delay = random.up_to(longest);
+        let late = Self::draw(random, faults.late_completion, &self.counters.late_completions);
+        let latest = if late {
+            faults.late_completion_max
+        } else {
+            Duration::ZERO
+        };
         ReadPlan {
-            delay: random.up_to(longest),
+            delay,
             error,
             torn: torn.then_some(faults.torn_pause_max),
+            told_late: random.up_to(latest),
         }
     }
 }
@@ -263,7 +300,7 @@ mod tests {
             assert!(!faults.disconnects(&mut random) && !faults.loses_request(&mut random));
             assert_eq!(faults.frame_delay(&mut random), Duration::ZERO);
             let plan = faults.read(&mut random);
-            assert!(plan.delay.is_zero() && !plan.error && plan.torn.is_none());
+            assert!(plan.delay.is_zero() && !plan.error && plan.torn.is_none() && plan.told_late.is_zero());
         }
         assert_eq!(faults.injected(), SimInjected::default());
     }

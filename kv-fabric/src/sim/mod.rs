@@ -6,7 +6,9 @@
 //! by the seed and by the order of connecting, so a seed gives the same faults to the same operations; how the
 //! threads of a program interleave is not in its hands.
 //!
-//! What never goes wrong is what the seam promises: order, rights, ownership, fencing.
+//! What never goes wrong is what the seam promises: order, rights, ownership, fencing. [`UnfencedSim`] does not fence, as
+//! `local` does not: READs go on after the server has ended their connection, and memory that was given up stays
+//! readable, overwritten.
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
@@ -69,17 +71,37 @@ impl Net {
     }
 }
 
-/// A simulated network.
+/// A simulated network, which fences or not.
 #[derive(Debug, Clone)]
-pub struct Sim(Arc<Net>);
+pub struct Sim<const FENCES: bool = true>(Arc<Net>);
 
-impl Sim {
+/// A simulated network that cannot fence.
+pub type UnfencedSim = Sim<false>;
+
+impl Sim<true> {
     /// A new network, with nobody on it.
     ///
     /// # Panics
     /// If the process can start no thread.
     #[must_use]
     pub fn new(options: SimOptions) -> Self {
+        Self::of(options)
+    }
+}
+
+impl Sim<false> {
+    /// A new network that cannot fence, with nobody on it.
+    ///
+    /// # Panics
+    /// If the process can start no thread.
+    #[must_use]
+    pub fn unfenced(options: SimOptions) -> Self {
+        Self::of(options)
+    }
+}
+
+impl<const FENCES: bool> Sim<FENCES> {
+    fn of(options: SimOptions) -> Self {
         Self(Arc::new(Net {
             faults: Arc::new(Faults::new(options.seed, options.faults)),
             clock: RunningClock::start().expect("the process can start a thread"),
@@ -93,7 +115,10 @@ impl Sim {
     /// How often each thing went wrong so far.
     #[must_use]
     pub fn injected(&self) -> SimInjected {
-        self.0.faults.injected()
+        SimInjected {
+            reuses: self.0.names.reuses(),
+            ..self.0.faults.injected()
+        }
     }
 
     /// Changes what goes wrong from now on.
@@ -155,9 +180,9 @@ impl crate::Region for Region {
     }
 }
 
-impl Fabric for Sim {
+impl<const FENCES: bool> Fabric for Sim<FENCES> {
     const NAME: &'static str = "sim";
-    const FENCES: bool = true;
+    const FENCES: bool = FENCES;
     type Domain = Domain;
     type Endpoint = Endpoint;
     type Region = Region;
@@ -174,8 +199,7 @@ impl Fabric for Sim {
 
     fn domain(&self) -> Result<Domain, FabricError> {
         Ok(Domain {
-            names: Arc::clone(&self.0.names),
-            shared: Arc::<Shared>::default(),
+            shared: Arc::new(Shared::new(Arc::clone(&self.0.names), FENCES)),
         })
     }
 

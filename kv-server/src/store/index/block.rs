@@ -107,6 +107,8 @@ impl<D: Domain> Blocks<D> {
 
     /// Takes a block back that no session can read any more.
     pub(crate) fn give_back(&mut self, block: BlockRef) {
+        let at = block.block * GROUP_BYTES;
+        self.arenas[block.arena].registration.reused(at, GROUP_BYTES);
         self.free.push(block);
     }
 

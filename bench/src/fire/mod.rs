@@ -1,0 +1,508 @@
+//! Reclamation under fire: readers READ while writers fill, overwrite, delete and drop datasets without rest, on a
+//! network that is late, in processes that stop; nothing wrong and nothing old may ever be read.
+//!
+//! What is required: every byte read is right, no value is older than a completed operation (see [`field`]), each
+//! hazard that can happen has happened often, and retired space comes back.
+
+mod fabrics;
+mod field;
+mod hazards;
+mod reader;
+mod space;
+mod writer;
+
+mod values;
+
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::time::{Duration, Instant};
+
+use fastrand::Rng;
+use kv_client::on::SessionOn;
+use kv_client::{AccessKey, ClientOptions};
+use kv_fabric::local::Local;
+use kv_fabric::sim::{Sim, UnfencedSim};
+use kv_fabric::stop::{Stop, StopAt, Stoppable, Stops};
+use kv_fabric::verbs::Verbs;
+use kv_proto::auth::Role;
+use kv_server::control::keys::Key;
+use kv_server::control::{Handle, Keys, Options, Server};
+use kv_server::store::StoreOptions;
+use serde::Serialize;
+
+use crate::Error;
+use fabrics::FireFabric;
+use field::Field;
+use hazards::{Hazard, Seen, hazards};
+use space::Space;
+
+/// How often each hazard must happen in ten million checked reads or more; in fewer, in proportion.
+const HAZARDS_LEAST: u64 = 1000;
+/// Reads that a full campaign checks.
+const READS_FULL: u64 = 10_000_000;
+/// Datasets written at once.
+const PLACES: u64 = 2;
+const SECRET: [u8; 32] = [7; 32];
+
+/// The network.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum Network {
+    /// Simulated; it fences.
+    Sim,
+    /// Simulated; READs go on after the session's end.
+    SimUnfenced,
+    /// Shared memory.
+    Local,
+    /// RDMA.
+    Verbs,
+}
+
+/// Readers, writers and reclamation against each other.
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// The network
+    #[arg(long, value_enum, default_value = "sim")]
+    fabric: Network,
+    /// Reads to check; each hazard must happen 1000 times in ten million, in proportion in fewer
+    #[arg(long, default_value_t = READS_FULL)]
+    reads: u64,
+    /// How often each hazard must happen, instead
+    #[arg(long)]
+    hazards: Option<u64>,
+    /// Time after which a campaign that has not got there fails, s
+    #[arg(long, default_value_t = 1800)]
+    limit: u64,
+    /// What choices and faults are drawn from; drawn itself unless given
+    #[arg(long, value_parser = parse_seed)]
+    seed: Option<u64>,
+    /// Reading processes
+    #[arg(long, default_value_t = 8)]
+    readers: usize,
+    /// Lease of a session, ms
+    #[arg(long, default_value_t = 60)]
+    lease: u32,
+    /// Keys of a dataset
+    #[arg(long, default_value_t = 6000)]
+    keys: u32,
+    /// Operations after which a dataset is dropped
+    #[arg(long, default_value_t = 12_000)]
+    operations: u32,
+    /// Address to listen on, for verbs
+    #[arg(long, env = "VKV_TEST_ADDR")]
+    address: Option<String>,
+    /// Where the data directory is made; in memory where there is /dev/shm, unless given
+    #[arg(long)]
+    data: Option<PathBuf>,
+    /// Writes the result here
+    #[arg(long)]
+    json: Option<PathBuf>,
+}
+
+fn parse_seed(text: &str) -> Result<u64, std::num::ParseIntError> {
+    match text.strip_prefix("0x") {
+        Some(digits) => u64::from_str_radix(digits, 16),
+        None => text.parse(),
+    }
+}
+
+/// What a campaign is made of.
+#[derive(Debug, Clone, Copy)]
+struct Plan {
+    reads: u64,
+    least: u64,
+    readers: usize,
+    lease: Duration,
+    keys: u32,
+    operations: u32,
+    memory_bytes: u64,
+}
+
+/// What all threads of a campaign share.
+struct Shared {
+    plan: Plan,
+    key_names: Vec<Vec<u8>>,
+    fields: RwLock<Vec<Arc<Field>>>,
+    stops: Vec<Stops>,
+    over: AtomicBool,
+    trouble: Mutex<Option<String>>,
+    rng: Mutex<Rng>,
+    space: Space,
+    generations: AtomicU64,
+    checked: AtomicU64,
+    written: AtomicU64,
+    deleted: AtomicU64,
+    stale_locators: AtomicU64,
+    seen: Vec<Mutex<Seen>>,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Shared {
+    fn is_over(&self) -> bool {
+        self.over.load(Ordering::SeqCst)
+    }
+
+    /// The first trouble ends the campaign.
+    fn fail(&self, why: String) {
+        lock(&self.trouble).get_or_insert(why);
+        self.over.store(true, Ordering::SeqCst);
+    }
+
+    fn key(&self, key: u32) -> &[u8] {
+        &self.key_names[key as usize]
+    }
+
+    fn fields(&self) -> Vec<Arc<Field>> {
+        self.fields.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn add_field(&self, field: &Arc<Field>) {
+        let mut fields = self.fields.write().unwrap_or_else(PoisonError::into_inner);
+        fields.push(Arc::clone(field));
+    }
+
+    fn remove_field(&self, gone: &Field) {
+        let mut fields = self.fields.write().unwrap_or_else(PoisonError::into_inner);
+        fields.retain(|field| field.generation != gone.generation);
+    }
+
+    /// Has a process stop at a place of chance, for less or more than its lease.
+    fn stop_one(&self, stops: &Stops, at: StopAt) {
+        let mut rng = lock(&self.rng);
+        let lease_us = self.plan.lease.as_micros() as u64;
+        let halves = if rng.bool() { 1..5 } else { 5..16 };
+        let span = Duration::from_micros(lease_us * rng.u64(halves) / 2);
+        let late = if rng.bool() { span } else { Duration::ZERO };
+        stops.arm(Stop { at, span, late });
+    }
+
+    /// Stops half of the readers while READs of theirs are under way.
+    fn stop_readers(&self) {
+        for stops in &self.stops {
+            if lock(&self.rng).bool() {
+                self.stop_one(stops, StopAt::Posted);
+            }
+        }
+    }
+
+    /// How often each hazard has happened so far.
+    fn hazards<F: FireFabric>(&self, network: &F) -> Vec<Hazard> {
+        let failed = self.stops.iter().map(|stops| stops.counters().reads_failed).sum();
+        let injected = network.injected();
+        hazards(
+            F::FENCES,
+            &self.seen(),
+            injected.as_ref(),
+            failed,
+            self.plan.least,
+        )
+    }
+
+    fn seen(&self) -> Seen {
+        let mut sum = Seen::default();
+        self.seen.iter().for_each(|seen| sum.merge(&lock(seen)));
+        sum
+    }
+
+    fn note_retired<F: kv_fabric::Fabric>(&self, admin: &SessionOn<F>, field: &Field) -> Result<(), String> {
+        let dataset = admin
+            .open(&field.name)
+            .map_err(|error| format!("opening {}: {error}", field.name))?;
+        self.space.retire(&dataset)
+    }
+}
+
+/// Runs a campaign; whether all that is required held.
+pub(crate) fn run(args: &Args) -> Result<bool, Error> {
+    match args.fabric {
+        Network::Sim => campaign::<Sim>(args),
+        Network::SimUnfenced => campaign::<UnfencedSim>(args),
+        Network::Local => campaign::<Local>(args),
+        Network::Verbs => campaign::<Verbs>(args),
+    }
+}
+
+/// A server in this process, and where it is.
+struct Ground<F: FireFabric> {
+    // In this order: the server ends before its folder goes.
+    _server: Handle,
+    fabric: Arc<F>,
+    address: String,
+    folder: tempfile::TempDir,
+}
+
+fn ground<F: FireFabric>(args: &Args, plan: &Plan, seed: u64) -> Result<Ground<F>, Error> {
+    let memory = PathBuf::from("/dev/shm");
+    let folder = match &args.data {
+        Some(folder) => tempfile::tempdir_in(folder)?,
+        None if memory.is_dir() => tempfile::tempdir_in(memory)?,
+        None => tempfile::tempdir()?,
+    };
+    let address = match F::address(folder.path()) {
+        Some(address) => address,
+        None => {
+            let given = args.address.as_deref();
+            let host = given.ok_or("--address names no address: run inside soft-roce-ci/run")?;
+            if host.contains(':') {
+                host.to_owned()
+            } else {
+                format!("{host}:7990")
+            }
+        }
+    };
+    let fabric = F::server(seed, &address, plan.lease)?;
+    let store = StoreOptions {
+        data: folder.path().join("data"),
+        memory_budget_bytes: plan.memory_bytes,
+        segment_bytes: 1 << 20,
+        part_bytes: 256 << 10,
+        gather_budget_bytes: 64 << 20,
+    };
+    let roles = [
+        ("reader", Role::Read),
+        ("writer", Role::Write),
+        ("admin", Role::Admin),
+    ];
+    let key = |(name, role): (&str, Role)| Key {
+        name: name.to_owned(),
+        secret: SECRET,
+        role,
+        datasets: vec!["*".to_owned()],
+    };
+    let options = Options {
+        lease_ms: plan.lease.as_millis() as u32,
+        max_lag_ms: plan.lease.as_millis() as u32 * 4,
+        ..Options::default()
+    };
+    let keys = Keys::new(roles.map(key).to_vec())?;
+    let server = Server::<F>::start(Arc::clone(&fabric), &address, store, keys, options)?;
+    Ok(Ground {
+        address: server.address().to_owned(),
+        _server: server,
+        fabric,
+        folder,
+    })
+}
+
+/// A session, as one of the roles.
+fn session<F: kv_fabric::Fabric>(fabric: Arc<F>, address: &str, role: &str) -> Result<SessionOn<F>, Error> {
+    let options = ClientOptions {
+        deadline: Duration::from_secs(60),
+        connect_timeout: Duration::from_secs(2),
+        read_buffer_bytes: 1 << 20,
+        spin: Duration::from_micros(20),
+        ..ClientOptions::new(AccessKey::new(role, SECRET))
+    };
+    Ok(SessionOn::connect(fabric, address, options)?)
+}
+
+/// What came of a campaign.
+#[derive(Debug, Serialize)]
+struct Outcome {
+    fabric: String,
+    fences: bool,
+    seed: u64,
+    seconds: f64,
+    reads_checked: u64,
+    hazards_least: u64,
+    values_written: u64,
+    deletes: u64,
+    datasets: u64,
+    stale_locators: u64,
+    stops: u64,
+    seen: Seen,
+    hazards: Vec<Hazard>,
+    space: space::Report,
+    trouble: Option<String>,
+}
+
+fn campaign<F: FireFabric>(args: &Args) -> Result<bool, Error> {
+    let seed = args.seed.unwrap_or_else(|| Rng::new().u64(..));
+    let in_proportion = (args.reads.min(READS_FULL) * HAZARDS_LEAST)
+        .div_ceil(READS_FULL)
+        .max(1);
+    let plan = Plan {
+        reads: args.reads,
+        least: args.hazards.unwrap_or(in_proportion),
+        readers: args.readers.max(1),
+        lease: Duration::from_millis(u64::from(args.lease.max(10))),
+        keys: args.keys.max(writer::WRITERS),
+        operations: args.operations,
+        memory_bytes: space::budget_bytes(args.operations, PLACES),
+    };
+    println!(
+        "fire: {} reads to check over {}, each hazard {} times at least; to repeat: --seed {seed:#x}",
+        plan.reads,
+        F::NAME,
+        plan.least
+    );
+    let ground = ground::<F>(args, &plan, seed)?;
+    println!("{}", ground.fabric.describe());
+    let outcome = fire(args, plan, &ground, seed)?;
+    report(args, &outcome)?;
+    Ok(outcome.trouble.is_none() && outcome.hazards.iter().all(Hazard::holds))
+}
+
+/// Readers' processes and writers' sessions, made before anything moves.
+struct Cast<F: FireFabric> {
+    readers: Vec<SessionOn<Stoppable<F>>>,
+    places: Vec<writer::Place<F>>,
+}
+
+fn cast<F: FireFabric>(plan: &Plan, ground: &Ground<F>, seed: u64) -> Result<(Cast<F>, Vec<Stops>), Error> {
+    let client = || F::client(&ground.fabric, &ground.address);
+    let mut stops = Vec::new();
+    let mut readers = Vec::new();
+    for _ in 0..plan.readers {
+        let process = Stoppable::new(client()?, F::delay_next);
+        stops.push(process.stops());
+        readers.push(session(Arc::new(process), &ground.address, "reader")?);
+    }
+    let mut places = Vec::new();
+    for place in 0..PLACES {
+        let writers: Result<Vec<_>, Error> = (0..writer::WRITERS)
+            .map(|_| session(client()?, &ground.address, "writer"))
+            .collect();
+        places.push(writer::Place {
+            admin: session(client()?, &ground.address, "admin")?,
+            writers: writers?,
+            seed: values::mix(seed ^ place),
+        });
+    }
+    Ok((Cast { readers, places }, stops))
+}
+
+fn fire<F: FireFabric>(args: &Args, plan: Plan, ground: &Ground<F>, seed: u64) -> Result<Outcome, Error> {
+    let (cast, stops) = cast(&plan, ground, seed)?;
+    let shared = Shared {
+        key_names: field::keys(plan.keys),
+        fields: RwLock::default(),
+        stops,
+        over: AtomicBool::new(false),
+        trouble: Mutex::default(),
+        rng: Mutex::new(Rng::with_seed(seed)),
+        space: Space::new(ground.folder.path().join("data"), plan.memory_bytes),
+        generations: AtomicU64::new(0),
+        checked: AtomicU64::new(0),
+        written: AtomicU64::new(0),
+        deleted: AtomicU64::new(0),
+        stale_locators: AtomicU64::new(0),
+        seen: (0..plan.readers).map(|_| Mutex::default()).collect(),
+        plan,
+    };
+    let begun = Instant::now();
+    let monitor = session(
+        F::client(&ground.fabric, &ground.address)?,
+        &ground.address,
+        "admin",
+    )?;
+    std::thread::scope(|scope| {
+        let shared = &shared;
+        for place in &cast.places {
+            scope.spawn(move || {
+                if let Err(why) = writer::run(shared, place) {
+                    shared.fail(why);
+                }
+            });
+        }
+        for (number, session) in cast.readers.iter().enumerate() {
+            let rng = Rng::with_seed(values::mix(seed ^ 0x5EED ^ (number as u64) << 32));
+            scope.spawn(move || {
+                if let Err(why) = reader::run(shared, session, rng, &shared.seen[number]) {
+                    shared.fail(why);
+                }
+            });
+        }
+        watch(args, shared, &monitor, &*ground.fabric, begun);
+    });
+    drop(cast);
+    let space = shared.space.come_back(&monitor);
+    let space = space
+        .map_err(|why| shared.fail(why))
+        .unwrap_or_else(|()| shared.space.report());
+    let checked = shared.checked.load(Ordering::SeqCst);
+    if checked < plan.reads {
+        shared.fail(format!(
+            "only {checked} reads were checked within {} s",
+            args.limit
+        ));
+    }
+    Ok(Outcome {
+        fabric: F::NAME.to_owned(),
+        fences: F::FENCES,
+        seed,
+        seconds: begun.elapsed().as_secs_f64(),
+        reads_checked: checked,
+        hazards_least: plan.least,
+        values_written: shared.written.load(Ordering::SeqCst),
+        deletes: shared.deleted.load(Ordering::SeqCst),
+        datasets: shared.generations.load(Ordering::SeqCst),
+        stale_locators: shared.stale_locators.load(Ordering::SeqCst),
+        stops: shared.stops.iter().map(|stops| stops.counters().stops).sum(),
+        seen: shared.seen(),
+        hazards: shared.hazards(&*ground.fabric),
+        space,
+        trouble: lock(&shared.trouble).clone(),
+    })
+}
+
+/// Stops readers now and then, looks at the space in use, and ends the campaign when all reads are checked and every
+/// hazard has happened.
+fn watch<F: FireFabric>(args: &Args, shared: &Shared, monitor: &SessionOn<F>, network: &F, begun: Instant) {
+    let limit = Duration::from_secs(args.limit);
+    let places = [StopAt::Post, StopAt::Posted, StopAt::Polled];
+    let mut told = Instant::now();
+    while !shared.is_over() {
+        std::thread::sleep(shared.plan.lease);
+        let (stops, at) = {
+            let mut rng = lock(&shared.rng);
+            (rng.choice(&shared.stops), rng.choice(&places))
+        };
+        if let (Some(stops), Some(at)) = (stops, at) {
+            shared.stop_one(stops, *at);
+        }
+        if let Err(why) = shared.space.look(monitor) {
+            shared.fail(why);
+        }
+        let checked = shared.checked.load(Ordering::Relaxed);
+        if told.elapsed() > Duration::from_secs(10) {
+            told = Instant::now();
+            let datasets = shared.generations.load(Ordering::Relaxed);
+            println!(
+                "{:>5} s: {checked} reads checked, {datasets} datasets",
+                begun.elapsed().as_secs()
+            );
+        }
+        let done = checked >= shared.plan.reads && shared.hazards(network).iter().all(Hazard::holds);
+        if done || begun.elapsed() > limit {
+            shared.over.store(true, Ordering::SeqCst);
+        }
+    }
+}
+
+fn report(args: &Args, outcome: &Outcome) -> Result<(), Error> {
+    println!(
+        "{} reads checked in {:.1} s beside {} values and {} deletes in {} datasets; readers stopped {} times",
+        outcome.reads_checked,
+        outcome.seconds,
+        outcome.values_written,
+        outcome.deletes,
+        outcome.datasets,
+        outcome.stops
+    );
+    println!("{}", outcome.space.line());
+    for hazard in &outcome.hazards {
+        println!("{}", hazard.line());
+    }
+    if let Some(path) = &args.json {
+        std::fs::write(path, serde_json::to_string_pretty(outcome)?)?;
+    }
+    match &outcome.trouble {
+        None => println!("no wrong byte, and no value older than a completed operation"),
+        Some(why) => println!("FAILED: {why} (seed {:#x})", outcome.seed),
+    }
+    Ok(())
+}

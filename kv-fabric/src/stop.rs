@@ -1,0 +1,324 @@
+//! A fabric whose client process stops at a chosen place: what SIGSTOP, a debugger or a hypervisor does to one, for
+//! tests and campaigns. READs that are posted go on meanwhile, as a network card's do.
+//!
+//! While a process is stopped every thread of it waits at its next call into the fabric.
+
+use std::os::fd::BorrowedFd;
+use std::ptr::NonNull;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use crate::{
+    ControlConnection, ControlEvent, ControlOptions, DataConnection, DataCounters, Fabric, FabricError, Read,
+    ReadCompletion, ReadStatus, RemoteRef,
+};
+
+/// Where a process stops.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum StopAt {
+    /// When it is about to post READs, after it has looked at its lease.
+    Post,
+    /// When it has posted READs, before it polls.
+    Posted,
+    /// When it has polled completions, before it looks at them.
+    Polled,
+}
+
+/// A stop to come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Stop {
+    /// Where, the next time that a thread comes there.
+    pub at: StopAt,
+    /// For how long.
+    pub span: Duration,
+    /// With [`StopAt::Posted`]: how late the READs just posted are carried out at most, where the fabric can do that.
+    pub late: Duration,
+}
+
+/// What stops came to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct StopCounters {
+    /// Stops so far.
+    pub stops: u64,
+    /// READs that could not be posted, or ended otherwise than with success.
+    pub reads_failed: u64,
+}
+
+#[derive(Debug, Default)]
+struct Plan {
+    armed: Option<Stop>,
+    until: Option<Instant>,
+}
+
+#[derive(Debug, Default)]
+struct Gate {
+    /// Whether `plan` is worth a look: so that the usual case costs one load.
+    busy: AtomicBool,
+    plan: Mutex<Plan>,
+    changed: Condvar,
+    stops: AtomicU64,
+    reads_failed: AtomicU64,
+}
+
+impl Gate {
+    fn plan(&self) -> MutexGuard<'_, Plan> {
+        self.plan.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Waits while the process is stopped.
+    fn pass(&self) {
+        if !self.busy.load(Ordering::SeqCst) {
+            return;
+        }
+        let mut plan = self.plan();
+        while let Some(until) = plan.until {
+            let left = until.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                plan.until = None;
+                self.changed.notify_all();
+                break;
+            }
+            plan = self
+                .changed
+                .wait_timeout(plan, left)
+                .unwrap_or_else(PoisonError::into_inner)
+                .0;
+        }
+        self.busy.store(plan.armed.is_some(), Ordering::SeqCst);
+    }
+
+    /// Stops the process if it is to stop here.
+    fn stop_at(&self, at: StopAt) {
+        if !self.busy.load(Ordering::SeqCst) {
+            return;
+        }
+        let mut plan = self.plan();
+        if let Some(stop) = plan.armed.take_if(|stop| stop.at == at) {
+            plan.until = Some(Instant::now() + stop.span);
+            self.stops.fetch_add(1, Ordering::Relaxed);
+        }
+        drop(plan);
+        self.pass();
+    }
+
+    /// How late the READs that are about to be posted are to be.
+    fn late(&self) -> Option<Duration> {
+        if !self.busy.load(Ordering::SeqCst) {
+            return None;
+        }
+        let armed = self.plan().armed;
+        armed
+            .filter(|stop| stop.at == StopAt::Posted && !stop.late.is_zero())
+            .map(|stop| stop.late)
+    }
+
+    fn failed(&self, reads: usize) {
+        self.reads_failed.fetch_add(reads as u64, Ordering::Relaxed);
+    }
+}
+
+/// Stops one process.
+#[derive(Debug, Clone, Default)]
+pub struct Stops(Arc<Gate>);
+
+impl Stops {
+    /// Has the process stop; a stop that has not begun yet is replaced.
+    pub fn arm(&self, stop: Stop) {
+        self.0.plan().armed = Some(stop);
+        self.0.busy.store(true, Ordering::SeqCst);
+    }
+
+    /// What stops came to so far.
+    #[must_use]
+    pub fn counters(&self) -> StopCounters {
+        StopCounters {
+            stops: self.0.stops.load(Ordering::Relaxed),
+            reads_failed: self.0.reads_failed.load(Ordering::Relaxed),
+        }
+    }
+}
+
+/// A fabric as a process that can be stopped sees it.
+#[derive(Debug)]
+pub struct Stoppable<F: Fabric> {
+    inner: Arc<F>,
+    stops: Stops,
+    delay_next: fn(&mut F::Data, Duration),
+}
+
+impl<F: Fabric> Stoppable<F> {
+    /// A process of its own on `inner`. `delay_next` has the next READs of a connection be late, where that can be done.
+    pub fn new(inner: Arc<F>, delay_next: fn(&mut F::Data, Duration)) -> Self {
+        Self {
+            inner,
+            stops: Stops::default(),
+            delay_next,
+        }
+    }
+
+    /// Stops this process.
+    #[must_use]
+    pub fn stops(&self) -> Stops {
+        self.stops.clone()
+    }
+}
+
+impl<F: Fabric> Fabric for Stoppable<F> {
+    const NAME: &'static str = F::NAME;
+    const FENCES: bool = F::FENCES;
+    type Domain = F::Domain;
+    type Endpoint = F::Endpoint;
+    type Region = F::Region;
+    type Control = StoppableControl<F>;
+    type Data = StoppableData<F>;
+
+    fn describe(&self) -> String {
+        format!("{}, in a process that is stopped at times", self.inner.describe())
+    }
+
+    fn read_max_bytes(&self) -> usize {
+        self.inner.read_max_bytes()
+    }
+
+    fn domain(&self) -> Result<Self::Domain, FabricError> {
+        self.inner.domain()
+    }
+
+    fn listen(&self, address: &str) -> Result<Self::Endpoint, FabricError> {
+        self.inner.listen(address)
+    }
+
+    fn allocate(&self, len: usize) -> Result<Self::Region, FabricError> {
+        self.inner.allocate(len)
+    }
+
+    #[allow(
+        unsafe_code,
+        reason = "the caller's obligations are those of the fabric inside"
+    )]
+    unsafe fn register(&self, start: NonNull<u8>, len: usize) -> Result<Self::Region, FabricError> {
+        // SAFETY: the caller vouches for what the fabric inside asks, which is the same.
+        unsafe { self.inner.register(start, len) }
+    }
+
+    fn connect_control(
+        &self,
+        address: &str,
+        request: &[u8],
+        options: ControlOptions,
+        deadline: Instant,
+    ) -> Result<Self::Control, FabricError> {
+        self.stops.0.pass();
+        let inner = self.inner.connect_control(address, request, options, deadline)?;
+        Ok(StoppableControl {
+            inner,
+            stops: self.stops.clone(),
+        })
+    }
+
+    fn connect_data(
+        &self,
+        address: &str,
+        request: &[u8],
+        reads_max: u32,
+        deadline: Instant,
+    ) -> Result<Self::Data, FabricError> {
+        self.stops.0.pass();
+        let inner = self.inner.connect_data(address, request, reads_max, deadline)?;
+        Ok(StoppableData {
+            inner,
+            stops: self.stops.clone(),
+            delay_next: self.delay_next,
+        })
+    }
+}
+
+/// A control connection of a process that can be stopped.
+#[derive(Debug)]
+pub struct StoppableControl<F: Fabric> {
+    inner: F::Control,
+    stops: Stops,
+}
+
+impl<F: Fabric> ControlConnection<F::Region> for StoppableControl<F> {
+    fn fd(&self) -> BorrowedFd<'_> {
+        self.inner.fd()
+    }
+
+    fn send(&mut self, frame: &[u8]) -> Result<(), FabricError> {
+        self.stops.0.pass();
+        self.inner.send(frame)
+    }
+
+    fn write(
+        &mut self,
+        number: u64,
+        source: &F::Region,
+        offset: usize,
+        len: usize,
+        to: RemoteRef,
+    ) -> Result<(), FabricError> {
+        self.stops.0.pass();
+        self.inner.write(number, source, offset, len, to)
+    }
+
+    fn poll(&mut self, events: &mut Vec<ControlEvent>) -> Result<(), FabricError> {
+        self.stops.0.pass();
+        self.inner.poll(events)
+    }
+}
+
+/// A data connection of a process that can be stopped.
+#[derive(Debug)]
+pub struct StoppableData<F: Fabric> {
+    inner: F::Data,
+    stops: Stops,
+    delay_next: fn(&mut F::Data, Duration),
+}
+
+impl<F: Fabric> DataConnection<F::Region> for StoppableData<F> {
+    fn room(&self) -> usize {
+        self.inner.room()
+    }
+
+    fn post(&mut self, reads: &[Read<'_, F::Region>]) -> Result<(), FabricError> {
+        let gate = &self.stops.0;
+        gate.pass();
+        gate.stop_at(StopAt::Post);
+        if let Some(late) = gate.late() {
+            (self.delay_next)(&mut self.inner, late);
+        }
+        let posted = self.inner.post(reads);
+        match &posted {
+            Ok(()) => {}
+            Err(FabricError::Post { posted, .. }) => gate.failed(reads.len() - (*posted).min(reads.len())),
+            Err(_) => gate.failed(reads.len()),
+        }
+        gate.stop_at(StopAt::Posted);
+        posted
+    }
+
+    fn poll(&mut self, completions: &mut Vec<ReadCompletion>) -> Result<(), FabricError> {
+        let gate = &self.stops.0;
+        gate.pass();
+        let before = completions.len();
+        let polled = self.inner.poll(completions);
+        let new = completions.get(before..).unwrap_or_default();
+        let failed = new.iter().filter(|end| end.status != ReadStatus::Success).count();
+        gate.failed(failed);
+        if !new.is_empty() {
+            gate.stop_at(StopAt::Polled);
+        }
+        polled
+    }
+
+    fn wait(&mut self, deadline: Instant) -> Result<bool, FabricError> {
+        self.stops.0.pass();
+        self.inner.wait(deadline)
+    }
+
+    fn counters(&self) -> DataCounters {
+        self.inner.counters()
+    }
+}
