@@ -15,7 +15,7 @@
 //!   the connection was destroyed (**I5**).
 //! - **Errors.** The first failed operation closes a connection; what was posted after it completes as
 //!   [`ReadStatus::Flushed`] or is gone with the connection. Nothing succeeds after an error.
-//! - **Fencing.** After [`Endpoint::destroy`] returned, the peer's operations have no effect any more, on `verbs` and
+//! - **Fencing.** After [`Endpoint::destroy`] succeeded, the peer's operations have no effect any more, on `verbs` and
 //!   `sim`. On `local` mappings outlive it: [`Fabric::FENCES`] says which.
 
 use std::os::fd::BorrowedFd;
@@ -264,7 +264,12 @@ pub trait Endpoint: Send + 'static {
     fn send(&mut self, connection: ConnectionId, frame: &[u8]) -> Result<(), FabricError>;
 
     /// Ends a connection and destroys what it had: see *Fencing*. Frames queued before are sent if that takes no wait.
-    fn destroy(&mut self, connection: ConnectionId);
+    /// One that does not exist (any more) is destroyed.
+    ///
+    /// # Errors
+    /// [`FabricError`] if the device refuses: its peer may go on reading and writing what its rights give, until a later call
+    /// succeeds. What is still heard of the connection means nothing.
+    fn destroy(&mut self, connection: ConnectionId) -> Result<(), FabricError>;
 }
 
 /// Staging memory of one control connection, as the server reads it: its peer may be writing it.

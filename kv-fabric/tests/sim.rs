@@ -252,7 +252,7 @@ fn destroying_a_connection_fences_reads_in_flight() {
     let region = world.net.allocate(32 * LEN).expect("allocate");
     post(&mut data, registration.remote(), &region, 32).expect("post");
     std::thread::sleep(Duration::from_millis(100));
-    world.endpoint.destroy(id);
+    world.endpoint.destroy(id).expect("destroy");
     // Its memory is somebody else's from now on.
     memory.write(0, &[66; LEN]);
     let done = completions(&mut data, 32);

@@ -149,7 +149,7 @@ pub use mr::{DmaBuf, Lkey, MemoryRegion, Rkey};
 pub use pd::ProtectionDomain;
 pub use poll::wait_readable;
 pub use qp::{
-    InitAttr, QpAttr, QpCaps, QpState, QueuePair, QueuePairBuilder, RecvBatch, Reliability, RemoteAddr,
-    RtrAttr, RtsAttr, SendFlags, Sge, WorkBatch,
+    InitAttr, NotDestroyed, QpAttr, QpCaps, QpState, QueuePair, QueuePairBuilder, RecvBatch, Reliability,
+    RemoteAddr, RtrAttr, RtsAttr, SendFlags, Sge, WorkBatch,
 };
 pub use wc::{WcOpcode, WcStatus, WorkCompletion};

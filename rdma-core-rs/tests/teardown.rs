@@ -3,6 +3,7 @@
 
 mod common;
 
+use std::os::fd::AsRawFd;
 use std::time::{Duration, Instant};
 
 use common::*;
@@ -271,4 +272,60 @@ fn events_taken_by_one_thread_never_stop_another_that_destroys() {
         done.store(true, Ordering::Relaxed);
         assert!(server.join().unwrap() >= 20);
     });
+}
+
+/// Descriptors of this process through which devices are given orders.
+fn order_fds() -> Vec<i32> {
+    let fds = std::fs::read_dir("/proc/self/fd").unwrap();
+    let mut found: Vec<i32> = fds
+        .filter_map(|entry| {
+            let path = entry.unwrap().path();
+            let target = std::fs::read_link(&path).ok()?;
+            let orders = target.to_str()?.starts_with("/dev/infiniband/uverbs");
+            orders.then(|| path.file_name()?.to_str()?.parse().ok())?
+        })
+        .collect();
+    found.sort_unstable();
+    found
+}
+
+/// A destruction that failed was a line in the log: whoever relied on it freed memory that the peer read on.
+#[test]
+#[ignore = "needs an RDMA device: VKV_TEST_DEVICE=rxe0"]
+fn a_refused_destruction_is_told_and_can_be_repeated() {
+    let reader = End::new(&open());
+    let before = order_fds();
+    let owner = End::new(&open());
+    let fd = *order_fds().iter().find(|fd| !before.contains(fd)).unwrap();
+    join(&reader, &owner, Access::REMOTE_READ, retries());
+    let source = owner.region(64, Access::REMOTE_READ);
+    let sink = reader.region(64, Access::LOCAL_WRITE);
+    let read = |wr_id| {
+        post_read(&reader, wr_id, remote(&source), &[sink.sge(0, 64).unwrap()]);
+        reader.completion()
+    };
+    assert_eq!(read(1), (1, WcStatus::SUCCESS));
+
+    // The owner's orders go nowhere for a while.
+    let nowhere = std::fs::File::open("/dev/null").unwrap();
+    // SAFETY: duplicates a descriptor that the owner's context keeps open.
+    let kept = unsafe { libc::dup(fd) };
+    // SAFETY: the number goes on naming an open file; only orders go through it, no mapping of it is touched.
+    assert_eq!(unsafe { libc::dup2(nowhere.as_raw_fd(), fd) }, fd);
+    let End { qp, cq, pd } = owner;
+    let refused = qp.destroy().unwrap_err();
+    let text = refused.to_string();
+    assert!(
+        text.contains("ibv_destroy_qp") && text.contains("3 tries"),
+        "{text}"
+    );
+    assert_eq!(read(2), (2, WcStatus::SUCCESS), "its peer reads on");
+
+    // SAFETY: puts back what the number named before.
+    assert_eq!(unsafe { libc::dup2(kept, fd) }, fd);
+    // SAFETY: opened above, closed once.
+    unsafe { libc::close(kept) };
+    refused.live.destroy().unwrap();
+    assert_eq!(read(3), (3, WcStatus::RETRY_EXC_ERR));
+    drop((source, cq, pd));
 }

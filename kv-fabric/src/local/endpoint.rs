@@ -297,7 +297,7 @@ impl crate::Endpoint for Endpoint {
         self.say(connection.0, Message::Frame(frame), None)
     }
 
-    fn destroy(&mut self, connection: ConnectionId) {
+    fn destroy(&mut self, connection: ConnectionId) -> Result<(), FabricError> {
         let id = connection.0;
         if let Some(Connection {
             socket: Some(socket),
@@ -314,6 +314,7 @@ impl crate::Endpoint for Endpoint {
             }
             EndpointEvent::Request { .. } => true,
         });
+        Ok(())
     }
 }
 

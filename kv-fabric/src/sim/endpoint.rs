@@ -1,6 +1,7 @@
 //! The server's end of a simulated network.
 
 use std::collections::HashMap;
+use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 
@@ -8,11 +9,15 @@ use super::Net;
 use super::control::ControlLink;
 use super::data::DataLink;
 use super::domain::Domain;
+use super::fault::Random;
 use super::inbox::{Answer, Inbox, Request, Wanted};
 use crate::{
     ConnectionId, ControlOptions, EndpointEvent, FabricError, Memory, MemoryKind, REASON_MAX_BYTES,
     RemoteRef, RequestId, check,
 };
+
+/// Number of the stream that refused destructions are drawn from; no connection has it.
+const DESTROY_STREAM: u64 = u64::MAX / 2;
 
 #[derive(Debug)]
 enum Link {
@@ -36,6 +41,7 @@ pub struct Endpoint {
     address: String,
     inbox: Arc<Inbox>,
     links: HashMap<u64, Link>,
+    random: Random,
 }
 
 fn gone() -> FabricError {
@@ -44,11 +50,13 @@ fn gone() -> FabricError {
 
 impl Endpoint {
     pub(super) fn new(net: Arc<Net>, address: String, inbox: Arc<Inbox>) -> Self {
+        let random = Random::new(net.faults.seed, DESTROY_STREAM);
         Self {
             net,
             address,
             inbox,
             links: HashMap::new(),
+            random,
         }
     }
 
@@ -172,10 +180,17 @@ impl crate::Endpoint for Endpoint {
         self.control(connection)?.server_send(frame)
     }
 
-    fn destroy(&mut self, connection: ConnectionId) {
-        if let Some(link) = self.links.remove(&connection.0) {
-            link.destroy("the server ended the connection");
+    fn destroy(&mut self, connection: ConnectionId) -> Result<(), FabricError> {
+        let Some(link) = self.links.get(&connection.0) else {
+            return Ok(());
+        };
+        if self.net.faults.refuses_destroy(&mut self.random) {
+            let source = io::Error::other("a simulated device that refuses");
+            return Err(FabricError::call("destroy a connection", source));
         }
+        link.destroy("the server ended the connection");
+        self.links.remove(&connection.0);
+        Ok(())
     }
 }
 

@@ -36,6 +36,8 @@ pub struct SimFaults {
     pub late_completion: f64,
     /// By this much at most; longer than a lease is allowed.
     pub late_completion_max: Duration,
+    /// The server's device refuses to destroy a connection, whose peer goes on.
+    pub refused_destroy: f64,
 }
 
 /// How often each thing went wrong, and what came of READs that were late.
@@ -61,6 +63,7 @@ pub struct SimInjected {
     pub reads_of_reused: u64,
     /// Pieces of registered memory that were reused, and registrations given up.
     pub reuses: u64,
+    pub refused_destroys: u64,
 }
 
 /// The seed of [`SEED_VARIABLE`], or `default` where it is not set.
@@ -151,6 +154,7 @@ pub(super) struct Counters {
     pub(super) reads_refused: AtomicU64,
     pub(super) reads_unfenced: AtomicU64,
     pub(super) reads_of_reused: AtomicU64,
+    refused_destroys: AtomicU64,
 }
 
 /// How one READ is carried out.
@@ -206,6 +210,7 @@ impl Faults {
             reads_unfenced: get(&counters.reads_unfenced),
             reads_of_reused: get(&counters.reads_of_reused),
             reuses: 0,
+            refused_destroys: get(&counters.refused_destroys),
         }
     }
 
@@ -223,6 +228,14 @@ impl Faults {
 
     pub(super) fn loses_request(&self, random: &mut Random) -> bool {
         Self::draw(random, self.get().lost_request, &self.counters.lost_requests)
+    }
+
+    pub(super) fn refuses_destroy(&self, random: &mut Random) -> bool {
+        Self::draw(
+            random,
+            self.get().refused_destroy,
+            &self.counters.refused_destroys,
+        )
     }
 
     pub(super) fn reorders(&self, random: &mut Random) -> bool {

@@ -6,9 +6,9 @@
 //! by the seed and by the order of connecting, so a seed gives the same faults to the same operations; how the
 //! threads of a program interleave is not in its hands.
 //!
-//! What never goes wrong is what the seam promises: order, rights, ownership, fencing. [`UnfencedSim`] does not fence, as
-//! `local` does not: READs go on after the server has ended their connection, and memory that was given up stays
-//! readable, overwritten.
+//! What never goes wrong is what the seam promises: order, rights, ownership, and fencing where the device does not
+//! say that it failed. [`UnfencedSim`] does not fence, as `local` does not: READs go on after the server has ended
+//! their connection, and memory that was given up stays readable, overwritten.
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;

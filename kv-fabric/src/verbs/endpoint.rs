@@ -48,7 +48,23 @@ enum Purpose {
         pd: Arc<rdma::ProtectionDomain>,
         staged: bool,
     },
-    Data(#[allow(dead_code, reason = "held, not used: it answers READs by itself")] rdma::cm::Connection),
+    /// It answers READs by itself.
+    Data(rdma::cm::Connection),
+}
+
+impl Purpose {
+    /// Destroys the queue pair and all that belongs to it; what the device refuses to destroy comes back.
+    fn destroy(self) -> Result<(), (Self, rdma::Error)> {
+        match self {
+            Self::Control { link, pd, staged } => link.destroy().map_err(|(link, error)| {
+                let link = Box::new(link);
+                (Self::Control { link, pd, staged }, error)
+            }),
+            Self::Data(connection) => connection
+                .destroy()
+                .map_err(|rdma::NotDestroyed { live, error }| (Self::Data(live), error)),
+        }
+    }
 }
 
 struct Conn {
@@ -494,9 +510,9 @@ impl Endpoint for VerbsEndpoint {
         }
     }
 
-    fn destroy(&mut self, connection: ConnectionId) {
+    fn destroy(&mut self, connection: ConnectionId) -> Result<(), FabricError> {
         let Some(mut conn) = self.connections.remove(&connection) else {
-            return;
+            return Ok(());
         };
         self.by_key.remove(&conn.key);
         if let Some(cq_key) = conn.cq_key {
@@ -517,7 +533,15 @@ impl Endpoint for VerbsEndpoint {
                 std::thread::yield_now();
             }
         }
-        // Destroys the queue pair: from here on none of its peer's operations has an effect.
-        drop(conn);
+        // From here on none of its peer's operations has an effect, unless the device refuses.
+        match conn.purpose.destroy() {
+            Ok(()) => Ok(()),
+            Err((purpose, error)) => {
+                conn.purpose = purpose;
+                conn.over = true;
+                self.connections.insert(connection, conn);
+                Err(call("destroy a connection", error))
+            }
+        }
     }
 }

@@ -155,6 +155,17 @@ impl Link {
         &self.connection
     }
 
+    /// Destroys the connection, then the memory; the link lives on where the device refuses.
+    pub(super) fn destroy(mut self) -> Result<(), (Self, rdma::Error)> {
+        match self.connection.destroy() {
+            Ok(()) => Ok(()),
+            Err(rdma::NotDestroyed { live, error }) => {
+                self.connection = live;
+                Err((self, error))
+            }
+        }
+    }
+
     /// Ends it from this side; later calls say `reason`.
     pub(super) fn close(&mut self, reason: &str) {
         if self.closed.is_none() {

@@ -157,7 +157,7 @@ pub(crate) fn accept_after_the_client_left_is_harmless<F: Fabric>(rig: &Rig<F>) 
         && let Ok(id) = host.endpoint.accept_control(request, OPTIONS)
     {
         host.closed(id);
-        host.endpoint.destroy(id);
+        host.endpoint.destroy(id).expect("destroy");
     }
     let (mut control, id) = rig.control(&mut host);
     control.send(b"next").expect("send");
@@ -240,7 +240,7 @@ fn refused_write<F: Fabric>(
     control_end(host, &mut control);
     let got = |event: &EndpointEvent| matches!(event, EndpointEvent::Frame(of, _) if *of == id);
     assert!(!host.events.iter().any(got), "{:?}", host.events);
-    host.endpoint.destroy(id);
+    host.endpoint.destroy(id).expect("destroy");
 }
 
 pub(crate) fn staging_is_its_own_connections<F: Fabric>(rig: &Rig<F>) {
@@ -306,7 +306,7 @@ pub(crate) fn staging_outlives_its_connection<F: Fabric>(rig: &Rig<F>) {
     assert_eq!(host.frame(id), b"done");
     drop(control);
     host.closed(id);
-    host.endpoint.destroy(id);
+    host.endpoint.destroy(id).expect("destroy");
     let mut got = vec![0; 4096];
     staging.read(0, &mut got);
     assert_eq!(got, pattern(8, 4096));
@@ -324,7 +324,7 @@ pub(crate) fn leaving_client_is_noticed<F: Fabric>(rig: &Rig<F>) {
         host.endpoint.send(id, b"anyone?"),
         Err(FabricError::Closed(_))
     ));
-    host.endpoint.destroy(id);
+    host.endpoint.destroy(id).expect("destroy");
     assert!(matches!(
         host.endpoint.send(id, b"anyone?"),
         Err(FabricError::Closed(_))
@@ -338,7 +338,7 @@ pub(crate) fn destroyed_connection_ends_at_the_client<F: Fabric>(rig: &Rig<F>) {
     let (mut control, id) = rig.control(&mut host);
     host.endpoint.send(id, b"polled").expect("send");
     assert_eq!(frames(&mut host, &mut control, 1), [b"polled"]);
-    host.endpoint.destroy(id);
+    host.endpoint.destroy(id).expect("destroy");
     control_end(&mut host, &mut control);
     // Still over, and still readable: a sleeper wakes up to it.
     assert!(readable(control.fd(), PATIENCE));
@@ -362,7 +362,7 @@ pub(crate) fn frames_before_an_end_are_returned<F: Fabric>(rig: &Rig<F>) {
     }
     // On the way or there, but not polled; a network with acknowledgements has had time for them.
     std::thread::sleep(QUIET);
-    host.endpoint.destroy(id);
+    host.endpoint.destroy(id).expect("destroy");
     let got = control_end(&mut host, &mut control);
     let sent: Vec<_> = (0..5_u8).map(|i| ControlEvent::Frame(vec![i])).collect();
     assert_eq!(got, sent);
@@ -404,7 +404,7 @@ pub(crate) fn silent_client_loses_only_its_connection<F: Fabric>(rig: &Rig<F>) {
     host.endpoint.send(other_id, b"pong").expect("send");
     assert_eq!(frames(&mut host, &mut other, 1), [b"pong"]);
     host.closed(deaf_id);
-    host.endpoint.destroy(deaf_id);
+    host.endpoint.destroy(deaf_id).expect("destroy");
     drop(deaf);
 }
 

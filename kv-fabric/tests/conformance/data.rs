@@ -380,7 +380,7 @@ fn refused_read<F: Fabric>(rig: &Rig<F>, good: RemoteRef, domain: &F::Domain, ba
     let after = post_one(&mut data, 9, good, &to[0]);
     assert!(matches!(after, Err(FabricError::Closed(_))), "{after:?}");
     host.closed(id);
-    host.endpoint.destroy(id);
+    host.endpoint.destroy(id).expect("destroy");
 }
 
 pub(crate) fn unknown_rkey_is_refused<F: Fabric>(rig: &Rig<F>) {
@@ -487,7 +487,7 @@ pub(crate) fn destroyed_connection_reads_no_more<F: Fabric>(rig: &Rig<F>) {
     for data in [&mut data, &mut other] {
         assert_eq!(read_one(&mut host, data, remote, &to), ReadStatus::Success);
     }
-    host.endpoint.destroy(id);
+    host.endpoint.destroy(id).expect("destroy");
     if F::FENCES {
         // Its memory may be reused now.
         memory.write(0, &[0xEE; 8192]);
@@ -562,7 +562,7 @@ pub(crate) fn leaving_reader_is_noticed<F: Fabric>(rig: &Rig<F>) {
     drop(data);
     drop(region);
     assert!(!host.closed(id).is_empty());
-    host.endpoint.destroy(id);
+    host.endpoint.destroy(id).expect("destroy");
 }
 
 /// Memory that a READ goes to stays pinned until the READ ended, whoever lets go of it (I5).

@@ -81,7 +81,7 @@ fn wild_packets_end_only_their_connection() {
         find(&mut endpoint, |event| {
             matches!(event, EndpointEvent::Closed(of, _) if of == id).then_some(())
         });
-        endpoint.destroy(id);
+        endpoint.destroy(id).expect("destroy");
         assert!(hung_up(&mut endpoint, &socket));
     }
     let region = place.local.allocate(4096).expect("allocate");

@@ -97,7 +97,7 @@ impl<F: Fabric> Control<F> {
         if strangers >= self.options.unauthenticated_max {
             return Err("too many connections wait for their keys to be proven: try again");
         }
-        if self.sessions.len() + self.ghosts.len() >= self.options.sessions_max {
+        if self.sessions_kept() >= self.options.sessions_max {
             return Err("the server has as many sessions as it takes");
         }
         match self.endpoint.accept_control(request, self.options.connection()) {
@@ -133,7 +133,7 @@ impl<F: Fabric> Control<F> {
             .redeem(&connect.token, now)
             .ok_or(TOKEN_REFUSED)?;
         let dataset = Arc::clone(peer.open.get(&dataset).ok_or(TOKEN_REFUSED)?);
-        if self.data.len() >= self.options.data_connections_max {
+        if self.data.len() + self.undestroyed.len() >= self.options.data_connections_max {
             return Err("the server has as many data connections as it takes");
         }
         if self.due(control, now) {
@@ -187,7 +187,7 @@ impl<F: Fabric> Control<F> {
         } else if self.data.contains_key(&id) {
             self.end_data(id);
         } else if self.lingering.remove(&id).is_some() {
-            self.endpoint.destroy(id);
+            self.destroy(id, None);
         }
     }
 
@@ -195,15 +195,23 @@ impl<F: Fabric> Control<F> {
         let Some(data) = self.data.remove(&id) else {
             return;
         };
-        self.endpoint.destroy(id);
+        let mut acked = 0;
         if let Some(peer) = self.peers.get_mut(&data.control) {
             peer.data_count -= 1;
+            let hold = peer.session.holds.get(&data.dataset.id());
+            acked = hold.map_or(0, |hold| hold.acked);
         }
-        drop(data.dataset);
+        self.destroy(id, Some((data.dataset, acked)));
+    }
+
+    /// Sessions, and what is left of those that ended.
+    fn sessions_kept(&self) -> usize {
+        self.sessions.len() + self.ghosts.len() + self.undestroyed.len()
     }
 
     /// The key was proven: grants the lease and staging memory, and answers AUTH.
     pub(super) fn ready(&mut self, id: ConnectionId, number: u64, proof: [u8; 32], now: BootMs) {
+        let full = self.sessions_kept() >= self.options.sessions_max;
         let Some(peer) = self.peers.get_mut(&id) else {
             return;
         };
@@ -213,7 +221,7 @@ impl<F: Fabric> Control<F> {
             .session
             .identity()
             .is_some_and(|identity| identity.key.role >= Role::Write);
-        if self.sessions.len() + self.ghosts.len() >= self.options.sessions_max {
+        if full {
             let refusal = Refusal::new(Status::Limit, "the server has as many sessions as it takes");
             self.refuse(id, number, AUTH_KIND, &refusal);
             return self.end(id, Ended::Refused);
@@ -291,11 +299,9 @@ impl<F: Fabric> Control<F> {
 
     /// Ends a session. Its tokens are void, its data connections destroyed; only then may what it held be released.
     pub(super) fn end(&mut self, id: ConnectionId, why: Ended) {
-        let Some(mut peer) = self.peers.remove(&id) else {
+        if !self.peers.contains_key(&id) {
             return;
-        };
-        peer.session.end();
-        self.sessions.remove(&peer.number);
+        }
         let data: Vec<ConnectionId> = self
             .data
             .iter()
@@ -305,6 +311,11 @@ impl<F: Fabric> Control<F> {
         for connection in data {
             self.end_data(connection);
         }
+        let Some(mut peer) = self.peers.remove(&id) else {
+            return;
+        };
+        peer.session.end();
+        self.sessions.remove(&peer.number);
         let linger = match why {
             Ended::Bye | Ended::Refused => self.lingering.len() < self.options.lingering_max,
             Ended::Closed(why) => {
@@ -320,7 +331,7 @@ impl<F: Fabric> Control<F> {
         if linger {
             self.lingering.insert(id, BootMs::now() + self.options.linger_ms);
         } else {
-            self.endpoint.destroy(id);
+            self.destroy(id, None);
         }
         let leave = matches!(why, Ended::Bye);
         self.ghosts.ended(&peer.session.holds, F::FENCES, leave);

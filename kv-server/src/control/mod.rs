@@ -8,7 +8,8 @@
 //!
 //! With a fabric and a store:
 //! - [`server`]: start and stop.
-//! - `run`: the loop; `connections`: who connects and how a session ends; `requests` and `writes`: what is answered.
+//! - `run`: the loop; `connections`: who connects and how a session ends; `undestroyed`: where its connections do
+//!   not; `requests` and `writes`: what is answered.
 
 pub mod clock;
 mod connections;
@@ -23,6 +24,7 @@ pub mod server;
 pub mod session;
 pub mod telling;
 pub mod tokens;
+mod undestroyed;
 pub mod windows;
 mod writes;
 

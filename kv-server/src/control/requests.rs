@@ -295,6 +295,7 @@ impl<F: Fabric> Control<F> {
             ("sessions_count", self.sessions.len()),
             ("unauthenticated_count", self.peers.len() - self.sessions.len()),
             ("data_connections_count", self.data.len()),
+            ("connections_undestroyed_count", self.undestroyed.len()),
             ("puts_in_progress_count", puts),
             ("writes_queued_count", self.writes.len()),
             ("writes_waiting_count", self.parked.len()),

@@ -16,6 +16,7 @@ use super::leases::{DatasetId, Ghosts, Holds, Releases, Retirements};
 use super::options::Options;
 use super::server::{Shared, StartError};
 use super::session::{Decoy, Refusal, Step, World};
+use super::undestroyed::Undestroyed;
 use super::writes::{Parked, Write};
 use crate::store::{Completion, Store};
 
@@ -62,6 +63,8 @@ pub(super) struct Control<F: Fabric> {
     pub(super) data: BTreeMap<ConnectionId, DataConnection<F::Domain>>,
     /// Control connections whose session is over, kept so that the last frame arrives, and until when.
     pub(super) lingering: BTreeMap<ConnectionId, BootMs>,
+    /// Connections that the device refused to destroy.
+    pub(super) undestroyed: BTreeMap<ConnectionId, Undestroyed<F::Domain>>,
     /// What sessions that ended still hold until their leases end, on a fabric that cannot fence.
     pub(super) ghosts: Ghosts,
     /// Datasets that were dropped, and the number of that retirement.
@@ -122,6 +125,7 @@ impl<F: Fabric> Control<F> {
             next_session: 1,
             data: BTreeMap::new(),
             lingering: BTreeMap::new(),
+            undestroyed: BTreeMap::new(),
             ghosts: Ghosts::default(),
             dropped: BTreeMap::new(),
             writes: HashMap::new(),
@@ -303,7 +307,13 @@ impl<F: Fabric> Control<F> {
             .map(|(_, heard)| heard + max_lag_ms);
         let ghosts = self.ghosts.iter().map(Holds::lease_ends);
         let lingering = self.lingering.values().copied();
-        peers.chain(puts).chain(ghosts).chain(lingering).min()
+        let undestroyed = self.undestroyed.values().filter_map(Undestroyed::deadline);
+        peers
+            .chain(puts)
+            .chain(ghosts)
+            .chain(lingering)
+            .chain(undestroyed)
+            .min()
     }
 
     /// Does what time alone brings about.
@@ -326,8 +336,9 @@ impl<F: Fabric> Control<F> {
             .find(|(_, until)| *until <= now)
         {
             self.lingering.remove(&id);
-            self.endpoint.destroy(id);
+            self.destroy(id, None);
         }
+        self.retry_destroy(now);
     }
 
     /// Tells the store what nobody can read any more.
@@ -345,6 +356,7 @@ impl<F: Fabric> Control<F> {
             .peers
             .values()
             .map(|peer| &peer.session.holds)
+            .chain(self.undestroyed.values().map(|connection| &connection.holds))
             .chain(self.ghosts.iter());
         let due = self.releases.due(ids, holds, self.retirements.latest());
         for (dataset, up_to) in due {
@@ -403,7 +415,7 @@ impl<F: Fabric> Control<F> {
             self.end(id, Ended::Closed("the server is shutting down"));
         }
         for (id, _) in std::mem::take(&mut self.lingering) {
-            self.endpoint.destroy(id);
+            self.destroy(id, None);
         }
         tracing::info!("stopped");
         result

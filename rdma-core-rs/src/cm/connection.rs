@@ -15,7 +15,7 @@ use crate::cm::event::RemoteParam;
 use crate::cm::id::{CmId, CmKey};
 use crate::device::DeviceAttr;
 use crate::error::{Error, Result};
-use crate::qp::{QpState, QueuePair, Reliability};
+use crate::qp::{NotDestroyed, QpState, QueuePair, Reliability};
 
 /// Most private data bytes of a connection request (the rest of its 92 is the address header).
 pub const PRIVATE_DATA_CONNECT_MAX: usize = 56;
@@ -181,5 +181,27 @@ impl Connection {
         let stopped = self.qp.to_error();
         let told = self.id.disconnect();
         stopped.and(told)
+    }
+
+    /// Destroys the queue pair, then the id; the peer gets DISCONNECTED.
+    ///
+    /// # Errors
+    /// As [`QueuePair::destroy`], with all of the connection; the peer is told of the end if that can be.
+    pub fn destroy(self) -> std::result::Result<(), NotDestroyed<Self>> {
+        let Self {
+            qp,
+            id,
+            remote,
+            initiator_depth,
+        } = self;
+        qp.destroy().map_err(|NotDestroyed { live, error }| {
+            if let Err(error) = id.disconnect() {
+                tracing::debug!(%error, "the peer could not be told of the end");
+            }
+            NotDestroyed {
+                live: Self::new(live, id, remote, initiator_depth),
+                error,
+            }
+        })
     }
 }

@@ -124,6 +124,7 @@ impl<'a> QueuePairBuilder<'a> {
         };
         Ok(QueuePair {
             raw,
+            destroyed: false,
             caps: QpCaps {
                 max_send_wr: init.cap.max_send_wr,
                 max_recv_wr: init.cap.max_recv_wr,

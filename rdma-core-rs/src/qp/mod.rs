@@ -1,8 +1,8 @@
 //! Reliable connected queue pairs.
 //!
 //! # Safety
-//! `raw` comes from `ibv_create_qp` and is destroyed once, in `Drop`; the domain and both completion queues are held by
-//! `Arc` and so outlive it.
+//! `raw` comes from `ibv_create_qp` and is destroyed once, in `Drop` or before it in `destroy`; the domain and both
+//! completion queues are held by `Arc` and so outlive it.
 #![allow(unsafe_code)]
 
 mod batch;
@@ -33,10 +33,12 @@ use crate::pd::ProtectionDomain;
 /// A reliable connected queue pair (`ibv_create_qp(3)`).
 ///
 /// All methods take `&self`: verbs locks a queue pair itself, so several threads may post and modify. Dropping it destroys
-/// it: work that was still outstanding gets no completion, and from then on the device touches none of its memory.
+/// it: work that was still outstanding gets no completion, and from then on the device touches none of its memory. Who
+/// must know that it is gone calls [`QueuePair::destroy`]: a drop that the device refuses only logs it.
 #[derive(Debug)]
 pub struct QueuePair {
     raw: NonNull<sys::ibv_qp>,
+    destroyed: bool,
     caps: QpCaps,
     send_cq: Arc<CompletionQueue>,
     recv_cq: Arc<CompletionQueue>,
@@ -48,6 +50,20 @@ pub struct QueuePair {
 unsafe impl Send for QueuePair {}
 // SAFETY: as above.
 unsafe impl Sync for QueuePair {}
+
+/// Times that the device is asked to destroy a queue pair before that counts as refused.
+const DESTROY_TRIES: u32 = 3;
+
+/// The device refused to destroy it: it lives on, and its peer may still have what its rights give.
+#[derive(Debug, thiserror::Error)]
+#[error("{error}")]
+pub struct NotDestroyed<T> {
+    /// What lives on, to be destroyed later.
+    pub live: T,
+    /// Why the last try failed.
+    #[source]
+    pub error: Error,
+}
 
 /// What a queue pair is now (`ibv_query_qp(3)`).
 #[derive(Clone, Debug)]
@@ -147,17 +163,52 @@ impl QueuePair {
     }
 }
 
+impl QueuePair {
+    /// Destroys it. From then on nothing of its peer's has an effect, nor does the device touch memory for it.
+    ///
+    /// Where the device refuses, it is put into the error state and asked again, [`DESTROY_TRIES`] times in all.
+    ///
+    /// # Errors
+    /// [`NotDestroyed`], with the queue pair, if the device refuses: its peer may go on.
+    pub fn destroy(mut self) -> std::result::Result<(), NotDestroyed<Self>> {
+        match self.try_destroy() {
+            Ok(()) => Ok(()),
+            Err(error) => Err(NotDestroyed { live: self, error }),
+        }
+    }
+
+    fn try_destroy(&mut self) -> Result<()> {
+        if self.destroyed {
+            return Ok(());
+        }
+        let mut last = 0;
+        for _ in 0..DESTROY_TRIES {
+            // SAFETY: made by the builder and not destroyed yet; asynchronous events are acknowledged when they are
+            // taken, so this does not wait for the caller.
+            last = unsafe { sys::ibv_destroy_qp(self.as_ptr()) };
+            if last == 0 {
+                self.destroyed = true;
+                return Ok(());
+            }
+            // A queue pair in the error state takes nothing from its peer, should the device grant at least that.
+            if let Err(error) = self.to_error() {
+                tracing::debug!(%error, "a queue pair that is not destroyed cannot be stopped either");
+            }
+        }
+        os_result(last).map_err(|source| {
+            Error::verb(
+                "ibv_destroy_qp",
+                format!("qp {:#x}, {DESTROY_TRIES} tries", self.qp_num()),
+                source,
+            )
+        })
+    }
+}
+
 impl Drop for QueuePair {
     fn drop(&mut self) {
-        // SAFETY: made by the builder, destroyed once; asynchronous events are acknowledged when they are taken, so this
-        // does not wait for the caller.
-        let rc = unsafe { sys::ibv_destroy_qp(self.as_ptr()) };
-        if rc != 0 {
-            tracing::error!(
-                rc,
-                qp_num = self.qp_num(),
-                "ibv_destroy_qp failed; the queue pair is leaked"
-            );
+        if let Err(error) = self.try_destroy() {
+            tracing::error!(%error, "a queue pair is leaked");
         }
     }
 }
