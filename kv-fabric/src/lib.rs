@@ -155,6 +155,17 @@ pub struct ControlOptions {
     pub frame_bytes: usize,
 }
 
+/// Frames that may be under way to a peer for each receive: answers and requests both stay below it.
+pub(crate) const SENDS_PER_RECEIVE: usize = 2;
+
+impl ControlOptions {
+    /// Most memory that frames of one such connection take at one end, bytes: those received, and those under way.
+    #[must_use]
+    pub const fn memory_bytes(&self) -> u64 {
+        (self.receives as usize * (1 + SENDS_PER_RECEIVE) * self.frame_bytes) as u64
+    }
+}
+
 /// A protection domain: what the data connections accepted into it may READ.
 pub trait Domain: Send + Sync + 'static {
     /// Memory that the domain's connections may READ; dropping it ends that.
@@ -198,6 +209,9 @@ pub enum EndpointEvent {
         private: Vec<u8>,
         /// Who, for people.
         peer: String,
+        /// Where it comes from: what one peer has few of, so that each may be given a share. The address of its host on
+        /// `verbs`, its user on `local`; empty where that is not known.
+        origin: String,
     },
     /// An accepted connection stands.
     Established(ConnectionId),

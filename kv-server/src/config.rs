@@ -71,7 +71,7 @@ pub struct Serve {
     #[arg(long, value_name = "FILE")]
     pub keys: PathBuf,
 
-    /// Most memory for images of segments and for indexes, as 512M or 2G. [default: half of this machine's or
+    /// Most memory for images of segments, for indexes, and for what connections take, as 512M or 2G. [default: half of this machine's or
     /// container's]
     #[arg(long, value_name = "SIZE")]
     pub memory_budget: Option<Size>,

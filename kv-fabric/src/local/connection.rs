@@ -190,7 +190,7 @@ impl Endpoint {
         match (role, message) {
             (role @ Role::Greeting, Some(Message::Connect { private })) => {
                 *role = Role::Requested;
-                let peer = peer::describe(socket.as_fd());
+                let (peer, origin) = peer::describe(socket.as_fd());
                 let request = RequestId(id);
                 self.greetings.retain(|&greeting| greeting != id);
                 self.watch(id);
@@ -199,6 +199,7 @@ impl Endpoint {
                     request,
                     private,
                     peer,
+                    origin,
                 });
                 false
             }

@@ -6,8 +6,9 @@
 
 use std::os::fd::{AsRawFd, BorrowedFd};
 
-/// The peer's process and user, for people. The process is 0 where it is in a name space that this one cannot see.
-pub(super) fn describe(socket: BorrowedFd<'_>) -> String {
+/// The peer's process and user, for people, and its user. The process is 0 where it is in a name space that this one cannot
+/// see; who has no user has an empty one.
+pub(super) fn describe(socket: BorrowedFd<'_>) -> (String, String) {
     let mut credentials = libc::ucred {
         pid: 0,
         uid: 0,
@@ -25,8 +26,12 @@ pub(super) fn describe(socket: BorrowedFd<'_>) -> String {
         )
     };
     if failed == 0 {
-        format!("process {} of user {}", credentials.pid, credentials.uid)
+        let user = format!("user {}", credentials.uid);
+        (format!("process {} of {user}", credentials.pid), user)
     } else {
-        "a process that the kernel does not name".to_owned()
+        (
+            "a process that the kernel does not name".to_owned(),
+            String::new(),
+        )
     }
 }

@@ -112,7 +112,7 @@ impl Inbox {
     }
 
     /// Brings a request in; whether anybody listens.
-    pub(super) fn request(&self, request: Arc<Request>, private: &[u8]) -> bool {
+    pub(super) fn request(&self, request: Arc<Request>, private: &[u8], host: &str) -> bool {
         let mut state = self.state();
         if !state.open {
             return false;
@@ -125,6 +125,7 @@ impl Inbox {
             request: RequestId(id),
             private: private.to_vec(),
             peer,
+            origin: host.to_owned(),
         };
         state.events.push_back(event);
         self.bell.ring();

@@ -71,9 +71,13 @@ impl Net {
     }
 }
 
-/// A simulated network, which fences or not.
+/// A simulated network, which fences or not, as one host on it sees it.
 #[derive(Debug, Clone)]
-pub struct Sim<const FENCES: bool = true>(Arc<Net>);
+pub struct Sim<const FENCES: bool = true> {
+    net: Arc<Net>,
+    /// Name of the host; empty where servers are not to know it.
+    host: String,
+}
 
 /// A simulated network that cannot fence.
 pub type UnfencedSim = Sim<false>;
@@ -102,28 +106,41 @@ impl Sim<false> {
 
 impl<const FENCES: bool> Sim<FENCES> {
     fn of(options: SimOptions) -> Self {
-        Self(Arc::new(Net {
+        let net = Net {
             faults: Arc::new(Faults::new(options.seed, options.faults)),
             clock: RunningClock::start().expect("the process can start a thread"),
             names: Arc::new(Names::new(options.seed)),
             listeners: Mutex::default(),
             connections: AtomicU64::new(0),
             ports: AtomicU64::new(1),
-        }))
+        };
+        Self {
+            net: Arc::new(net),
+            host: String::new(),
+        }
+    }
+
+    /// The same network, seen from a host that servers know by name.
+    #[must_use]
+    pub fn from_host(&self, host: &str) -> Self {
+        Self {
+            net: Arc::clone(&self.net),
+            host: host.to_owned(),
+        }
     }
 
     /// How often each thing went wrong so far.
     #[must_use]
     pub fn injected(&self) -> SimInjected {
         SimInjected {
-            reuses: self.0.names.reuses(),
-            ..self.0.faults.injected()
+            reuses: self.net.names.reuses(),
+            ..self.net.faults.injected()
         }
     }
 
     /// Changes what goes wrong from now on.
     pub fn set_faults(&self, faults: SimFaults) {
-        self.0.faults.set(faults);
+        self.net.faults.set(faults);
     }
 
     /// Asks for a connection and waits for the answer.
@@ -146,15 +163,15 @@ impl<const FENCES: bool> Sim<FENCES> {
             stage: Stage::Connect,
             address: address.to_owned(),
         };
-        let stream = self.0.connections.fetch_add(1, Ordering::Relaxed);
-        let faults = &self.0.faults;
+        let stream = self.net.connections.fetch_add(1, Ordering::Relaxed);
+        let faults = &self.net.faults;
         if faults.loses_request(&mut Random::new(faults.seed, u64::MAX - stream)) {
             std::thread::sleep(deadline.saturating_duration_since(Instant::now()));
             return Err(timeout());
         }
-        let inbox = self.0.listeners().get(address).cloned();
+        let inbox = self.net.listeners().get(address).cloned();
         let request = Arc::new(Request::new(wanted, stream));
-        let heard = inbox.is_some_and(|inbox| inbox.request(Arc::clone(&request), private));
+        let heard = inbox.is_some_and(|inbox| inbox.request(Arc::clone(&request), private, &self.host));
         if !heard {
             return Err(refused("nobody listens: is the server running?"));
         }
@@ -190,7 +207,7 @@ impl<const FENCES: bool> Fabric for Sim<FENCES> {
     type Data = Data;
 
     fn describe(&self) -> String {
-        format!("sim: one process, seed {:#x}", self.0.faults.seed)
+        format!("sim: one process, seed {:#x}", self.net.faults.seed)
     }
 
     fn read_max_bytes(&self) -> usize {
@@ -199,17 +216,17 @@ impl<const FENCES: bool> Fabric for Sim<FENCES> {
 
     fn domain(&self) -> Result<Domain, FabricError> {
         Ok(Domain {
-            shared: Arc::new(Shared::new(Arc::clone(&self.0.names), FENCES)),
+            shared: Arc::new(Shared::new(Arc::clone(&self.net.names), FENCES)),
         })
     }
 
     fn listen(&self, address: &str) -> Result<Endpoint, FabricError> {
         let address = match address.strip_suffix(":0") {
-            Some(host) => format!("{host}:{}", self.0.ports.fetch_add(1, Ordering::Relaxed)),
+            Some(host) => format!("{host}:{}", self.net.ports.fetch_add(1, Ordering::Relaxed)),
             None => address.to_owned(),
         };
         let inbox = Arc::new(Inbox::new()?);
-        match self.0.listeners().entry(address.clone()) {
+        match self.net.listeners().entry(address.clone()) {
             Entry::Occupied(_) => Err(FabricError::Connect {
                 stage: Stage::Listen,
                 address,
@@ -220,7 +237,7 @@ impl<const FENCES: bool> Fabric for Sim<FENCES> {
             }),
             Entry::Vacant(free) => {
                 free.insert(Arc::clone(&inbox));
-                Ok(Endpoint::new(Arc::clone(&self.0), address, inbox))
+                Ok(Endpoint::new(Arc::clone(&self.net), address, inbox))
             }
         }
     }

@@ -54,16 +54,16 @@ enum Purpose {
 
 impl Purpose {
     /// Destroys the queue pair and all that belongs to it; what the device refuses to destroy comes back.
-    fn destroy(self) -> Result<(), (Self, rdma::Error)> {
-        match self {
-            Self::Control { link, pd, staged } => link.destroy().map_err(|(link, error)| {
-                let link = Box::new(link);
-                (Self::Control { link, pd, staged }, error)
-            }),
+    fn destroy(self) -> Result<(), Box<(Self, rdma::Error)>> {
+        let refused = match self {
+            Self::Control { link, pd, staged } => link
+                .destroy()
+                .map_err(|(link, error)| (Self::Control { link, pd, staged }, error)),
             Self::Data(connection) => connection
                 .destroy()
-                .map_err(|rdma::NotDestroyed { live, error }| (Self::Data(live), error)),
-        }
+                .map_err(|refused| (Self::Data(refused.live), refused.error)),
+        };
+        refused.map_err(Box::new)
     }
 }
 
@@ -204,13 +204,14 @@ impl VerbsEndpoint {
             return;
         }
         let id = RequestId(self.number());
-        let peer = request
-            .peer_addr()
-            .map_or_else(|| "an unknown address".to_owned(), |peer| peer.to_string());
+        let address = request.peer_addr();
+        let peer = address.map_or_else(|| "an unknown address".to_owned(), |peer| peer.to_string());
+        let origin = address.map_or_else(String::new, |peer| peer.ip().to_string());
         out.push(EndpointEvent::Request {
             request: id,
             private: request.private_data().to_vec(),
             peer,
+            origin,
         });
         self.requests.insert(id, request);
     }
@@ -536,7 +537,8 @@ impl Endpoint for VerbsEndpoint {
         // From here on none of its peer's operations has an effect, unless the device refuses.
         match conn.purpose.destroy() {
             Ok(()) => Ok(()),
-            Err((purpose, error)) => {
+            Err(refused) => {
+                let (purpose, error) = *refused;
                 conn.purpose = purpose;
                 conn.over = true;
                 self.connections.insert(connection, conn);

@@ -13,10 +13,10 @@ use rdma_core_rs as rdma;
 
 use super::call;
 use super::memory::VerbsRegion;
-use crate::{ControlEvent, ControlOptions, FabricError, Memory, MemoryKind, Region, RemoteRef};
+use crate::{
+    ControlEvent, ControlOptions, FabricError, Memory, MemoryKind, Region, RemoteRef, SENDS_PER_RECEIVE,
+};
 
-/// Send slots for each receive that the peer may have posted: answers and requests both stay below it.
-const SEND_SLOTS_PER_RECEIVE: usize = 2;
 /// WRITEs that may be outstanding beside frames.
 const WRITES_MAX: usize = 64;
 /// Completions taken at a time.
@@ -80,7 +80,7 @@ impl Parts {
         sends: Sends,
     ) -> Result<(Self, rdma::QueuePair), FabricError> {
         let receives = usize::from(options.receives);
-        let slots = receives * SEND_SLOTS_PER_RECEIVE;
+        let slots = receives * SENDS_PER_RECEIVE;
         let sends_max = slots + WRITES_MAX;
         let cq = rdma::CompletionQueue::new(pd.context(), (receives + sends_max) as u32, Some(channel))
             .map_err(|error| call("make a completion queue", error))?;
@@ -156,12 +156,12 @@ impl Link {
     }
 
     /// Destroys the connection, then the memory; the link lives on where the device refuses.
-    pub(super) fn destroy(mut self) -> Result<(), (Self, rdma::Error)> {
+    pub(super) fn destroy(mut self: Box<Self>) -> Result<(), (Box<Self>, rdma::Error)> {
         match self.connection.destroy() {
             Ok(()) => Ok(()),
-            Err(rdma::NotDestroyed { live, error }) => {
-                self.connection = live;
-                Err((self, error))
+            Err(refused) => {
+                self.connection = refused.live;
+                Err((self, refused.error))
             }
         }
     }

@@ -13,8 +13,9 @@ use super::clock::BootMs;
 use super::leases::DatasetId;
 use super::run::Control;
 use super::session::{Refusal, Session};
+use super::undestroyed::Kept;
 use super::writes::OpenPut;
-use crate::store::Dataset;
+use crate::store::{Charge, Dataset};
 
 /// Staging memory of a fabric's control connections.
 pub(super) type StagingOf<F> = <<F as Fabric>::Endpoint as Endpoint>::Staging;
@@ -29,9 +30,14 @@ pub(super) struct Peer<F: Fabric> {
     pub(super) number: u64,
     /// Who, for people.
     pub(super) name: String,
+    /// Where it comes from, where that is known.
+    origin: String,
+    /// What its frames take of the memory budget.
+    memory: Charge,
     /// When it must have authenticated.
     handshake_ends: BootMs,
-    pub(super) staging: Option<StagingOf<F>>,
+    /// Staging memory, and what it takes of the memory budget.
+    pub(super) staging: Option<(StagingOf<F>, Charge)>,
     /// What it has open.
     pub(super) open: BTreeMap<DatasetId, Arc<Dataset<F::Domain>>>,
     /// Values that are arriving, by operation.
@@ -80,9 +86,11 @@ pub(super) enum Ended {
 
 impl<F: Fabric> Control<F> {
     /// Answers a connection request.
-    pub(super) fn connect(&mut self, request: RequestId, private: &[u8], peer: String) {
+    pub(super) fn connect(&mut self, request: RequestId, private: &[u8], peer: String, origin: String) {
         let result = match parse_connect(private) {
-            Ok(connect) if connect.kind == connect_kind::CONTROL => self.connect_control(request, peer),
+            Ok(connect) if connect.kind == connect_kind::CONTROL => {
+                self.connect_control(request, peer, origin)
+            }
             Ok(connect) => self.connect_data(request, &connect),
             Err(reason) => Err(reason),
         };
@@ -92,20 +100,36 @@ impl<F: Fabric> Control<F> {
         }
     }
 
-    fn connect_control(&mut self, request: RequestId, name: String) -> Result<(), &'static str> {
+    fn connect_control(
+        &mut self,
+        request: RequestId,
+        name: String,
+        origin: String,
+    ) -> Result<(), &'static str> {
         let strangers = self.peers.len() - self.sessions.len();
         if strangers >= self.options.unauthenticated_max {
             return Err("too many connections wait for their keys to be proven: try again");
         }
+        let its_own = |peer: &&Peer<F>| peer.number == 0 && peer.origin == origin;
+        if !origin.is_empty()
+            && self.peers.values().filter(its_own).count() >= self.options.unauthenticated_per_origin_max
+        {
+            return Err("too many connections from there wait for their keys to be proven: try again");
+        }
         if self.sessions_kept() >= self.options.sessions_max {
             return Err("the server has as many sessions as it takes");
         }
+        let memory = self.connection_memory().map_err(
+            |_| "the server's memory budget is reached: try again, or raise --memory-budget there",
+        )?;
         match self.endpoint.accept_control(request, self.options.connection()) {
             Ok(id) => {
                 let peer = Peer {
                     session: Session::new(),
                     number: 0,
                     name,
+                    origin,
+                    memory,
                     handshake_ends: BootMs::now() + self.options.handshake_timeout_ms,
                     staging: None,
                     open: BTreeMap::new(),
@@ -186,8 +210,15 @@ impl<F: Fabric> Control<F> {
             self.end(id, Ended::Closed("its connection is over"));
         } else if self.data.contains_key(&id) {
             self.end_data(id);
-        } else if self.lingering.remove(&id).is_some() {
-            self.destroy(id, None);
+        } else {
+            self.end_lingering(id);
+        }
+    }
+
+    /// The last frame of a control connection had its time.
+    pub(super) fn end_lingering(&mut self, id: ConnectionId) {
+        if let Some((_, memory)) = self.lingering.remove(&id) {
+            self.destroy(id, Kept::Control(memory));
         }
     }
 
@@ -201,7 +232,7 @@ impl<F: Fabric> Control<F> {
             let hold = peer.session.holds.get(&data.dataset.id());
             acked = hold.map_or(0, |hold| hold.acked);
         }
-        self.destroy(id, Some((data.dataset, acked)));
+        self.destroy(id, Kept::Data(data.dataset, acked));
     }
 
     /// Sessions, and what is left of those that ended.
@@ -226,15 +257,13 @@ impl<F: Fabric> Control<F> {
             self.refuse(id, number, AUTH_KIND, &refusal);
             return self.end(id, Ended::Refused);
         }
-        if writes {
-            match self
-                .endpoint
-                .grant_staging(id, self.options.staging_bytes as usize)
-            {
+        let len_bytes = self.options.staging_bytes;
+        if writes && let Ok(charge) = self.store.charge(len_bytes.into()) {
+            match self.endpoint.grant_staging(id, len_bytes as usize) {
                 Ok((remote, memory)) => {
                     (staging.address, staging.rkey) = (remote.address, remote.rkey);
-                    staging_len_bytes = self.options.staging_bytes;
-                    peer.staging = Some(memory);
+                    staging_len_bytes = len_bytes;
+                    peer.staging = Some((memory, charge));
                 }
                 Err(error) => {
                     tracing::warn!(peer = peer.name, %error, "no staging memory for a session");
@@ -329,9 +358,10 @@ impl<F: Fabric> Control<F> {
             }
         };
         if linger {
-            self.lingering.insert(id, BootMs::now() + self.options.linger_ms);
+            let until = BootMs::now() + self.options.linger_ms;
+            self.lingering.insert(id, (until, peer.memory));
         } else {
-            self.destroy(id, None);
+            self.destroy(id, Kept::Control(peer.memory));
         }
         let leave = matches!(why, Ended::Bye);
         self.ghosts.ended(&peer.session.holds, F::FENCES, leave);

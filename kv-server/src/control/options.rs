@@ -6,6 +6,10 @@ use kv_proto::layout::DATASETS_PER_SESSION_MAX;
 /// The values that one session has arriving take one part in so many of the memory for such, unless there is but one.
 pub(super) const SESSION_GATHER_FRACTION: u64 = 2;
 
+/// Control connections for which memory is set aside at the start: data that fills the memory budget does not keep out
+/// who would delete some.
+pub(super) const CONNECTIONS_RESERVED: usize = 16;
+
 /// Limits and times of sessions. [`Options::default`] is what the binary uses unless told otherwise.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Options {
@@ -19,6 +23,8 @@ pub struct Options {
     pub sessions_max: usize,
     /// Control connections that were not authenticated yet.
     pub unauthenticated_max: usize,
+    /// Of these, those of one origin: a host, or a user on the same host.
+    pub unauthenticated_per_origin_max: usize,
     /// Time that a control connection has to authenticate, ms.
     pub handshake_timeout_ms: u64,
     /// Ended control connections that are kept so that their last frame arrives.
@@ -51,6 +57,7 @@ impl Default for Options {
             receives: RECEIVES_DEFAULT,
             sessions_max: 1024,
             unauthenticated_max: 256,
+            unauthenticated_per_origin_max: 128,
             handshake_timeout_ms: 5_000,
             lingering_max: 64,
             linger_ms: 1_000,

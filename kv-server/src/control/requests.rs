@@ -280,12 +280,8 @@ impl<F: Fabric> Control<F> {
     /// What the control side can tell.
     fn figures(&self) -> Vec<(String, u64)> {
         let puts = self.peers.values().map(|peer| peer.puts.len()).sum::<usize>();
-        let held: u64 = self
-            .peers
-            .values()
-            .filter(|peer| peer.staging.is_some())
-            .map(|_| u64::from(self.options.staging_bytes))
-            .sum();
+        let staging = self.peers.values().filter_map(|peer| peer.staging.as_ref());
+        let held: u64 = staging.map(|(_, charge)| charge.bytes()).sum();
         let counts = self
             .counters
             .items()

@@ -13,12 +13,13 @@ use super::connections::{DataConnection, Ended, Peer};
 use super::counters::Counters;
 use super::keys::Keys;
 use super::leases::{DatasetId, Ghosts, Holds, Releases, Retirements};
-use super::options::Options;
+use super::options::{CONNECTIONS_RESERVED, Options};
 use super::server::{Shared, StartError};
 use super::session::{Decoy, Refusal, Step, World};
 use super::undestroyed::Undestroyed;
 use super::writes::{Parked, Write};
-use crate::store::{Completion, Store};
+use crate::error::StorageError;
+use crate::store::{Charge, Completion, Store};
 
 /// Times that the endpoint is polled before other work has its turn.
 const POLLS_MAX: usize = 64;
@@ -61,8 +62,10 @@ pub(super) struct Control<F: Fabric> {
     pub(super) next_session: u64,
     /// Data connections.
     pub(super) data: BTreeMap<ConnectionId, DataConnection<F::Domain>>,
-    /// Control connections whose session is over, kept so that the last frame arrives, and until when.
-    pub(super) lingering: BTreeMap<ConnectionId, BootMs>,
+    /// Control connections whose session is over, kept so that the last frame arrives: until when, and their memory.
+    pub(super) lingering: BTreeMap<ConnectionId, (BootMs, Charge)>,
+    /// Memory of control connections that are to come.
+    reserve: Vec<Charge>,
     /// Connections that the device refused to destroy.
     pub(super) undestroyed: BTreeMap<ConnectionId, Undestroyed<F::Domain>>,
     /// What sessions that ended still hold until their leases end, on a fabric that cannot fence.
@@ -111,7 +114,7 @@ impl<F: Fabric> Control<F> {
             )
             .map_err(failed)?;
         }
-        Ok(Self {
+        let mut control = Self {
             wakes,
             retirements: Retirements::new(store.retired()),
             store,
@@ -125,6 +128,7 @@ impl<F: Fabric> Control<F> {
             next_session: 1,
             data: BTreeMap::new(),
             lingering: BTreeMap::new(),
+            reserve: Vec::new(),
             undestroyed: BTreeMap::new(),
             ghosts: Ghosts::default(),
             dropped: BTreeMap::new(),
@@ -135,7 +139,9 @@ impl<F: Fabric> Control<F> {
             counters: Counters::default(),
             completions: Vec::new(),
             frame: Vec::new(),
-        })
+        };
+        control.fill_reserve();
+        Ok(control)
     }
 
     /// Serves until it is told to stop.
@@ -212,7 +218,8 @@ impl<F: Fabric> Control<F> {
                         request,
                         private,
                         peer,
-                    } => self.connect(request, &private, peer),
+                        origin,
+                    } => self.connect(request, &private, peer, origin),
                     EndpointEvent::Established(id) => self.established(id),
                     EndpointEvent::Frame(id, frame) => self.frame(id, &frame),
                     EndpointEvent::Closed(id, why) => self.closed(id, &why),
@@ -306,7 +313,7 @@ impl<F: Fabric> Control<F> {
             .filter_map(|peer| peer.session.puts.stalest())
             .map(|(_, heard)| heard + max_lag_ms);
         let ghosts = self.ghosts.iter().map(Holds::lease_ends);
-        let lingering = self.lingering.values().copied();
+        let lingering = self.lingering.values().map(|(until, _)| *until);
         let undestroyed = self.undestroyed.values().filter_map(Undestroyed::deadline);
         peers
             .chain(puts)
@@ -329,16 +336,30 @@ impl<F: Fabric> Control<F> {
         if self.ghosts.expire(now) {
             self.releases.touch();
         }
-        while let Some((id, _)) = self
-            .lingering
-            .iter()
-            .map(|(id, until)| (*id, *until))
-            .find(|(_, until)| *until <= now)
-        {
-            self.lingering.remove(&id);
-            self.destroy(id, None);
+        let over = |(_, (until, _)): &(&ConnectionId, &(BootMs, Charge))| *until <= now;
+        while let Some(id) = self.lingering.iter().find(over).map(|(id, _)| *id) {
+            self.end_lingering(id);
         }
         self.retry_destroy(now);
+        self.fill_reserve();
+    }
+
+    /// Sets memory aside for control connections to come, as far as there is some.
+    fn fill_reserve(&mut self) {
+        while self.reserve.len() < CONNECTIONS_RESERVED
+            && let Ok(charge) = self.store.charge(self.options.connection().memory_bytes())
+        {
+            self.reserve.push(charge);
+        }
+    }
+
+    /// Memory for one more control connection.
+    ///
+    /// # Errors
+    /// [`StorageError::Memory`] if neither the budget nor what was set aside has any.
+    pub(super) fn connection_memory(&mut self) -> Result<Charge, StorageError> {
+        let taken = self.store.charge(self.options.connection().memory_bytes());
+        taken.or_else(|error| self.reserve.pop().ok_or(error))
     }
 
     /// Tells the store what nobody can read any more.
@@ -414,8 +435,9 @@ impl<F: Fabric> Control<F> {
         for id in peers {
             self.end(id, Ended::Closed("the server is shutting down"));
         }
-        for (id, _) in std::mem::take(&mut self.lingering) {
-            self.destroy(id, None);
+        let lingering: Vec<ConnectionId> = self.lingering.keys().copied().collect();
+        for id in lingering {
+            self.end_lingering(id);
         }
         tracing::info!("stopped");
         result

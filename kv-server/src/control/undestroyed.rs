@@ -8,19 +8,26 @@ use kv_fabric::{ConnectionId, Domain, Endpoint, Fabric};
 use super::clock::BootMs;
 use super::leases::Holds;
 use super::run::Control;
-use crate::store::Dataset;
+use crate::store::{Charge, Dataset};
 
 /// Time between two tries, ms.
 const RETRY_MS: u64 = 1_000;
 /// Tries; after the last nothing but a restart of the server helps.
 pub(super) const TRIES_MAX: u32 = 64;
 
+/// What goes with a connection, and stays for as long as it does.
+pub(super) enum Kept<D: Domain> {
+    /// The dataset whose domain it is in, and up to where its session acknowledged what was retired of that.
+    Data(Arc<Dataset<D>>, u64),
+    /// The memory of its frames.
+    Control(#[allow(dead_code, reason = "held, not used")] Charge),
+}
+
 /// A connection that lives on though its session is over, or has closed its dataset.
 pub(super) struct Undestroyed<D: Domain> {
     /// What its peer may still read: a data connection's dataset, as it was acknowledged last.
     pub(super) holds: Holds,
-    /// Keeps the domain that the connection is in.
-    _dataset: Option<Arc<Dataset<D>>>,
+    _kept: Kept<D>,
     tries: u32,
     next: BootMs,
 }
@@ -33,9 +40,8 @@ impl<D: Domain> Undestroyed<D> {
 }
 
 impl<F: Fabric> Control<F> {
-    /// Destroys a connection; where the device refuses, what it `may_read` (a dataset, and up to where what is retired of
-    /// it was acknowledged) stays held.
-    pub(super) fn destroy(&mut self, id: ConnectionId, may_read: Option<(Arc<Dataset<F::Domain>>, u64)>) {
+    /// Destroys a connection; where the device refuses, what goes with it, and all that its peer could read, stays.
+    pub(super) fn destroy(&mut self, id: ConnectionId, kept: Kept<F::Domain>) {
         let Err(error) = self.endpoint.destroy(id) else {
             return;
         };
@@ -44,13 +50,12 @@ impl<F: Fabric> Control<F> {
             "a connection cannot be destroyed: memory that its peer could read is neither freed nor reused until it is"
         );
         let mut holds = Holds::new(BootMs(0));
-        let (dataset, acked) = may_read.unzip();
-        if let (Some(dataset), Some(acked)) = (&dataset, acked) {
-            holds.opened(dataset.id(), acked);
+        if let Kept::Data(dataset, acked) = &kept {
+            holds.opened(dataset.id(), *acked);
         }
         let undestroyed = Undestroyed {
             holds,
-            _dataset: dataset,
+            _kept: kept,
             tries: 1,
             next: BootMs::now() + RETRY_MS,
         };
@@ -70,7 +75,7 @@ impl<F: Fabric> Control<F> {
                 Ok(()) => {
                     tracing::warn!(connection = id.0, "a connection is destroyed at last");
                     self.undestroyed.remove(&id);
-                    self.released_stale = true;
+                    self.releases.touch();
                 }
                 Err(error) => {
                     let Some(undestroyed) = self.undestroyed.get_mut(&id) else {

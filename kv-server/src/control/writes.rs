@@ -157,6 +157,11 @@ impl<F: Fabric> Control<F> {
             BeginPut::Unknown => return Err(Status::Unknown.into()),
             BeginPut::New(put) => put,
         };
+        if peer.staging.is_none() && value_len_bytes > 0 {
+            let text = "the memory budget was reached when the session began, so it was given no staging memory: \
+                        raise --memory-budget at the server, and connect anew";
+            return Err(Refusal::new(Status::NoMemory, text));
+        }
         let gather_bytes = dataset.gather_bytes(value_len_bytes);
         let held_bytes: u64 = peer.puts.values().map(|open| open.gather_bytes).sum();
         let most_bytes = dataset.gather_budget_bytes() / SESSION_GATHER_FRACTION;
@@ -246,7 +251,8 @@ impl<F: Fabric> Control<F> {
         taking: Taking,
     ) -> Result<Option<Outcome>, Refusal> {
         let peer = self.peer(id)?;
-        let staging = peer.staging.clone().ok_or(Status::Stale)?;
+        let (staging, _) = peer.staging.as_ref().ok_or(Status::Stale)?;
+        let staging = staging.clone();
         let open = peer.puts.get_mut(&operation).ok_or(Status::Stale)?;
         if taking.len > 0 {
             let fill = |out: &mut [u8]| staging.read(taking.offset, out);

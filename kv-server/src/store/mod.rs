@@ -43,6 +43,7 @@ mod segment;
 mod tests;
 
 use budget::Budget;
+pub(crate) use budget::Charge;
 pub use completions::{Committed, Completion, Completions};
 pub use dataset::{BeginDelete, BeginPut, Dataset};
 use dataset::{Contents, Figures};
@@ -348,6 +349,14 @@ impl<D: Domain> Store<D> {
             found.free();
             lock(&self.datasets).by_id.remove(dataset);
         }
+    }
+
+    /// Takes memory for something else than data out of the memory budget.
+    ///
+    /// # Errors
+    /// [`StorageError::Memory`] if less is left.
+    pub(crate) fn charge(&self, bytes: u64) -> Result<Charge, StorageError> {
+        self.shared.budget.take(bytes)
     }
 
     /// Finished writes.

@@ -12,7 +12,7 @@ use crate::error::StorageError;
 pub struct StoreOptions {
     /// Data directory; made where it is not there.
     pub data: PathBuf,
-    /// Most memory for images and indexes, bytes.
+    /// Most memory for images, indexes, and what connections take, bytes.
     pub memory_budget_bytes: u64,
     /// Length of the segments of datasets created from now on, bytes.
     pub segment_bytes: u64,

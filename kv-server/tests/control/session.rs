@@ -273,8 +273,8 @@ pub(crate) fn a_dropped_dataset_is_announced_and_its_memory_freed_when_acknowled
     let (mut raw, opened) = server.with_dataset("cats");
     raw.put(opened.dataset, b"k", &value(100_000, 1)).unwrap();
     let (retired, _) = raw.renew(opened.retired);
-    let used = raw.figure([0; 16], "memory_used_bytes");
     let mut admin = server.session(&server.setup.admin);
+    let used = raw.figure([0; 16], "memory_used_bytes");
     admin
         .ask(&Request::Drop {
             name: Bytes::from(&b"cats"[..]),

@@ -187,21 +187,22 @@ impl Connection {
     ///
     /// # Errors
     /// As [`QueuePair::destroy`], with all of the connection; the peer is told of the end if that can be.
-    pub fn destroy(self) -> std::result::Result<(), NotDestroyed<Self>> {
+    pub fn destroy(self) -> std::result::Result<(), Box<NotDestroyed<Self>>> {
         let Self {
             qp,
             id,
             remote,
             initiator_depth,
         } = self;
-        qp.destroy().map_err(|NotDestroyed { live, error }| {
+        qp.destroy().map_err(|refused| {
+            let NotDestroyed { live, error } = *refused;
             if let Err(error) = id.disconnect() {
                 tracing::debug!(%error, "the peer could not be told of the end");
             }
-            NotDestroyed {
+            Box::new(NotDestroyed {
                 live: Self::new(live, id, remote, initiator_depth),
                 error,
-            }
+            })
         })
     }
 }

@@ -170,10 +170,10 @@ impl QueuePair {
     ///
     /// # Errors
     /// [`NotDestroyed`], with the queue pair, if the device refuses: its peer may go on.
-    pub fn destroy(mut self) -> std::result::Result<(), NotDestroyed<Self>> {
+    pub fn destroy(mut self) -> std::result::Result<(), Box<NotDestroyed<Self>>> {
         match self.try_destroy() {
             Ok(()) => Ok(()),
-            Err(error) => Err(NotDestroyed { live: self, error }),
+            Err(error) => Err(Box::new(NotDestroyed { live: self, error })),
         }
     }
 
