@@ -24,6 +24,7 @@ const ROUGH: SimFaults = SimFaults {
     frame_delay_max: Duration::from_millis(10),
     late_completion: 0.01,
     late_completion_max: Duration::from_millis(5),
+    refused_destroy: 0.0,
 };
 
 fn patient(key: &str) -> ClientOptions {
