@@ -10,7 +10,7 @@ use kv_proto::layout::{PART_MAX_BYTES, SEGMENT_DEFAULT_BYTES, SEGMENT_MAX_BYTES,
 
 use crate::control::{Options, keys};
 use crate::error::StorageError;
-use crate::store::StoreOptions;
+use crate::store::{Compaction, StoreOptions};
 
 /// Port that is listened on unless told otherwise.
 pub const PORT_DEFAULT: u16 = 7471;
@@ -87,6 +87,14 @@ pub struct Serve {
     /// Most memory for values that are arriving and were not committed.
     #[arg(long, value_name = "SIZE", default_value_t = Size(256 << 20))]
     pub gather_budget: Size,
+
+    /// Share of dead bytes from which a segment is compacted: what lives in it is copied, and its file removed.
+    #[arg(long, value_name = "SHARE", default_value_t = Compaction::default().dead_share, value_parser = share)]
+    pub compaction_dead_share: f64,
+
+    /// Most of the disk's time that compaction takes; where memory or disk are short it takes what it needs.
+    #[arg(long, value_name = "SHARE", default_value_t = Compaction::default().disk_share, value_parser = share)]
+    pub compaction_share: f64,
 
     /// Memory that each session with a key that may write is given to write values to.
     #[arg(long, value_name = "SIZE", default_value_t = Size(8 << 20))]
@@ -183,6 +191,17 @@ impl fmt::Display for Address {
     }
 }
 
+/// A share, above 0 up to 1.
+fn share(text: &str) -> Result<f64, String> {
+    let wrong = || format!("{text:?} is not a share; give a number above 0, up to 1, as 0.2");
+    let share: f64 = text.parse().map_err(|_| wrong())?;
+    if share > 0.0 && share <= 1.0 {
+        Ok(share)
+    } else {
+        Err(wrong())
+    }
+}
+
 /// A number of bytes: `65536`, `64K`, `512M`, `2G`, `1T`, in powers of 1024.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Size(pub u64);
@@ -232,6 +251,10 @@ impl Serve {
             segment_bytes: self.segment_bytes.0,
             part_bytes: self.part_bytes.0,
             gather_budget_bytes: self.gather_budget.0,
+            compaction: Compaction {
+                dead_share: self.compaction_dead_share,
+                disk_share: self.compaction_share,
+            },
         }
     }
 

@@ -90,6 +90,9 @@ pub enum StorageError {
     /// A limit of work in hand is reached: ask again.
     #[error("busy: {0}")]
     Busy(&'static str),
+    /// Memory or disk are used up, and dead space is being freed: begin again.
+    #[error("busy: dead space is being freed")]
+    Freeing,
     /// There is no such dataset, or it was dropped.
     #[error("there is no dataset {0:?}")]
     NoDataset(String),
@@ -194,7 +197,7 @@ impl StorageError {
             | Self::Option { .. } => Status::Io,
             Self::NoSpace { .. } => Status::NoSpace,
             Self::Memory { .. } | Self::Fabric(_) => Status::NoMemory,
-            Self::Busy(_) => Status::Busy,
+            Self::Busy(_) | Self::Freeing => Status::Busy,
             Self::NoDataset(_) => Status::NoDataset,
             Self::Exists(_) => Status::Exists,
             Self::BadName(_) => Status::BadName,

@@ -19,6 +19,7 @@
 //!     segment_bytes: 1 << 30,
 //!     part_bytes: 32 << 20,
 //!     gather_budget_bytes: 256 << 20,
+//!     compaction: kv_server::store::Compaction::default(),
 //! };
 //! let keys = Keys::load("keys.toml".as_ref())?;
 //! let server = Server::<Local>::start(Local::new()?, "/run/verbs-kv.sock", store, keys, Options::default())?;

@@ -260,6 +260,11 @@ fn ground<F: FireFabric>(args: &Args, plan: &Plan, seed: u64) -> Result<Ground<F
         segment_bytes: 1 << 20,
         part_bytes: 256 << 10,
         gather_budget_bytes: 64 << 20,
+        // Without rest: what it frees is what the run is for.
+        compaction: kv_server::store::Compaction {
+            dead_share: 0.3,
+            disk_share: 1.0,
+        },
     };
     let roles = [
         ("reader", Role::Read),

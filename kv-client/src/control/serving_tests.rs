@@ -35,6 +35,7 @@ fn who_asked_with_a_write_that_cannot_be_posted_is_answered_at_once() {
         segment_bytes: 8 << 20,
         part_bytes: 2 << 20,
         gather_budget_bytes: 16 << 20,
+        compaction: kv_server::store::Compaction::default(),
     };
     let key = Key {
         name: "writer".to_owned(),

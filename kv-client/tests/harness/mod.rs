@@ -129,6 +129,7 @@ impl<F: TestFabric> World<F> {
             segment_bytes: 8 << 20,
             part_bytes: 2 << 20,
             gather_budget_bytes: 64 << 20,
+            compaction: kv_server::store::Compaction::default(),
         };
         let mut options = Options::default();
         edit(&mut store, &mut options);

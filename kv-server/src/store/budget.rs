@@ -31,6 +31,11 @@ impl Budget {
         self.allowed_bytes
     }
 
+    /// Bytes that are not taken.
+    pub(crate) fn free_bytes(&self) -> u64 {
+        self.allowed_bytes.saturating_sub(self.used_bytes())
+    }
+
     pub(crate) fn used_bytes(&self) -> u64 {
         *lock(&self.used_bytes)
     }

@@ -9,12 +9,13 @@ use std::thread::JoinHandle;
 use kv_fabric::Domain;
 use kv_proto::control::{DatasetChange, DirectoryRef, RemoteAddress, SegmentRow};
 use kv_proto::hash::KeyHash;
-use kv_proto::layout::Locator;
+use kv_proto::layout::{Locator, segment_state};
 
 use super::changes::collect;
 use super::compact::footprint::Footprint;
+use super::compact::{Gone, Ledger};
 use super::description::Description;
-use super::index::{Index, Place, Retired, Split};
+use super::index::{Index, Place, Split};
 use super::journal::{Change, Journal};
 use super::log::Queue;
 use super::operations::Operations;
@@ -50,10 +51,11 @@ pub struct Dataset<D: Domain> {
     description: Mutex<Description>,
     pub(crate) index: RwLock<Index<D>>,
     pub(crate) segments: RwLock<BTreeMap<u32, Arc<Segment<D>>>>,
-    pub(crate) journal: Mutex<Journal<Retired<D>>>,
+    pub(crate) journal: Mutex<Journal<Gone<D>>>,
     pub(crate) operations: Arc<Operations>,
     pub(crate) queue: Arc<Queue>,
     pub(crate) figures: Figures,
+    pub(crate) compaction: Ledger,
     pub(crate) shared: Arc<Shared>,
     pub(crate) thread: Mutex<Option<JoinHandle<()>>>,
     dropped: AtomicBool,
@@ -92,6 +94,7 @@ impl<D: Domain> Dataset<D> {
             operations: Arc::new(contents.operations),
             queue: Arc::default(),
             figures: contents.figures,
+            compaction: Ledger::default(),
             shared,
             thread: Mutex::new(None),
             dropped: AtomicBool::new(false),
@@ -171,6 +174,10 @@ impl<D: Domain> Dataset<D> {
         self.segments.read().unwrap_or_else(PoisonError::into_inner)
     }
 
+    pub(crate) fn all_segments(&self) -> Vec<Arc<Segment<D>>> {
+        self.read_segments().values().cloned().collect()
+    }
+
     pub(crate) fn segment(&self, number: u32) -> Option<Arc<Segment<D>>> {
         self.read_segments().get(&number).cloned()
     }
@@ -188,16 +195,32 @@ impl<D: Domain> Dataset<D> {
                 Some((first, count)) => Change::Range(first, count),
                 None => Change::Directory,
             };
-            journal.push(&self.shared.retired, change, split.retired);
+            let retired = split.retired.into_iter().map(Gone::Index).collect();
+            journal.push(&self.shared.retired, change, retired);
         }
     }
 
     /// Has memory that was retired up to `number` reused.
     pub(crate) fn release(&self, number: u64) {
         let released = lock(&self.journal).release(number);
-        if !released.is_empty() {
-            let mut index = self.write_index();
-            released.into_iter().for_each(|retired| index.give_back(retired));
+        if released.is_empty() {
+            return;
+        }
+        let mut images = false;
+        let mut index = self.write_index();
+        for gone in released {
+            match gone {
+                Gone::Index(retired) => index.give_back(retired),
+                Gone::Image(segment) => {
+                    segment.free();
+                    images = true;
+                }
+            }
+        }
+        drop(index);
+        if images {
+            // Its memory may be what compaction, or a value, waits for.
+            self.shared.compaction.poke();
         }
     }
 
@@ -237,8 +260,15 @@ impl<D: Domain> Dataset<D> {
     pub(crate) fn count_dead(&self, value: &Footprint) {
         let segments = self.read_segments();
         for (number, bytes) in value.pieces() {
-            if let Some(segment) = segments.get(&number) {
-                segment.tally.bury(bytes);
+            let Some(segment) = segments.get(&number) else {
+                continue;
+            };
+            let before = segment.dead_share();
+            segment.tally.bury(bytes);
+            let limit = self.shared.compaction.dead_share();
+            if segment.may_be_compacted() && before < limit && segment.dead_share() >= limit {
+                self.compaction.set_stuck(false);
+                self.shared.compaction.poke();
             }
         }
     }
@@ -264,6 +294,18 @@ impl<D: Domain> Dataset<D> {
         (rows, 0)
     }
 
+    /// The row of a segment that changed: where it left the table, one that says so.
+    fn changed_row(&self, number: u32) -> SegmentRow {
+        self.row(number).unwrap_or(SegmentRow {
+            segment: number,
+            identity: 0,
+            generation: 0,
+            state: segment_state::RETIRED,
+            length_units: 0,
+            extents: Vec::new(),
+        })
+    }
+
     /// The row of a segment.
     pub fn row(&self, segment: u32) -> Option<SegmentRow> {
         self.segment(segment).map(|segment| segment.row())
@@ -275,7 +317,7 @@ impl<D: Domain> Dataset<D> {
     pub fn changes(&self, since: u64, room_bytes: usize) -> Option<DatasetChange> {
         let index = self.read_index();
         let since = lock(&self.journal).since(since);
-        let change = collect(since, room_bytes, |segment| self.row(segment))?;
+        let change = collect(since, room_bytes, |segment| Some(self.changed_row(segment)))?;
         let dropped = if self.is_dropped() {
             kv_proto::control::change_flag::DROPPED
         } else {
@@ -292,7 +334,11 @@ impl<D: Domain> Dataset<D> {
 
     /// Where the record of `key` lies.
     pub fn lookup(&self, key: &[u8]) -> Option<Locator> {
-        let hash = self.hash(key);
+        self.lookup_hashed(self.hash(key), key)
+    }
+
+    /// [`Dataset::lookup`] of a key whose hash is known.
+    pub(crate) fn lookup_hashed(&self, hash: KeyHash, key: &[u8]) -> Option<Locator> {
         self.read_index().find(hash, |locator| self.key_is(locator, key))
     }
 
@@ -308,7 +354,7 @@ impl<D: Domain> Dataset<D> {
 
     /// Its figures; `unit` is each name's last word.
     pub fn stat(&self) -> Vec<(String, u64)> {
-        let segments: Vec<_> = self.read_segments().values().cloned().collect();
+        let segments = self.all_segments();
         let sum = |bytes: fn(&Segment<D>) -> u64| segments.iter().map(|segment| bytes(segment)).sum::<u64>();
         let live_bytes = sum(|segment| segment.tally.live_bytes());
         let tombstone_bytes = sum(|segment| segment.tally.tombstone_bytes());
@@ -342,6 +388,7 @@ impl<D: Domain> Dataset<D> {
             ("retired_waiting_count", lock(&self.journal).waiting() as u64),
         ]
         .into_iter()
+        .chain(self.compaction.figures())
         .map(|(name, value)| (name.to_owned(), value))
         .collect()
     }

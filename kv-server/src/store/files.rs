@@ -21,6 +21,8 @@ pub(crate) enum Call {
     Rename,
     Read,
     Remove,
+    /// How much is free: a fault's number of bytes is the answer.
+    Space,
 }
 
 impl Call {
@@ -34,6 +36,7 @@ impl Call {
             Self::Rename => "rename",
             Self::Read => "read",
             Self::Remove => "remove",
+            Self::Space => "statvfs",
         }
     }
 }
@@ -174,6 +177,17 @@ impl Files {
 
     pub(crate) fn truncate(&self, file: &OpenFile, len: u64) -> Result<(), StorageError> {
         self.run(Call::Truncate, &file.path, || file.file.set_len(len))
+    }
+
+    /// Bytes that may still be written to the file system of `path`.
+    pub(crate) fn free_bytes(&self, path: &Path) -> Result<u64, StorageError> {
+        #[cfg(test)]
+        if let Some((free, _)) = self.fault(Call::Space, path) {
+            return Ok(free as u64);
+        }
+        let space = rustix::fs::statvfs(path)
+            .map_err(|error| StorageError::io(Call::Space.text(), path, error.into()))?;
+        Ok(space.f_bavail.saturating_mul(space.f_frsize))
     }
 
     pub(crate) fn sync_directory(&self, path: &Path) -> Result<(), StorageError> {

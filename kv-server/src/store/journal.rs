@@ -92,6 +92,11 @@ impl<T> Journal<T> {
         self.retired.drain(..end).map(|(_, retired)| retired).collect()
     }
 
+    /// What was retired and not released yet.
+    pub fn retired(&self) -> impl Iterator<Item = &T> {
+        self.retired.iter().map(|(_, retired)| retired)
+    }
+
     /// Things that were retired and not released yet.
     #[must_use]
     pub fn waiting(&self) -> usize {

@@ -29,6 +29,12 @@ pub(crate) const READ_PIECE_BYTES: usize = 4 << 20;
 pub(crate) const FOOTER_ENTRIES_MAX: usize = if cfg!(test) { 32 } else { 64 << 10 };
 /// Pages of images and index memory are charged whole.
 pub(crate) const PAGE_BYTES: u64 = 4096;
+/// Most bytes of values that compaction copies at a time, unless one record is longer.
+pub(crate) const COPY_BATCH_BYTES: usize = 1 << 20;
+/// Most records that compaction copies at a time.
+pub(crate) const COPY_BATCH_RECORDS: usize = 256;
+/// Most tombstones that are judged at a time: each judgement looks through the other segments.
+pub(crate) const TOMBSTONES_JUDGED_MAX: usize = if cfg!(test) { 64 } else { 1 << 18 };
 /// Most datasets, those that were dropped and are not released yet included: each has a thread and an index.
 pub(crate) const DATASETS_MAX: usize = if cfg!(test) { 24 } else { 1024 };
 /// Most groups of an index that one page of a listing looks at: the control thread has others to serve.

@@ -44,6 +44,8 @@ mod tests;
 
 use budget::Budget;
 pub(crate) use budget::Charge;
+pub use compact::Compaction;
+use compact::Signal;
 pub use completions::{Committed, Completion, Completions};
 pub use dataset::{BeginDelete, BeginPut, Dataset};
 use dataset::{Contents, Figures};
@@ -99,6 +101,8 @@ pub(crate) struct Shared {
     /// Number of the latest change of any dataset.
     pub(crate) retired: AtomicU64,
     pub(crate) completions: Completions,
+    /// Wakes compaction.
+    pub(crate) compaction: Signal,
 }
 
 struct Datasets<D: Domain> {
@@ -124,7 +128,8 @@ pub struct Store<D: Domain> {
     shared: Arc<Shared>,
     options: StoreOptions,
     make_domain: MakeDomain<D>,
-    datasets: Mutex<Datasets<D>>,
+    datasets: Arc<Mutex<Datasets<D>>>,
+    compacting: Mutex<Option<JoinHandle<()>>>,
     /// Held by whoever changes what exists.
     changing: Mutex<()>,
     /// Threads that remove files; they end by themselves.
@@ -388,8 +393,14 @@ impl<D: Domain> Store<D> {
     /// Finishes what is queued, seals what is active, and ends the log threads. Nothing is taken any more.
     pub fn shutdown(&self) {
         let datasets: Vec<_> = lock(&self.datasets).by_id.values().cloned().collect();
+        self.shared.compaction.stop();
         for dataset in &datasets {
             dataset.queue.close(Close::Finish);
+        }
+        if let Some(thread) = lock(&self.compacting).take()
+            && thread.join().is_err()
+        {
+            tracing::error!("the compaction thread had panicked");
         }
         datasets.iter().for_each(|dataset| join(dataset));
         for thread in lock(&self.removing).drain(..) {

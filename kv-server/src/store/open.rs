@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex};
 use kv_fabric::{Domain, FabricError};
 
 use super::budget::Budget;
+use super::compact::{self, Signal};
 use super::dataset::Contents;
 use super::description::{Description, parse_directory_name};
 use super::files::Files;
@@ -54,19 +55,23 @@ impl<D: Domain> Store<D> {
             gather: Budget::new(options.gather_budget_bytes),
             retired: AtomicU64::new(0),
             completions: Completions::new()?,
+            compaction: Signal::new(options.compaction.dead_share),
         });
         let store = Self {
             shared,
             options,
             make_domain: Box::new(make_domain),
-            datasets: Mutex::new(Datasets {
+            datasets: Arc::new(Mutex::new(Datasets {
                 by_id: HashMap::new(),
                 names: BTreeMap::new(),
-            }),
+            })),
+            compacting: Mutex::default(),
             changing: Mutex::new(()),
             removing: Mutex::default(),
         };
         store.recover_all()?;
+        let compacting = compact::start(&store.shared, &store.datasets, store.options.compaction)?;
+        *lock(&store.compacting) = Some(compacting);
         Ok(store)
     }
 

@@ -182,6 +182,20 @@ impl Operations {
         }
     }
 
+    /// Notes that what an operation put lies elsewhere now.
+    pub(crate) fn moved(&self, client: u64, operation: u64, from: Locator, to: Locator) {
+        let inner = &mut *lock(&self.0);
+        let state = inner
+            .clients
+            .get_mut(&client)
+            .and_then(|known| known.operations.get_mut(&operation));
+        if let Some(State::Done(outcome)) = state
+            && outcome.locator == from
+        {
+            outcome.locator = to;
+        }
+    }
+
     /// Operations remembered now.
     pub(crate) fn total(&self) -> usize {
         lock(&self.0).total

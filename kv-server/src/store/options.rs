@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use kv_proto::layout::{PART_MAX_BYTES, SEGMENT_MAX_BYTES, SEGMENT_MIN_BYTES};
 
+use super::compact::Compaction;
 use super::put::gather_bytes;
 use crate::error::StorageError;
 
@@ -20,6 +21,8 @@ pub struct StoreOptions {
     pub part_bytes: u64,
     /// Most memory for values that are arriving, bytes.
     pub gather_budget_bytes: u64,
+    /// When and how fast dead space is freed.
+    pub compaction: Compaction,
 }
 
 impl StoreOptions {
@@ -39,7 +42,7 @@ impl StoreOptions {
             let remedy = format!("a part has 1 to {PART_MAX_BYTES} bytes");
             return refuse("part length", self.part_bytes, remedy);
         }
-        Ok(())
+        self.compaction.check()
     }
 
     /// Refuses a budget in which no large value of a dataset with these parts could ever arrive.

@@ -15,6 +15,7 @@ use super::limits::APPEND_ROOM_MIN_BYTES;
 use super::lock;
 use super::log::{Op, Queue};
 use super::operations::Operations;
+use super::segment::Pin;
 use crate::error::StorageError;
 
 /// What the control thread and the log share of one put.
@@ -38,6 +39,8 @@ pub(crate) struct Progress {
     /// CRC of the parts so far, in order.
     pub(crate) crc: Crc32c,
     pub(crate) parts: Vec<PartRef>,
+    /// Of the segments that they lie in: no head names them yet.
+    pub(crate) pins: Vec<Pin>,
     pub(crate) failed: Option<StorageError>,
 }
 

@@ -3,7 +3,7 @@
 //! Bytes below the published length never change. The log thread alone writes past it.
 
 use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use kv_fabric::Domain;
 use kv_proto::control::{RemoteAddress, SegmentRow};
@@ -15,8 +15,10 @@ use kv_proto::record::{check_prefix, parse_header};
 use kv_proto::{DecodeError, crc::crc32c};
 use zerocopy::IntoBytes;
 
+use super::compact::Standing;
 use super::home::check_crc;
 use super::index::Readable;
+use super::lock;
 
 /// Generation of every image: none is ever moved yet.
 const IMAGE_GENERATION: u32 = 1;
@@ -53,10 +55,20 @@ impl Tally {
         self.tombstone_bytes.load(Ordering::Acquire)
     }
 
+    /// Counts tombstones as dead that were found not to be wanted.
+    pub(crate) fn bury_tombstones(&self, bytes: u64) {
+        let all = self.tombstone_bytes.load(Ordering::Acquire);
+        self.tombstone_bytes.fetch_sub(bytes.min(all), Ordering::AcqRel);
+    }
+
     pub(crate) fn add_tombstone(&self, bytes: u64) {
         self.tombstone_bytes.fetch_add(bytes, Ordering::AcqRel);
     }
 }
+
+/// Keeps a segment from being compacted while it is held.
+#[derive(Debug, Clone)]
+pub(crate) struct Pin(#[expect(dead_code, reason = "it is counted")] Arc<()>);
 
 /// A segment as readers know it.
 pub(crate) struct Segment<D: Domain> {
@@ -66,6 +78,10 @@ pub(crate) struct Segment<D: Domain> {
     length_units: AtomicU32,
     /// What of it is counted, by whoever changes the index.
     pub(crate) tally: Tally,
+    /// What compaction knows of it.
+    pub(crate) standing: Standing,
+    sequences: Mutex<Option<(u64, u64)>>,
+    pins: Arc<()>,
     extents: RwLock<Vec<Arc<Readable<D>>>>,
 }
 
@@ -77,6 +93,9 @@ impl<D: Domain> Segment<D> {
             state: AtomicU8::new(state),
             length_units: AtomicU32::new(0),
             tally: Tally::default(),
+            standing: Standing::default(),
+            sequences: Mutex::default(),
+            pins: Arc::default(),
             extents: RwLock::default(),
         }
     }
@@ -127,10 +146,36 @@ impl<D: Domain> Segment<D> {
         u64::from(self.length_units.load(Ordering::Acquire)) * 64
     }
 
+    /// Lowest and highest sequence of its records.
+    pub(crate) fn sequences(&self) -> Option<(u64, u64)> {
+        *lock(&self.sequences)
+    }
+
+    pub(crate) fn set_sequences(&self, sequences: Option<(u64, u64)>) {
+        *lock(&self.sequences) = sequences;
+    }
+
+    /// Keeps it from being compacted: it holds parts of a value that no head names yet.
+    pub(crate) fn pin(&self) -> Pin {
+        Pin(Arc::clone(&self.pins))
+    }
+
+    pub(crate) fn is_pinned(&self) -> bool {
+        Arc::strong_count(&self.pins) > 1
+    }
+
     /// Bytes of records that nobody wants any more.
     pub(crate) fn dead_bytes(&self) -> u64 {
         let wanted = self.tally.live_bytes() + self.tally.tombstone_bytes() + HEADER_BYTES;
         self.length_bytes().saturating_sub(wanted)
+    }
+
+    /// Share of its records' bytes that is dead; 1 where it has none.
+    pub(crate) fn dead_share(&self) -> f64 {
+        match self.record_bytes() {
+            0 => 1.0,
+            bytes => self.dead_bytes() as f64 / bytes as f64,
+        }
     }
 
     pub(crate) fn state(&self) -> u8 {

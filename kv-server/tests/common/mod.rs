@@ -107,6 +107,7 @@ impl Setup {
             segment_bytes: 4 << 20,
             part_bytes: 1 << 20,
             gather_budget_bytes: 32 << 20,
+            compaction: kv_server::store::Compaction::default(),
         };
         Self {
             folder,

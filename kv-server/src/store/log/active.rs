@@ -96,6 +96,7 @@ impl<D: Domain> Active<D> {
             self.entries.extend(entry.listed());
         }
         self.durable = self.tail;
+        self.segment.set_sequences(self.sequences);
         self.segment.publish(segment_state::ACTIVE, self.durable);
         Ok(())
     }
@@ -224,8 +225,11 @@ impl<D: Domain> Log<D> {
             };
             let operations = self.dataset.operations.entries();
             let sealed = ending.seal(|footers| footers.push(&active.entries), &operations);
-            if let Err(error) = sealed {
-                tracing::warn!(%error, segment = active.segment.number, "the segment could not be sealed; it is closed without");
+            match sealed {
+                Ok(()) => active.segment.standing.set_tells_operations(),
+                Err(error) => {
+                    tracing::warn!(%error, segment = active.segment.number, "the segment could not be sealed; it is closed without");
+                }
             }
         }
         self.close_active();
@@ -236,6 +240,7 @@ impl<D: Domain> Log<D> {
         if let Some(active) = self.active.take() {
             active.segment.publish(segment_state::SEALED, active.durable);
             self.dataset.note(Change::Row(active.segment.number));
+            self.dataset.shared.compaction.poke();
         }
     }
 

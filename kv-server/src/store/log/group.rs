@@ -9,11 +9,15 @@ use kv_proto::record::{RecordMeta, encode_prefix};
 
 use super::super::Committed;
 use super::super::put::PutState;
+use super::super::segment::Pin;
 use super::active::Active;
+use super::copy::Landing;
 
 /// What a record says, less what its place says.
 #[derive(Debug)]
 pub(crate) struct Record {
+    /// That of the record of which this is a copy; none where it is the next.
+    pub(crate) sequence: Option<u64>,
     pub(crate) kind: u8,
     pub(crate) part: u32,
     pub(crate) client: u64,
@@ -61,7 +65,13 @@ pub(crate) enum Then {
     /// Its memory is free for further parts.
     Part(Arc<PutState>),
     /// The index names it.
-    Put { token: u64 },
+    Put {
+        token: u64,
+        /// Of its parts, until the index names them.
+        pins: Vec<Pin>,
+    },
+    /// The index names it instead of its source.
+    Copy(Landing),
     /// The index forgets the key.
     Delete { token: u64, existed: bool },
 }
@@ -123,6 +133,7 @@ impl Group {
     pub(crate) fn push_filler<D: Domain>(&mut self, active: &Active<D>, offset: u64) {
         let gap = offset - active.tail;
         let record = Record {
+            sequence: None,
             kind: record_kind::FILLER,
             part: 0,
             client: 0,

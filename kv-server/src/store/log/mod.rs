@@ -18,13 +18,16 @@ use super::{Committed, Completion, Dataset, lock};
 use crate::error::StorageError;
 
 mod active;
+mod copy;
 mod group;
 mod place;
 mod queue;
 mod spare;
 
 use active::Active;
-use group::{Entry, Group, Record, Then};
+pub(crate) use copy::{Relocation, Task};
+pub(crate) use group::Record;
+use group::{Entry, Group, Then};
 use queue::Taken;
 pub(crate) use queue::{Close, Op, Queue};
 use spare::Spare;
@@ -37,6 +40,8 @@ pub(crate) struct Log<D: Domain> {
     /// A segment number that was taken and whose file could not be made.
     number_kept: Option<u32>,
     sequence_next: u64,
+    /// Whether what is being placed frees space, so that it may take what is kept for that.
+    urgent: bool,
     group: Group,
     /// Whether a key is there after the records of the group, where they change that.
     overlay: HashMap<Vec<u8>, bool>,
@@ -51,6 +56,7 @@ pub(crate) fn start<D: Domain>(dataset: &Arc<Dataset<D>>, sequence_next: u64) ->
         spare: Spare::default(),
         number_kept: None,
         sequence_next,
+        urgent: false,
         group: Group::default(),
         overlay: HashMap::new(),
         done: Vec::new(),
@@ -118,10 +124,24 @@ impl<D: Domain> Log<D> {
                 token,
                 ..
             } => self.fail(client, operation, token, error.clone()),
+            // Its channel is closed.
+            Op::Task(_) => {}
         }
     }
 
+    /// Has compaction make haste where memory or disk are short; and says so where it helps to wait.
+    fn shortage(&self, error: StorageError) -> StorageError {
+        let memory = matches!(error, StorageError::Memory { .. });
+        if !memory && !matches!(error, StorageError::NoSpace { .. }) {
+            return error;
+        }
+        let coming_back = self.dataset.is_coming_back(memory);
+        self.dataset.shared.compaction.press();
+        if coming_back { StorageError::Freeing } else { error }
+    }
+
     fn fail(&mut self, client: u64, operation: u64, token: u64, error: StorageError) {
+        let error = self.shortage(error);
         self.dataset.operations.finish(client, operation, None);
         self.dataset.figures.failed.fetch_add(1, Ordering::Relaxed);
         self.done.push(Completion {
@@ -169,8 +189,10 @@ impl<D: Domain> Log<D> {
         let Some(active) = self.active.as_mut() else {
             return;
         };
-        let sequence = self.sequence_next;
-        self.sequence_next += 1;
+        let sequence = record.sequence.unwrap_or(self.sequence_next);
+        if record.sequence.is_none() {
+            self.sequence_next += 1;
+        }
         if active.tail < at.offset {
             self.group.push_filler(active, at.offset);
         }
@@ -230,10 +252,11 @@ impl<D: Domain> Log<D> {
             match entry.then {
                 Then::Filler => {}
                 Then::Part(put) => {
-                    put.fail(error);
+                    put.fail(&self.shortage(error.clone()));
                     put.queued_bytes
                         .fetch_sub(entry.record.value.len() as u64, Ordering::AcqRel);
                 }
+                Then::Copy(landing) => landing.answer(Err(error.clone())),
                 Then::Put { token, .. } | Then::Delete { token, .. } => {
                     self.fail(entry.record.client, entry.record.operation, token, error.clone());
                 }
@@ -261,7 +284,11 @@ impl<D: Domain> Log<D> {
                         .fetch_sub(record.value.len() as u64, Ordering::AcqRel);
                     continue;
                 }
-                Then::Put { token } => {
+                Then::Copy(landing) => {
+                    self.land(&mut index, &record, committed.locator, &landing);
+                    continue;
+                }
+                Then::Put { token, pins: _pins } => {
                     let old = index.put(record.hash, committed.locator, is_key);
                     committed.existed = old.is_some();
                     let value = dataset.footprint(&committed.locator);
@@ -307,12 +334,19 @@ impl<D: Domain> Log<D> {
 /// Who waits for what became of an operation that the log took.
 enum Owing {
     Part(Weak<PutState>),
-    Write { client: u64, operation: u64, token: u64 },
+    Write {
+        client: u64,
+        operation: u64,
+        token: u64,
+    },
+    /// Compaction: its channel is closed.
+    Nobody,
 }
 
 impl Owing {
     fn of(op: &Op) -> Self {
         match op {
+            Op::Task(_) => Self::Nobody,
             Op::Part { put, .. } => Self::Part(Arc::downgrade(put)),
             Op::Value { put, token, .. } | Op::Head { put, token, .. } => Self::Write {
                 client: put.client,
@@ -351,6 +385,7 @@ impl<D: Domain> Drop for Owed<D> {
         let mut done = Vec::new();
         for owing in self.taken.drain(..) {
             match owing {
+                Owing::Nobody => {}
                 Owing::Part(put) => {
                     if let Some(put) = put.upgrade() {
                         put.fail(&error);

@@ -20,11 +20,13 @@ use crate::error::StorageError;
 impl<D: Domain> Log<D> {
     /// Gives an operation its place in the group, or ends it.
     pub(super) fn place(&mut self, op: Op) {
+        self.urgent = matches!(op, Op::Delete { .. } | Op::Task(_));
         match op {
+            Op::Task(task) => self.task(task),
             Op::Part { put, bytes } => {
                 let len = bytes.len() as u64;
                 if let Err(error) = self.place_part(&put, bytes) {
-                    put.fail(&error);
+                    put.fail(&self.shortage(error));
                     put.queued_bytes.fetch_sub(len, Ordering::AcqRel);
                 }
             }
@@ -71,6 +73,7 @@ impl<D: Domain> Log<D> {
                 }
             }
         }
+        self.urgent = false;
         if self.group.bytes() >= GROUP_BYTES_MAX {
             self.flush();
         }
@@ -85,6 +88,14 @@ impl<D: Domain> Log<D> {
             let mut progress = lock(&put.progress);
             progress.crc.update(&bytes);
             let part = progress.parts.len() as u32;
+            if let Some(active) = &self.active
+                && progress
+                    .parts
+                    .last()
+                    .is_none_or(|last| last.segment != at.segment)
+            {
+                progress.pins.push(active.segment.pin());
+            }
             progress.parts.push(PartRef {
                 segment: at.segment,
                 offset_units: (at.offset / 64) as u32,
@@ -93,6 +104,7 @@ impl<D: Domain> Log<D> {
         };
         let value_crc = crc32c(&bytes);
         let record = Record {
+            sequence: None,
             kind: record_kind::PART,
             part,
             client: put.client,
@@ -122,6 +134,7 @@ impl<D: Domain> Log<D> {
         self.reserve_slot(&put.key, put.hash)?;
         self.overlay.insert(put.key.clone(), true);
         let record = Record {
+            sequence: None,
             kind,
             part: 0,
             client: put.client,
@@ -131,7 +144,8 @@ impl<D: Domain> Log<D> {
             value,
             value_crc,
         };
-        self.append(at, record, Then::Put { token });
+        let pins = lock(&put.progress).pins.clone();
+        self.append(at, record, Then::Put { token, pins });
         Ok(())
     }
 
@@ -147,6 +161,7 @@ impl<D: Domain> Log<D> {
         let existed = self.is_there(&key, hash);
         self.overlay.insert(key.clone(), false);
         let record = Record {
+            sequence: None,
             kind: record_kind::TOMBSTONE,
             part: u32::from(existed),
             client,

@@ -8,6 +8,7 @@ use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use super::super::limits::{GROUP_BYTES_MAX, GROUP_OPS_MAX, LOG_QUEUE_OPS_MAX};
 use super::super::lock;
 use super::super::put::PutState;
+use super::copy::Task;
 use crate::error::StorageError;
 
 /// A piece of work for the log.
@@ -34,12 +35,15 @@ pub(crate) enum Op {
         key: Vec<u8>,
         token: u64,
     },
+    /// Something that compaction asks for.
+    Task(Task),
 }
 
 impl Op {
     fn bytes(&self) -> u64 {
         match self {
             Self::Part { bytes, .. } | Self::Value { bytes, .. } => bytes.len() as u64,
+            Self::Task(task) => task.bytes(),
             Self::Head { .. } | Self::Delete { .. } => 0,
         }
     }
@@ -84,7 +88,8 @@ impl Queue {
     pub(crate) fn push(&self, op: Op) -> Result<(), StorageError> {
         let mut state = lock(&self.state);
         // Parts are bounded by the gather budget, and one that was taken from its client must not be lost here.
-        let limit = if matches!(op, Op::Part { .. }) {
+        // Compaction asks for one thing at a time.
+        let limit = if matches!(op, Op::Part { .. } | Op::Task(_)) {
             usize::MAX
         } else {
             LOG_QUEUE_OPS_MAX

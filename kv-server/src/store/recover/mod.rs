@@ -9,7 +9,9 @@ use std::sync::atomic::Ordering;
 use kv_fabric::Domain;
 use kv_proto::bucket::IndexScope;
 use kv_proto::hash::KeyHash;
-use kv_proto::layout::{FooterEntry, Locator, OperationEntry, record_kind, segment_state, units};
+use kv_proto::layout::{
+    FooterEntry, Locator, OperationEntry, SegmentTrailer, record_kind, segment_state, units,
+};
 use kv_proto::record::parse_head;
 
 use super::compact::footprint::Footprint;
@@ -240,6 +242,9 @@ pub(crate) fn recover<D: Domain>(
             &open.entries,
             &operations,
         )?;
+        if let Some(segment) = segments.get(&open.file.header.segment) {
+            segment.standing.set_tells_operations();
+        }
     }
     let mut live: Vec<((u64, u64), Newest)> = gathered.newest.drain().collect();
     live.retain(|(_, newest)| {
@@ -312,7 +317,9 @@ fn recover_segment<D: Domain>(
     let segment = file.load(files, place)?;
     if listed {
         gathered.report_damage(number, &file.verify(&segment, file.len)?);
+        segment.set_sequences(file.trailer.as_ref().and_then(sequences));
         segment.publish(segment_state::SEALED, file.len);
+        segment.standing.set_tells_operations();
         return Ok((segment, None));
     }
     let mut entries = Vec::new();
@@ -335,6 +342,7 @@ fn recover_segment<D: Domain>(
         widen(&mut scanned.sequences, entry.sequence);
     }
     gathered.report_damage(number, &scanned.damaged);
+    segment.set_sequences(scanned.sequences);
     segment.publish(segment_state::SEALED, scanned.end);
     if file.trailer.is_some() {
         return Ok((segment, None));
@@ -353,6 +361,11 @@ fn recover_segment<D: Domain>(
         entries,
     };
     Ok((segment, Some(unsealed)))
+}
+
+/// Lowest and highest sequence that a trailer tells of.
+fn sequences(trailer: &SegmentTrailer) -> Option<(u64, u64)> {
+    (trailer.sequence_max != 0).then_some((trailer.sequence_min, trailer.sequence_max))
 }
 
 /// Reads the FOOTERs of a sealed segment; whether it has some and all validate.

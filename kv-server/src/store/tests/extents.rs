@@ -14,6 +14,7 @@ fn wide(root: &std::path::Path) -> StoreOptions {
         segment_bytes: 150 * MIB,
         part_bytes: 32 * MIB,
         gather_budget_bytes: 128 * MIB,
+        compaction: crate::store::Compaction::default(),
         ..options(root)
     }
 }

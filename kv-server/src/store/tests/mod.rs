@@ -3,6 +3,7 @@
 
 mod basic;
 mod changes;
+mod compaction;
 mod crash;
 mod datasets;
 mod extents;

@@ -25,6 +25,8 @@ fn overwritten(root: &Path) -> Vec<std::path::PathBuf> {
             rig.store.create("set").unwrap();
         }
         rig.put("set", b"key", value).unwrap();
+        // Neither is worth compacting.
+        rig.put("set", value, &[1; 1000]).unwrap();
     }
     let files = segment_files(&Rig::open(root).dataset("set"));
     assert_eq!(files.len(), 2);
@@ -93,6 +95,8 @@ fn sequences_of_a_lost_segment_are_not_given_again() {
     let directory = scratch();
     let rig = Rig::open(directory.path());
     rig.store.create("set").unwrap();
+    // Not worth compacting.
+    rig.put("set", b"other", &[1; 20_000]).unwrap();
     let mut highest = 0;
     for count in 0..50_u64 {
         highest = rig.put("set", b"key", &count.to_le_bytes()).unwrap().sequence;
