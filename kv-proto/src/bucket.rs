@@ -48,8 +48,8 @@ pub enum IndexRefusal {
     /// Written while it was read, or no longer what the directory says. Read it again; then treat it as stale.
     #[error("checksum does not agree: torn, old or foreign")]
     Torn,
-    /// A group that was split or replaced: refresh the directory.
-    #[error("the group was split or replaced: the directory is stale")]
+    /// A group that was replaced: refresh the directory.
+    #[error("the group was replaced: the directory is stale")]
     Stale,
 }
 

@@ -50,18 +50,59 @@ impl KeyHash {
     }
 }
 
-/// Index of the directory entry for a slot hash: its first `depth` bits; no more than
+/// 2^32 * log2(1 + i / 8), rounded: the [`position`]s of the slot hashes i * 2^61.
+const POSITION_STEPS: [u64; 9] = [
+    0,
+    0x2b80_3474,
+    0x5269_e12f,
+    0x759d_4f81,
+    0x95c0_1a3a,
+    0xb350_0472,
+    0xceae_cfeb,
+    0xe829_fb69,
+    1 << 32,
+];
+
+/// Where a slot hash lies in the directory, as a fraction of 2^32: about log2(1 + h) for a hash h of 0 to 1, by straight
+/// lines between those of the multiples of 2^61. It never falls as the hash grows, and the hash's bits 0..29 do not count.
+///
+/// So the last prefix of any depth has twice as many keys as the first, and the groups between them have every share
+/// from one to two: at each size of the table equally many are about to be split. By the plain hash all of them would
+/// fill at once, and just after that half of the memory would be empty.
+#[must_use]
+pub const fn position(slot_hash: u64) -> u32 {
+    let step = (slot_hash >> 61) as usize;
+    let within = (slot_hash >> 29) & 0xffff_ffff;
+    let rise = POSITION_STEPS[step + 1] - POSITION_STEPS[step];
+    (POSITION_STEPS[step] + ((within * rise) >> 32)) as u32
+}
+
+/// The lowest slot hash whose [`position`] is at least `position`.
+#[must_use]
+pub const fn first_hash(position: u32) -> u64 {
+    let position = position as u64;
+    let mut step = 0;
+    while POSITION_STEPS[step + 1] <= position {
+        step += 1;
+    }
+    let rise = POSITION_STEPS[step + 1] - POSITION_STEPS[step];
+    let within = ((position - POSITION_STEPS[step]) << 32).div_ceil(rise);
+    (step as u64) << 61 | within << 29
+}
+
+/// Index of the directory entry for a slot hash: the first `depth` bits of its [`position`]; no more than
 /// [`DIRECTORY_DEPTH_MAX`] are taken.
 #[must_use]
 pub const fn directory_index(slot_hash: u64, depth: u8) -> u32 {
     match depth {
         0 => 0,
-        1..=DIRECTORY_DEPTH_MAX => (slot_hash >> (64 - depth as u32)) as u32,
-        _ => (slot_hash >> (64 - DIRECTORY_DEPTH_MAX as u32)) as u32,
+        1..=DIRECTORY_DEPTH_MAX => position(slot_hash) >> (32 - depth as u32),
+        _ => position(slot_hash) >> (32 - DIRECTORY_DEPTH_MAX as u32),
     }
 }
 
-/// The two candidate buckets of a slot hash in its group; they may be the same one.
+/// The two candidate buckets of a slot hash in its group, bits 0..6 and 6..12; they may be the same one. None of these
+/// bits counts for the [`position`].
 #[must_use]
 pub const fn candidate_buckets(slot_hash: u64) -> [u32; 2] {
     let mask = GROUP_BUCKETS - 1;

@@ -46,7 +46,7 @@ pub const BUCKET_SLOTS: usize = 10;
 pub const GROUP_BYTES: usize = GROUP_BUCKETS as usize * size_of::<Bucket>();
 /// Greatest depth of the directory: it has `1 << depth` entries.
 pub const DIRECTORY_DEPTH_MAX: u8 = 24;
-/// Set in the stamp of every bucket of a group that was split: its keys are elsewhere.
+/// Set in the stamp of every bucket of a group that was replaced: its keys are elsewhere.
 pub const STAMP_MOVED: u32 = 1 << 31;
 
 /// `magic` of a record: "VKR1" in memory order.
@@ -397,9 +397,9 @@ const _: () = assert!(size_of::<Slot>() == 24);
 pub struct Bucket {
     /// [`crate::bucket::IndexScope::bucket_checksum`].
     pub checksum: u64,
-    /// The group's stamp; [`STAMP_MOVED`] is set once it was split.
+    /// The group's stamp; [`STAMP_MOVED`] is set once it was replaced.
     pub stamp: u32,
-    /// Depth in the top 8 bits, prefix (the hash's first `depth` bits) in the others.
+    /// Depth in the top 8 bits, prefix (the first `depth` bits of [`crate::hash::position`]) in the others.
     pub depth_prefix: u32,
     /// Its keys, in no order.
     pub slots: [Slot; BUCKET_SLOTS],

@@ -333,6 +333,16 @@ fn the_limits_table_is_the_constants() {
 }
 
 #[test]
+fn the_positions_table_is_the_function() {
+    let rows = pairs(["Hash", "Position"]);
+    assert_eq!(rows.len(), 8);
+    for (step, (hash, position)) in (0_u64..).zip(rows) {
+        assert_eq!(number(&hash), step << 61);
+        assert_eq!(number(&position), u64::from(kv_proto::hash::position(step << 61)));
+    }
+}
+
+#[test]
 fn every_public_number_is_in_the_limits_table() {
     let known = constants();
     for source in [

@@ -9,7 +9,7 @@ use kv_proto::control::{
     decode_request, encode_answer, encode_refusal, encode_request,
 };
 use kv_proto::crc::{Crc32c, block_crcs, crc32c};
-use kv_proto::hash::{KeyHash, candidate_buckets, directory_index};
+use kv_proto::hash::{KeyHash, candidate_buckets, directory_index, first_hash, position};
 use kv_proto::layout::*;
 
 #[test]
@@ -113,16 +113,29 @@ fn bits_of_the_slot_hash_choose_entry_and_buckets() {
     assert_eq!(candidate_buckets(slot_hash), [0x15, 0x2a]);
     assert_eq!(candidate_buckets(0xfff), [63, 63], "they may be the same");
     assert_eq!(candidate_buckets(!0xfff), [0, 0], "no other bit counts");
+    assert_eq!(position(slot_hash), 0xf4a7_bb40);
     assert_eq!(directory_index(slot_hash, 0), 0);
     assert_eq!(directory_index(slot_hash, 1), 1);
-    assert_eq!(directory_index(slot_hash, 16), 0xf0c5);
-    assert_eq!(directory_index(slot_hash, 24), 0x00f0_c500);
+    assert_eq!(directory_index(slot_hash, 16), 0xf4a7);
+    assert_eq!(directory_index(slot_hash, 24), 0x00f4_a7bb);
     assert_eq!(
         directory_index(slot_hash, 255),
-        0x00f0_c500,
+        0x00f4_a7bb,
         "no deeper than there are"
     );
     assert_eq!(depth_prefix(3, 5), 0x0300_0005);
+}
+
+#[test]
+fn positions_are_close_to_the_logarithm() {
+    for step in 0..1_u64 << 16 {
+        let slot_hash = step << 48;
+        let exact = (1.0 + step as f64 / f64::from(1 << 16)).log2();
+        let off = f64::from(position(slot_hash)) / f64::from(u32::MAX) - exact;
+        assert!(off.abs() < 0.003, "{slot_hash:x}: off by {off}");
+    }
+    assert_eq!((position(0), position(u64::MAX)), (0, u32::MAX));
+    assert_eq!(first_hash(0), 0);
 }
 
 /// The vectors of RFC 3720, B.4, and the usual check value.

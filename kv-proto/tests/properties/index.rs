@@ -1,7 +1,7 @@
 //! Buckets and directory entries.
 
 use kv_proto::bucket::{IndexRefusal, IndexScope, judge_bucket, judge_directory_entry};
-use kv_proto::hash::{KeyHash, candidate_buckets, directory_index};
+use kv_proto::hash::{KeyHash, candidate_buckets, directory_index, first_hash, position};
 use kv_proto::layout::*;
 use proptest::prelude::*;
 use zerocopy::{FromBytes, IntoBytes};
@@ -134,4 +134,30 @@ fn a_bucket_that_was_split_or_covers_another_prefix_is_stale() {
         let judged = judge_directory_entry(&scope(), 9, depth, index, &foreign);
         assert_eq!(judged, Err(IndexRefusal::Stale), "depth {depth}, index {index}");
     }
+}
+
+/// What lists rely on: in the order of slot hashes one group follows the other, and where one begins is known.
+#[test]
+fn positions_never_fall_and_each_has_a_first_hash() {
+    let strategy = (any::<u64>(), any::<u64>(), any::<u32>(), any::<u64>());
+    check(strategy, |(hash, other, at, low)| {
+        let (less, more) = (hash.min(other), hash.max(other));
+        prop_assert!(position(less) <= position(more));
+        prop_assert!(position(hash) <= position(hash.saturating_add(low >> 30)));
+        prop_assert_eq!(
+            position(hash),
+            position(hash ^ (low & 0x1fff_ffff)),
+            "low bits do not count"
+        );
+        let first = first_hash(at);
+        prop_assert!(position(first) >= at);
+        prop_assert!(first == 0 || position(first - 1) < at);
+        let index = at >> 8;
+        prop_assert_eq!(
+            directory_index(first_hash(index << 8), 24),
+            index,
+            "no entry is empty"
+        );
+        Ok(())
+    });
 }

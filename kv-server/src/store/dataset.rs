@@ -15,7 +15,7 @@ use super::changes::collect;
 use super::compact::footprint::Footprint;
 use super::compact::{Gone, Ledger};
 use super::description::Description;
-use super::index::{Index, Place, Split};
+use super::index::{Index, Place, Replaced};
 use super::journal::{Change, Journal};
 use super::log::Queue;
 use super::operations::Operations;
@@ -187,15 +187,15 @@ impl<D: Domain> Dataset<D> {
         lock(&self.journal).push(&self.shared.retired, change, Vec::new())
     }
 
-    /// Notes splits of the index that are done, and what they retired. The index's lock is held by the caller.
-    pub(crate) fn note_splits(&self, splits: Vec<Split<D>>) {
+    /// Notes groups of the index that were replaced. The index's lock is held by the caller.
+    pub(crate) fn note_replaced(&self, replaced: Vec<Replaced<D>>) {
         let mut journal = lock(&self.journal);
-        for split in splits {
-            let change = match split.range {
+        for replaced in replaced {
+            let change = match replaced.range {
                 Some((first, count)) => Change::Range(first, count),
                 None => Change::Directory,
             };
-            let retired = split.retired.into_iter().map(Gone::Index).collect();
+            let retired = replaced.retired.into_iter().map(Gone::Index).collect();
             journal.push(&self.shared.retired, change, retired);
         }
     }
@@ -363,7 +363,7 @@ impl<D: Domain> Dataset<D> {
         let read = |figure: &AtomicU64| figure.load(Ordering::Relaxed);
         let (keys, index_bytes) = {
             let index = self.read_index();
-            (index.keys(), index.charged_bytes())
+            (index.keys(), index.bytes() + lock(&self.journal).bytes())
         };
         let figures = &self.figures;
         [
@@ -378,6 +378,7 @@ impl<D: Domain> Dataset<D> {
             ("damaged_records_count", read(&figures.damaged_records)),
             ("images_bytes", sum(Segment::charged_bytes)),
             ("index_bytes", index_bytes),
+            ("index_per_key_bytes", index_bytes.div_ceil(keys.max(1))),
             ("record_written_bytes", read(&figures.record_bytes)),
             ("puts_count", read(&figures.puts)),
             ("deletes_count", read(&figures.deletes)),

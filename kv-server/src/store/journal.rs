@@ -89,7 +89,18 @@ impl<T> Journal<T> {
     /// What was retired up to `number`: nobody reads it any more.
     pub fn release(&mut self, number: u64) -> Vec<T> {
         let end = self.retired.partition_point(|(at, _)| *at <= number);
-        self.retired.drain(..end).map(|(_, retired)| retired).collect()
+        let released = self.retired.drain(..end).map(|(_, retired)| retired).collect();
+        self.retired.shrink_to(2 * self.retired.len());
+        released
+    }
+
+    /// Memory of what waits and is counted nowhere else, bytes: directories, and this list.
+    pub(crate) fn bytes(&self) -> u64 {
+        let waiting = self.retired.iter().map(|(_, retired)| match retired {
+            Retired::Block(_) => 0,
+            Retired::Directory(directory) => directory.bytes(),
+        });
+        waiting.sum::<u64>() + (self.retired.capacity() * size_of::<(u64, Retired<D>)>()) as u64
     }
 
     /// What was retired and not released yet.

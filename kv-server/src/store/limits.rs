@@ -15,10 +15,20 @@ pub(crate) const JOURNAL_CHANGES_MAX: usize = 4096;
 /// Most operations of all clients of one dataset that are remembered; past it the client that was idle longest is
 /// forgotten.
 pub(crate) const OPERATIONS_TOTAL_MAX: usize = 1 << 20;
-/// Blocks of the first arena of an index; each further one has half as many as there are.
-pub(crate) const ARENA_BLOCKS_MIN: usize = 16;
-/// Blocks of the longest arena of an index.
-pub(crate) const ARENA_BLOCKS_MAX: usize = 1024;
+/// Blocks of the shortest arena of an index.
+pub(crate) const ARENA_BLOCKS_MIN: usize = 8;
+/// A new arena of an index has one in so many of the blocks that there are.
+pub(crate) const ARENA_FRACTION: usize = 16;
+/// Blocks of the longest arena of an index: as long as an extent.
+pub(crate) const ARENA_BLOCKS_MAX: usize = 4096;
+/// Most keys of a group of an index, nine for ten slots: to this the two candidate buckets can be kept even.
+pub(crate) const GROUP_KEYS_MAX: usize = 576;
+/// Groups by which the table of groups grows at least.
+pub(crate) const GROUPS_GROWTH_MIN: usize = 16;
+/// Most rounds in which the keys of a group are moved between their buckets; four are rarely needed.
+pub(crate) const SPREAD_ROUNDS_MAX: usize = 16;
+/// A directory with so many entries for each group is not doubled. There are one to four where nobody chooses hashes.
+pub(crate) const DIRECTORY_ENTRIES_PER_GROUP_MAX: usize = 16;
 /// Depth of a new index's directory: one page of entries.
 pub(crate) const DIRECTORY_DEPTH_MIN: u8 = 7;
 /// Least room for an append beside one whole part, bytes.

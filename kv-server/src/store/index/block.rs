@@ -9,7 +9,7 @@ use zerocopy::{FromZeros, IntoBytes};
 
 use crate::error::StorageError;
 use crate::store::budget::{Budget, Charge};
-use crate::store::limits::{ARENA_BLOCKS_MAX, ARENA_BLOCKS_MIN, PAGE_BYTES};
+use crate::store::limits::{ARENA_BLOCKS_MAX, ARENA_BLOCKS_MIN, ARENA_FRACTION, PAGE_BYTES};
 
 const BUCKET_BYTES: usize = size_of::<Bucket>();
 const ENTRY_BYTES: usize = size_of::<DirectoryEntry>();
@@ -55,9 +55,11 @@ pub(crate) struct Place<'a, D: Domain> {
 /// One group's block.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct BlockRef {
-    arena: usize,
-    block: usize,
+    arena: u16,
+    block: u16,
 }
+
+const _: () = assert!(ARENA_BLOCKS_MAX <= 1 << u16::BITS);
 
 /// All blocks of an index.
 pub(crate) struct Blocks<D: Domain> {
@@ -76,33 +78,48 @@ impl<D: Domain> Blocks<D> {
         }
     }
 
-    pub(crate) fn charged_bytes(&self) -> u64 {
-        self.arenas.iter().map(Readable::charged_bytes).sum()
+    /// All memory of the blocks and of these lists, bytes.
+    pub(crate) fn bytes(&self) -> u64 {
+        let lists =
+            self.arenas.capacity() * size_of::<Readable<D>>() + self.free.capacity() * size_of::<BlockRef>();
+        self.arenas.iter().map(Readable::charged_bytes).sum::<u64>() + lists as u64
     }
 
     /// A block that nobody reads. Where the budget does not allow the next arena, a smaller one is tried.
     pub(crate) fn take(&mut self, place: &Place<'_, D>) -> Result<BlockRef, StorageError> {
-        if let Some(block) = self.free.pop() {
-            return Ok(block);
-        }
-        let mut blocks = (self.count / 2).clamp(ARENA_BLOCKS_MIN, ARENA_BLOCKS_MAX);
-        let arena = loop {
-            match Readable::new(place, blocks * GROUP_BYTES) {
-                Err(StorageError::Memory { .. }) if blocks > 1 => blocks /= 2,
-                made => break made?,
+        if self.free.is_empty() {
+            let mut blocks = (self.count / ARENA_FRACTION).clamp(ARENA_BLOCKS_MIN, ARENA_BLOCKS_MAX);
+            while let Err(error) = self.add_arena(blocks, place) {
+                if blocks == 1 || !matches!(error, StorageError::Memory { .. }) {
+                    return Err(error);
+                }
+                blocks /= 2;
             }
-        };
+        }
+        Ok(self.free.pop().expect("an arena has blocks"))
+    }
+
+    /// Has at least `blocks` free, and no more than before where there were fewer.
+    pub(crate) fn reserve(&mut self, blocks: usize, place: &Place<'_, D>) -> Result<(), StorageError> {
+        while self.free.len() < blocks {
+            self.add_arena((blocks - self.free.len()).min(ARENA_BLOCKS_MAX), place)?;
+        }
+        Ok(())
+    }
+
+    fn add_arena(&mut self, blocks: usize, place: &Place<'_, D>) -> Result<(), StorageError> {
+        let arena = u16::try_from(self.arenas.len()).map_err(|_| StorageError::Limit {
+            what: "arenas of the index",
+            limit: 1 << u16::BITS,
+        })?;
+        self.arenas.push(Readable::new(place, blocks * GROUP_BYTES)?);
         self.count += blocks;
-        let arena_index = self.arenas.len();
-        self.arenas.push(arena);
-        self.free.extend((1..blocks).rev().map(|block| BlockRef {
-            arena: arena_index,
-            block,
-        }));
-        Ok(BlockRef {
-            arena: arena_index,
-            block: 0,
-        })
+        let new = (0..blocks).rev().map(|block| BlockRef {
+            arena,
+            block: block as u16,
+        });
+        self.free.extend(new);
+        Ok(())
     }
 
     /// Takes a block back that no session can read any more.
@@ -113,16 +130,21 @@ impl<D: Domain> Blocks<D> {
     }
 
     pub(crate) fn remote(&self, block: BlockRef) -> RemoteRef {
-        self.arenas[block.arena]
+        self.arenas[usize::from(block.arena)]
             .remote()
-            .offset((block.block * GROUP_BYTES) as u64)
+            .offset((usize::from(block.block) * GROUP_BYTES) as u64)
+    }
+
+    fn bucket_at(&self, block: BlockRef, index: u32) -> (&Memory, usize) {
+        debug_assert!(index < GROUP_BUCKETS);
+        let at = usize::from(block.block) * GROUP_BYTES + index as usize * BUCKET_BYTES;
+        (self.arenas[usize::from(block.arena)].memory(), at)
     }
 
     pub(crate) fn read(&self, block: BlockRef, index: u32) -> Bucket {
-        debug_assert!(index < GROUP_BUCKETS);
         let mut bucket = Bucket::new_zeroed();
-        let at = block.block * GROUP_BYTES + index as usize * BUCKET_BYTES;
-        self.arenas[block.arena].memory().read(at, bucket.as_mut_bytes());
+        let (memory, at) = self.bucket_at(block, index);
+        memory.read(at, bucket.as_mut_bytes());
         bucket
     }
 
@@ -137,8 +159,7 @@ impl<D: Domain> Blocks<D> {
         bucket: &mut Bucket,
     ) {
         bucket.checksum = scope.bucket_checksum(group, index, bucket);
-        let at = block.block * GROUP_BYTES + index as usize * BUCKET_BYTES;
-        let memory = self.arenas[block.arena].memory();
+        let (memory, at) = self.bucket_at(block, index);
         memory.write(at + 8, &bucket.as_bytes()[8..]);
         memory.store_u64(at, bucket.checksum);
     }
@@ -164,7 +185,8 @@ impl<D: Domain> Directory<D> {
         self.readable.remote()
     }
 
-    pub(crate) fn charged_bytes(&self) -> u64 {
+    /// Its memory, bytes.
+    pub(crate) fn bytes(&self) -> u64 {
         self.readable.charged_bytes()
     }
 

@@ -2,83 +2,51 @@
 //!
 //! - **I2**: a block or a directory that was replaced comes out as [`Retired`]; only [`Index::give_back`] has it
 //!   reused, and its caller says when.
-//! - A live bucket changes only under its checksum. The buckets of a group that was split carry `STAMP_MOVED` before
-//!   anything is changed in its children.
+//! - A live bucket changes only under its checksum. The buckets of a group that was replaced carry `STAMP_MOVED` before
+//!   anything is changed in what replaced it.
 //! - Memory is taken in [`Index::reserve`], before the record is written; [`Index::put`] cannot fail.
+//! - A group has at most [`GROUP_KEYS_MAX`] keys, and is split for no other reason than that it would have more, so the
+//!   groups follow from the most keys that each prefix ever had, in whatever order they came. Groups are never joined.
 
 use std::collections::VecDeque;
 
 use kv_fabric::Domain;
 use kv_proto::bucket::IndexScope;
-use kv_proto::hash::{KeyHash, candidate_buckets, directory_index, slot_matches};
-use kv_proto::layout::{
-    BUCKET_SLOTS, Bucket, DirectoryEntry, GROUP_BUCKETS, Locator, STAMP_MOVED, Slot, depth_prefix,
-};
+use kv_proto::hash::{KeyHash, candidate_buckets, directory_index, first_hash, slot_matches};
+use kv_proto::layout::{BUCKET_SLOTS, Bucket, DirectoryEntry, GROUP_BUCKETS, Locator, STAMP_MOVED, Slot};
 
-use super::limits::DIRECTORY_DEPTH_MIN;
+use super::limits::{DIRECTORY_DEPTH_MIN, GROUP_KEYS_MAX, GROUPS_GROWTH_MIN};
 use crate::error::StorageError;
 
 mod block;
 mod build;
-mod split;
+mod group;
+mod replace;
 #[cfg(test)]
 mod tests;
 
 use block::Blocks;
 pub(crate) use block::{BlockRef, Directory, Place, Readable};
-
-/// A group of buckets.
-struct Group {
-    number: u32,
-    depth: u8,
-    prefix: u32,
-    block: BlockRef,
-    /// Slots in use, by bucket.
-    used: [u8; GROUP_BUCKETS as usize],
-    /// Slots promised to records that are not durable yet, by bucket.
-    promised: [u8; GROUP_BUCKETS as usize],
-}
-
-impl Group {
-    const fn stamp(&self) -> u32 {
-        self.number & !STAMP_MOVED
-    }
-
-    const fn room(&self, bucket: u32) -> usize {
-        let bucket = bucket as usize;
-        BUCKET_SLOTS.saturating_sub(self.used[bucket] as usize + self.promised[bucket] as usize)
-    }
-
-    /// The candidate bucket with more room, if there is any.
-    fn roomiest(&self, hash: KeyHash) -> Option<u32> {
-        let [first, second] = candidate_buckets(hash.slot);
-        let best = if self.room(second) > self.room(first) {
-            second
-        } else {
-            first
-        };
-        (self.room(best) > 0).then_some(best)
-    }
-}
+use group::Group;
 
 /// A slot promised to a record that is not durable yet.
 struct Promise {
     hash: KeyHash,
-    group: usize,
-    bucket: u32,
+    group: u32,
+    bucket: u8,
 }
 
 /// Memory that was replaced, and that readers may still read.
 pub(crate) enum Retired<D: Domain> {
     Block(BlockRef),
-    Directory(Directory<D>),
+    Directory(Box<Directory<D>>),
 }
 
-/// What a split did.
-pub(crate) struct Split<D: Domain> {
+/// What replacing a group did.
+pub(crate) struct Replaced<D: Domain> {
     /// Directory entries that were changed in place; none where there is a new directory.
     pub(crate) range: Option<(u32, u32)>,
-    /// What it replaced.
+    /// What is not used any more.
     pub(crate) retired: Vec<Retired<D>>,
 }
 
@@ -96,9 +64,8 @@ pub(crate) struct Index<D: Domain> {
     blocks: Blocks<D>,
     directory: Directory<D>,
     /// For each entry of the directory, the group's place in `groups`.
-    entries: Vec<usize>,
-    groups: Vec<Option<Group>>,
-    groups_free: Vec<usize>,
+    entries: Vec<u32>,
+    groups: Vec<Group>,
     group_next: u32,
     promises: VecDeque<Promise>,
     keys: u64,
@@ -113,7 +80,6 @@ impl<D: Domain> Index<D> {
             directory: Directory::new(place, DIRECTORY_DEPTH_MIN, 1)?,
             entries: vec![0; 1 << DIRECTORY_DEPTH_MIN],
             groups: Vec::new(),
-            groups_free: Vec::new(),
             group_next: 1,
             promises: VecDeque::new(),
             keys: 0,
@@ -128,8 +94,12 @@ impl<D: Domain> Index<D> {
         &self.directory
     }
 
-    pub(crate) fn charged_bytes(&self) -> u64 {
-        self.blocks.charged_bytes() + self.directory.charged_bytes()
+    /// All its memory, bytes: what clients READ, blocks that were retired included, and the writer's own tables.
+    pub(crate) fn bytes(&self) -> u64 {
+        let tables = self.groups.capacity() * size_of::<Group>()
+            + self.entries.capacity() * size_of::<u32>()
+            + self.promises.capacity() * size_of::<Promise>();
+        self.blocks.bytes() + self.directory.bytes() + tables as u64
     }
 
     /// Where the record of a key lies; `is_key` tells it from others with the same hash.
@@ -139,7 +109,7 @@ impl<D: Domain> Index<D> {
 
     fn find_slot(&self, hash: KeyHash, is_key: impl Fn(&Locator) -> bool) -> Option<Found> {
         let at = self.group_of(hash);
-        let group = self.group(at);
+        let group = &self.groups[at];
         let [first, second] = candidate_buckets(hash.slot);
         let buckets = if first == second {
             &[first][..]
@@ -163,8 +133,8 @@ impl<D: Domain> Index<D> {
         None
     }
 
-    /// Promises a slot to a key that is not there, splitting groups until there is one. What was split goes to
-    /// `splits`, also where an error follows.
+    /// Promises a slot to a key that is not there, replacing groups until there is one. What was replaced goes to
+    /// `replaced`, also where an error follows.
     ///
     /// # Errors
     /// [`StorageError::Memory`] or [`StorageError::Fabric`] if there is no memory for more groups,
@@ -173,27 +143,34 @@ impl<D: Domain> Index<D> {
         &mut self,
         hash: KeyHash,
         place: &Place<'_, D>,
-        splits: &mut Vec<Split<D>>,
+        replaced: &mut Vec<Replaced<D>>,
     ) -> Result<(), StorageError> {
         loop {
             let at = self.group_of(hash);
-            if let Some(bucket) = self.group(at).roomiest(hash) {
-                self.group_mut(at).promised[bucket as usize] += 1;
-                self.promises.push_back(Promise {
-                    hash,
-                    group: at,
-                    bucket,
-                });
-                return Ok(());
+            let group = &mut self.groups[at];
+            if usize::from(group.taken) < GROUP_KEYS_MAX {
+                if let Some(bucket) = group.roomiest(hash) {
+                    group.promise(bucket);
+                    self.promises.push_back(Promise {
+                        hash,
+                        group: at as u32,
+                        bucket: bucket as u8,
+                    });
+                    return Ok(());
+                }
+                if let Some(rewritten) = self.rewrite(at, hash, place)? {
+                    replaced.push(rewritten);
+                    return Ok(());
+                }
             }
-            splits.push(self.split(at, place)?);
+            replaced.push(self.split(at, place)?);
         }
     }
 
     /// Takes back every promise that was not used.
     pub(crate) fn forget_promises(&mut self) {
         while let Some(promise) = self.promises.pop_front() {
-            self.group_mut(promise.group).promised[promise.bucket as usize] -= 1;
+            self.groups[promise.group as usize].forget_promise(u32::from(promise.bucket));
         }
     }
 
@@ -221,18 +198,16 @@ impl<D: Domain> Index<D> {
             .position(|promise| promise.hash == hash)
             .expect("a slot was promised before the record was written");
         let promise = self.promises.remove(at).expect("position is inside");
-        let group = self.group_mut(promise.group);
-        group.promised[promise.bucket as usize] -= 1;
-        group.used[promise.bucket as usize] += 1;
-        let block = group.block;
+        let (at, bucket) = (promise.group as usize, u32::from(promise.bucket));
+        self.groups[at].keep_promise(bucket);
         let free = self
             .blocks
-            .read(block, promise.bucket)
+            .read(self.groups[at].block, bucket)
             .slots
             .iter()
             .position(|slot| slot.locator.segment == 0)
             .expect("a promised slot is free");
-        self.write_slot(promise.group, promise.bucket, free, slot);
+        self.write_slot(at, bucket, free, slot);
         self.keys += 1;
         None
     }
@@ -240,28 +215,23 @@ impl<D: Domain> Index<D> {
     /// Empties a key's slot; what it named.
     pub(crate) fn remove(&mut self, hash: KeyHash, is_key: impl Fn(&Locator) -> bool) -> Option<Locator> {
         let found = self.find_slot(hash, is_key)?;
-        self.group_mut(found.group).used[found.bucket as usize] -= 1;
+        self.groups[found.group].empty(found.bucket);
         self.write_slot(found.group, found.bucket, found.slot, Slot::default());
         self.keys -= 1;
         Some(found.locator)
     }
 
-    /// Slots of the group that covers slot hash `from`, from there on, by hash; and the hash after the group.
+    /// Slots of the group that covers slot hash `from`, from there on, by hash; and the first hash after the group.
     pub(crate) fn slots_from(&self, from: u64) -> (Vec<Slot>, Option<u64>) {
         let at = self.entries[directory_index(from, self.directory.depth) as usize];
-        let group = self.group(at);
+        let group = &self.groups[at as usize];
         let mut slots: Vec<Slot> = (0..GROUP_BUCKETS)
             .flat_map(|bucket| self.blocks.read(group.block, bucket).slots)
             .filter(|slot| slot.locator.segment != 0 && slot.hash >= from)
             .collect();
         slots.sort_by_key(|slot| slot.hash);
-        let next = u64::from(group.prefix) + 1;
-        let next = match group.depth {
-            0 => None,
-            depth if next >> depth != 0 => None,
-            depth => Some(next << (64 - u32::from(depth))),
-        };
-        (slots, next)
+        let end = (u64::from(group.prefix) + 1) << (32 - u32::from(group.depth));
+        (slots, u32::try_from(end).ok().map(first_hash))
     }
 
     /// Takes memory back that no session can read any more.
@@ -285,34 +255,25 @@ impl<D: Domain> Index<D> {
     }
 
     fn group_of(&self, hash: KeyHash) -> usize {
-        self.entries[directory_index(hash.slot, self.directory.depth) as usize]
+        self.entries[directory_index(hash.slot, self.directory.depth) as usize] as usize
     }
 
-    fn group(&self, at: usize) -> &Group {
-        self.groups[at].as_ref().expect("entries name live groups")
-    }
-
-    fn group_mut(&mut self, at: usize) -> &mut Group {
-        self.groups[at].as_mut().expect("entries name live groups")
-    }
-
-    fn add_group(&mut self, group: Group) -> usize {
-        if let Some(at) = self.groups_free.pop() {
-            self.groups[at] = Some(group);
-            return at;
+    /// Adds a group to the table, which grows by little: it is memory that every key pays for.
+    fn add_group(&mut self, group: Group) {
+        if self.groups.len() == self.groups.capacity() {
+            let more = (self.groups.len() / 8).max(GROUPS_GROWTH_MIN);
+            self.groups.reserve_exact(more);
         }
-        self.groups.push(Some(group));
-        self.groups.len() - 1
+        self.groups.push(group);
     }
 
     /// Writes every bucket of a group that no client can know of yet.
-    fn fill_group(&self, at: usize, buckets: &[[Slot; BUCKET_SLOTS]; GROUP_BUCKETS as usize]) {
-        let group = self.group(at);
+    fn write_group(&self, group: &Group, buckets: &[[Slot; BUCKET_SLOTS]; GROUP_BUCKETS as usize]) {
         for (index, slots) in (0_u32..).zip(buckets) {
             let mut bucket = Bucket {
                 checksum: 0,
                 stamp: group.stamp(),
-                depth_prefix: depth_prefix(group.depth, group.prefix),
+                depth_prefix: group.depth_prefix(),
                 slots: *slots,
             };
             self.blocks
@@ -321,7 +282,7 @@ impl<D: Domain> Index<D> {
     }
 
     fn write_slot(&self, at: usize, bucket: u32, slot: usize, value: Slot) {
-        let group = self.group(at);
+        let group = &self.groups[at];
         let mut changed = self.blocks.read(group.block, bucket);
         changed.slots[slot] = value;
         self.blocks
@@ -330,7 +291,7 @@ impl<D: Domain> Index<D> {
 
     /// First directory entry that a group has, and how many.
     fn range_of(&self, at: usize) -> (u32, u32) {
-        let group = self.group(at);
+        let group = &self.groups[at];
         let spread = self.directory.depth - group.depth;
         (group.prefix << spread, 1 << spread)
     }
@@ -338,7 +299,7 @@ impl<D: Domain> Index<D> {
     /// Has the group's directory entries name it.
     fn point_at(&mut self, at: usize) {
         let (first, count) = self.range_of(at);
-        let group = self.group(at);
+        let group = &self.groups[at];
         let remote = self.blocks.remote(group.block);
         let entry = DirectoryEntry {
             checksum: 0,
@@ -346,11 +307,11 @@ impl<D: Domain> Index<D> {
             rkey: remote.rkey,
             group: group.number,
             stamp: group.stamp(),
-            depth_prefix: depth_prefix(group.depth, group.prefix),
+            depth_prefix: group.depth_prefix(),
         };
         for index in first..first + count {
             self.directory.write(&self.scope, index, entry);
-            self.entries[index as usize] = at;
+            self.entries[index as usize] = at as u32;
         }
     }
 }

@@ -191,9 +191,9 @@ impl<D: Domain> Log<D> {
             return Ok(());
         }
         let mut index = self.dataset.write_index();
-        let mut splits = Vec::new();
-        let reserved = index.reserve(hash, &self.dataset.place(), &mut splits);
-        self.dataset.note_splits(splits);
+        let mut replaced = Vec::new();
+        let reserved = index.reserve(hash, &self.dataset.place(), &mut replaced);
+        self.dataset.note_replaced(replaced);
         reserved
     }
 }

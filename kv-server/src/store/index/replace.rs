@@ -1,0 +1,201 @@
+//! Replacing a group: by one with its slots spread evenly, or by two; and doubling the directory where that takes
+//! another bit.
+//!
+//! All memory is taken before anything changes. What replaces a group is filled first, then the old buckets are
+//! stamped, then the directory names the new ones. The work is bounded: it is of one group, or, where the directory
+//! doubles, of its entries.
+
+use kv_fabric::Domain;
+use kv_proto::hash::{KeyHash, directory_index};
+use kv_proto::layout::{DIRECTORY_DEPTH_MAX, GROUP_BUCKETS, STAMP_MOVED, Slot};
+
+use super::super::limits::DIRECTORY_ENTRIES_PER_GROUP_MAX;
+use super::group::{Filled, Group, spread};
+use super::{BlockRef, Directory, Index, Place, Promise, Replaced, Retired};
+use crate::error::StorageError;
+
+/// A group as it is replaced.
+struct Old {
+    number: u32,
+    depth: u8,
+    prefix: u32,
+    block: BlockRef,
+}
+
+impl<D: Domain> Index<D> {
+    /// Replaces a group by one with its slots spread evenly, and promises one to `hash`; `None` where that cannot be.
+    pub(super) fn rewrite(
+        &mut self,
+        at: usize,
+        hash: KeyHash,
+        place: &Place<'_, D>,
+    ) -> Result<Option<Replaced<D>>, StorageError> {
+        let slots = self.slots_of(at);
+        let promised = |promise: &&mut Promise| promise.group as usize == at;
+        // Slots first, then promises in their order, then the new one.
+        let mut hashes: Vec<u64> = slots.iter().map(|(_, slot)| slot.hash).collect();
+        hashes.extend(
+            self.promises
+                .iter_mut()
+                .filter(promised)
+                .map(|promise| promise.hash.slot),
+        );
+        hashes.push(hash.slot);
+        let Some(chosen) = spread(&hashes, |hash| *hash) else {
+            return Ok(None);
+        };
+        let number = self.number()?;
+        let block = self.blocks.take(place)?;
+        let old = self.old(at);
+        let mut filled = Filled::new();
+        for ((_, slot), bucket) in slots.iter().zip(chosen) {
+            filled.put(u32::from(bucket), *slot);
+        }
+        self.promises.push_back(Promise {
+            hash,
+            group: at as u32,
+            bucket: 0,
+        });
+        let promises = self.promises.iter_mut().filter(promised);
+        for (promise, bucket) in promises.zip(&chosen[slots.len()..]) {
+            promise.bucket = *bucket;
+            filled.promise(u32::from(*bucket));
+        }
+        self.groups[at] = self.filled_group(number, old.depth, old.prefix, block, &filled);
+        self.stamp_moved(&old);
+        let range = self.range_of(at);
+        self.point_at(at);
+        Ok(Some(Replaced {
+            range: Some(range),
+            retired: vec![Retired::Block(old.block)],
+        }))
+    }
+
+    /// Replaces a group by two, each with one more bit of the position; slots and promises keep their buckets.
+    pub(super) fn split(&mut self, at: usize, place: &Place<'_, D>) -> Result<Replaced<D>, StorageError> {
+        let old = self.old(at);
+        let doubled = self.doubled(old.depth, place)?;
+        let numbers = [self.number()?, self.number()?];
+        let low = self.blocks.take(place)?;
+        let high = match self.blocks.take(place) {
+            Ok(block) => block,
+            Err(error) => {
+                self.blocks.give_back(low);
+                return Err(error);
+            }
+        };
+        let range = self.range_of(at);
+        let depth = old.depth + 1;
+        let bit_of = |hash: u64| (directory_index(hash, depth) & 1) as usize;
+        let mut halves = [Filled::new(), Filled::new()];
+        for (bucket, slot) in self.slots_of(at) {
+            halves[bit_of(slot.hash)].put(bucket, slot);
+        }
+        let places = [at, self.groups.len()];
+        for promise in self
+            .promises
+            .iter_mut()
+            .filter(|promise| promise.group as usize == at)
+        {
+            let bit = bit_of(promise.hash.slot);
+            halves[bit].promise(u32::from(promise.bucket));
+            promise.group = places[bit] as u32;
+        }
+        let [low, high] = [(0, low), (1, high)].map(|(bit, block)| {
+            let prefix = old.prefix << 1 | bit as u32;
+            self.filled_group(numbers[bit], depth, prefix, block, &halves[bit])
+        });
+        self.groups[at] = low;
+        self.add_group(high);
+        self.stamp_moved(&old);
+        let mut retired = vec![Retired::Block(old.block)];
+        let Some(directory) = doubled else {
+            places.into_iter().for_each(|place| self.point_at(place));
+            return Ok(Replaced {
+                range: Some(range),
+                retired,
+            });
+        };
+        let outgrown = std::mem::replace(&mut self.directory, directory);
+        retired.push(Retired::Directory(Box::new(outgrown)));
+        self.entries = vec![0; 1 << self.directory.depth];
+        (0..self.groups.len()).for_each(|place| self.point_at(place));
+        Ok(Replaced { range: None, retired })
+    }
+
+    /// The directory that a group of `depth` needs when it is split, where that is another one.
+    fn doubled(&self, depth: u8, place: &Place<'_, D>) -> Result<Option<Directory<D>>, StorageError> {
+        if depth < self.directory.depth {
+            return Ok(None);
+        }
+        if depth == DIRECTORY_DEPTH_MAX {
+            return Err(StorageError::Limit {
+                what: "depth of the index",
+                limit: u64::from(DIRECTORY_DEPTH_MAX),
+            });
+        }
+        // Hashes of keys that were not chosen never come near this; memory for one who chooses would be everyone's.
+        if self.entries.len() >= DIRECTORY_ENTRIES_PER_GROUP_MAX * self.groups.len() {
+            return Err(StorageError::Limit {
+                what: "entries of the directory for each group (keys with the same hash bits)",
+                limit: DIRECTORY_ENTRIES_PER_GROUP_MAX as u64,
+            });
+        }
+        Directory::new(place, depth + 1, self.directory.version + 1).map(Some)
+    }
+
+    fn old(&self, at: usize) -> Old {
+        let group = &self.groups[at];
+        Old {
+            number: group.number,
+            depth: group.depth,
+            prefix: group.prefix,
+            block: group.block,
+        }
+    }
+
+    /// Slots in use of a group, with their buckets.
+    fn slots_of(&self, at: usize) -> Vec<(u32, Slot)> {
+        let group = &self.groups[at];
+        let mut slots = Vec::with_capacity(usize::from(group.taken));
+        for bucket in 0..GROUP_BUCKETS {
+            let read = self.blocks.read(group.block, bucket).slots;
+            slots.extend(
+                read.into_iter()
+                    .filter(|slot| slot.locator.segment != 0)
+                    .map(|slot| (bucket, slot)),
+            );
+        }
+        slots
+    }
+
+    /// A group of what is in `filled`, written where no client can know of it yet.
+    pub(super) fn filled_group(
+        &self,
+        number: u32,
+        depth: u8,
+        prefix: u32,
+        block: BlockRef,
+        filled: &Filled,
+    ) -> Group {
+        let group = Group {
+            number,
+            prefix,
+            block,
+            taken: filled.taken,
+            depth,
+            counts: filled.counts,
+        };
+        self.write_group(&group, &filled.buckets);
+        group
+    }
+
+    fn stamp_moved(&self, old: &Old) {
+        for index in 0..GROUP_BUCKETS {
+            let mut bucket = self.blocks.read(old.block, index);
+            bucket.stamp |= STAMP_MOVED;
+            self.blocks
+                .write(&self.scope, old.block, old.number, index, &mut bucket);
+        }
+    }
+}
