@@ -110,6 +110,7 @@ impl Directory {
     }
 
     /// Numbers of the pages that are not there.
+    #[cfg(test)]
     pub(crate) fn missing(&self) -> impl Iterator<Item = u32> + '_ {
         let absent = self.pages.iter().enumerate().filter(|(_, page)| page.is_none());
         absent.map(|(index, _)| index as u32)

@@ -15,13 +15,14 @@ use std::time::Duration;
 
 use kv_fabric::{Fabric, ReadStatus};
 use kv_proto::control::Request;
-use kv_proto::hash::KeyHash;
+use kv_proto::hash::{KeyHash, directory_index};
 use kv_proto::layout::KEY_MAX_BYTES;
 
 use crate::backoff::Backoff;
 use crate::clock::{Deadline, boot_ns};
 use crate::memory::BufferOn;
 use crate::opening::Core;
+use crate::tables::{PAGE_ENTRIES, View};
 use crate::{ClientError, ReadError};
 use counters::add;
 use item::Item;
@@ -87,10 +88,7 @@ impl<'c, F: Fabric> Call<'c, F> {
         }
         let verify = self.core.shared().options.verify;
         while items.iter().any(|item| item.result.is_none()) {
-            let lookups = items
-                .iter()
-                .any(|item| item.at.is_none() && item.result.is_none());
-            match self.ready(lookups) {
+            match self.ready(items) {
                 Ok(()) => {}
                 Err(NotReady::Never(error)) => return finish(items, error),
                 Err(NotReady::Again) => {
@@ -98,11 +96,6 @@ impl<'c, F: Fabric> Call<'c, F> {
                         return finish(items, self.last);
                     }
                     continue;
-                }
-            }
-            for item in items.iter_mut().filter(|item| item.attempt == 0) {
-                if let Some(key) = item.key {
-                    item.hash = KeyHash::of(&self.lane.footing.view.hash_key, key);
                 }
             }
             let mut pass = Pass::new(&mut self.lane, items, place, verify);
@@ -125,16 +118,14 @@ impl<'c, F: Fabric> Call<'c, F> {
         self.backoff.sleep(self.deadline)
     }
 
-    /// Makes session, dataset, connection and, for lookups, the directory ready, and enters.
-    fn ready(&mut self, lookups: bool) -> Result<(), NotReady> {
+    /// Makes session, dataset, connection and the pages of the directory that `items` need ready, and enters.
+    fn ready(&mut self, items: &mut [Item<'_>]) -> Result<(), NotReady> {
         if self.lane.enter(boot_ns())
             && !self.lane.footing.view.dropped
             && self.lane.footing.view.table_next.is_none()
+            && missing_pages(&self.lane.footing.view, items).is_empty()
         {
-            let whole = || self.lane.footing.view.directory.missing().next().is_none();
-            if !lookups || whole() {
-                return Ok(());
-            }
+            return Ok(());
         }
         self.lane.leave();
         let up = self.core.shared().ensure(self.deadline, false).map_err(never)?;
@@ -146,22 +137,22 @@ impl<'c, F: Fabric> Call<'c, F> {
         if !self.lane.enter(boot_ns()) {
             return Err(NotReady::Again);
         }
-        if lookups { self.read_directory() } else { Ok(()) }
-    }
-
-    /// Reads the pages of the directory that are not there.
-    fn read_directory(&mut self) -> Result<(), NotReady> {
-        let view = std::sync::Arc::clone(&self.lane.footing.view);
-        let mut missing = view.directory.missing().peekable();
-        if missing.peek().is_none() {
+        let missing = missing_pages(&self.lane.footing.view, items);
+        if missing.is_empty() {
             return Ok(());
         }
+        self.read_directory(missing)
+    }
+
+    /// Reads pages of the directory.
+    fn read_directory(&mut self, missing: Vec<u32>) -> Result<(), NotReady> {
+        let changes = self.lane.footing.view.changes;
         let mut pass = Pass::new(&mut self.lane, &mut [], None, true);
-        pass.want_pages(missing);
+        pass.want_pages(missing.into_iter());
         let ended = pass.run(self.budget, &mut self.deadline);
         let (pages, torn) = (std::mem::take(&mut pass.pages_read), pass.pages_torn);
         // A view that changed while the pages flew is a change that they may not have.
-        let installed = self.core.state().install(view.changes, pages);
+        let installed = self.core.state().install(changes, pages);
         if let Err(Trouble::Fabric(status)) = ended {
             self.last = ReadError::Fabric(status);
             self.failed += 1;
@@ -284,6 +275,24 @@ impl<'c, F: Fabric> Call<'c, F> {
         // Whatever comes of it, the next pass looks at the row.
         let _ = shared.ask(view.generation, request, state, self.deadline);
     }
+}
+
+/// Hashes the keys that are to be looked up; pages of the directory that they need and that are not there.
+fn missing_pages(view: &View, items: &mut [Item<'_>]) -> Vec<u32> {
+    let mut missing = Vec::new();
+    for item in items.iter_mut().filter(|item| item.result.is_none()) {
+        let (Some(key), None) = (item.key, item.at) else {
+            continue;
+        };
+        item.hash = KeyHash::of(&view.hash_key, key);
+        let index = directory_index(item.hash.slot, view.directory.depth);
+        if view.directory.entry(index).is_none() {
+            missing.push(index / PAGE_ENTRIES);
+        }
+    }
+    missing.sort_unstable();
+    missing.dedup();
+    missing
 }
 
 /// Gives every item without a result this one.

@@ -363,7 +363,10 @@ impl<D: Domain> Dataset<D> {
         let read = |figure: &AtomicU64| figure.load(Ordering::Relaxed);
         let (keys, index_bytes) = {
             let index = self.read_index();
-            (index.keys(), index.bytes() + lock(&self.journal).bytes())
+            (
+                index.keys(),
+                index.bytes() + lock(&self.journal).bytes(Retired::bytes),
+            )
         };
         let figures = &self.figures;
         [

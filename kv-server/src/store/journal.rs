@@ -94,13 +94,10 @@ impl<T> Journal<T> {
         released
     }
 
-    /// Memory of what waits and is counted nowhere else, bytes: directories, and this list.
-    pub(crate) fn bytes(&self) -> u64 {
-        let waiting = self.retired.iter().map(|(_, retired)| match retired {
-            Retired::Block(_) => 0,
-            Retired::Directory(directory) => directory.bytes(),
-        });
-        waiting.sum::<u64>() + (self.retired.capacity() * size_of::<(u64, Retired<D>)>()) as u64
+    /// Memory of this list, and of what waits in it as `of` counts it, bytes.
+    pub(crate) fn bytes(&self, of: impl Fn(&T) -> u64) -> u64 {
+        let waiting: u64 = self.retired.iter().map(|(_, retired)| of(retired)).sum();
+        waiting + (self.retired.capacity() * size_of::<(u64, T)>()) as u64
     }
 
     /// What was retired and not released yet.

@@ -18,7 +18,7 @@ pub(crate) const OPERATIONS_TOTAL_MAX: usize = 1 << 20;
 /// Blocks of the shortest arena of an index.
 pub(crate) const ARENA_BLOCKS_MIN: usize = 8;
 /// A new arena of an index has one in so many of the blocks that there are.
-pub(crate) const ARENA_FRACTION: usize = 16;
+pub(crate) const ARENA_FRACTION: usize = 32;
 /// Blocks of the longest arena of an index: as long as an extent.
 pub(crate) const ARENA_BLOCKS_MAX: usize = 4096;
 /// Most keys of a group of an index, nine for ten slots: to this the two candidate buckets can be kept even.

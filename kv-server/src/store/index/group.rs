@@ -22,7 +22,7 @@ impl Counts {
         Self([0; BUCKETS])
     }
 
-    fn room(&self, bucket: u32) -> usize {
+    pub(super) fn room(&self, bucket: u32) -> usize {
         let both = self.0[bucket as usize];
         BUCKET_SLOTS - usize::from(both & 15) - usize::from(both >> 4)
     }

@@ -42,6 +42,16 @@ pub(crate) enum Retired<D: Domain> {
     Directory(Box<Directory<D>>),
 }
 
+impl<D: Domain> Retired<D> {
+    /// Its memory, bytes, where the index does not count it any more: blocks stay in their arenas.
+    pub(crate) fn bytes(&self) -> u64 {
+        match self {
+            Self::Block(_) => 0,
+            Self::Directory(directory) => directory.bytes(),
+        }
+    }
+}
+
 /// What replacing a group did.
 pub(crate) struct Replaced<D: Domain> {
     /// Directory entries that were changed in place; none where there is a new directory.

@@ -1,0 +1,355 @@
+//! The index against a map, under readers that know kv-proto's rules and nothing else. The seed is printed;
+//! `VKV_SEED=<seed>` replays the writer's part.
+
+use std::collections::{HashMap, VecDeque};
+use std::hash::{BuildHasher, RandomState};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+
+use kv_fabric::RemoteRef;
+use kv_proto::bucket::{IndexRefusal, candidates, judge_bucket, judge_directory_entry};
+use kv_proto::hash::{candidate_buckets, directory_index};
+use kv_proto::layout::{BUCKET_SLOTS, Bucket, DirectoryEntry, GROUP_BUCKETS};
+use zerocopy::{FromZeros, IntoBytes};
+
+use super::*;
+use crate::store::limits::DIRECTORY_DEPTH_MIN;
+
+const KEYS: u64 = 120_000;
+const READERS: usize = 2;
+const BATCHES: u64 = 12_000;
+
+/// SplitMix64.
+struct Random(u64);
+
+impl Random {
+    fn below(&mut self, end: u64) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mixed = (self.0 ^ self.0 >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        let mixed = (mixed ^ mixed >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
+        (mixed ^ mixed >> 31) % end
+    }
+}
+
+fn hash_of(key: u64) -> KeyHash {
+    KeyHash::of(&[9; 16], &key.to_le_bytes())
+}
+
+/// The locator of a key's version.
+fn locator_of(key: u64, version: u32) -> Locator {
+    Locator {
+        segment: key as u32 + 1,
+        offset_units: version,
+        value_len_bytes: 0,
+        key_len_bytes: 8,
+        tag: hash_of(key).tag(),
+    }
+}
+
+/// Keys that are never deleted once they are there.
+const fn stays(key: u64) -> bool {
+    key.is_multiple_of(4)
+}
+
+/// What a server tells: where the directory lies, and the number of the latest retirement.
+#[derive(Clone, Copy)]
+struct Told {
+    number: u64,
+    directory: RemoteRef,
+    version: u64,
+    depth: u8,
+}
+
+fn told(number: u64, index: &Index<TestDomain>) -> Told {
+    Told {
+        number,
+        directory: index.directory().remote(),
+        version: index.directory().version,
+        depth: index.directory().depth,
+    }
+}
+
+/// Odd versions of a key are there, even ones are not; what is done lies between what readers may see.
+struct World {
+    network: Network,
+    told: Mutex<Told>,
+    begun: Vec<AtomicU32>,
+    done: Vec<AtomicU32>,
+    acknowledged: [AtomicU64; READERS],
+    stop: AtomicBool,
+}
+
+#[derive(Debug, Default)]
+struct Seen {
+    found: u64,
+    absent: u64,
+    torn: u64,
+    stale: u64,
+    refreshed: u64,
+}
+
+struct Reader<'w> {
+    world: &'w World,
+    told: Told,
+    entries: Vec<DirectoryEntry>,
+    seen: Seen,
+}
+
+impl Reader<'_> {
+    /// Learns what the server tells, READs the directory, and acknowledges.
+    fn refresh(&mut self, reader: usize) {
+        loop {
+            self.seen.refreshed += 1;
+            self.told = *self.world.told.lock().unwrap();
+            self.entries = vec![DirectoryEntry::new_zeroed(); 1 << self.told.depth];
+            let network = &self.world.network;
+            if network.read(self.told.directory, self.entries.as_mut_bytes()) {
+                self.world.acknowledged[reader].store(self.told.number, Ordering::SeqCst);
+                return;
+            }
+        }
+    }
+
+    fn lookup(&self, key: u64) -> Result<Option<Locator>, IndexRefusal> {
+        let hash = hash_of(key);
+        let Told { version, depth, .. } = self.told;
+        let at = directory_index(hash.slot, depth);
+        let entry = self.entries[at as usize];
+        judge_directory_entry(&SCOPE, version, depth, at, &entry)?;
+        let mut found = None;
+        for index in candidate_buckets(hash.slot) {
+            let mut bucket = Bucket::new_zeroed();
+            let from = RemoteRef {
+                address: entry.address + u64::from(index) * size_of::<Bucket>() as u64,
+                rkey: entry.rkey,
+            };
+            assert!(
+                self.world.network.read(from, bucket.as_mut_bytes()),
+                "blocks stay registered"
+            );
+            judge_bucket(&SCOPE, &entry, index, &bucket, hash)?;
+            found = candidates(&bucket, hash, 8).next().or(found);
+        }
+        Ok(found)
+    }
+
+    fn run(mut self, reader: usize, mut random: Random) -> Seen {
+        self.refresh(reader);
+        while !self.world.stop.load(Ordering::Relaxed) {
+            let key = random.below(KEYS);
+            let least = self.world.done[key as usize].load(Ordering::SeqCst);
+            let looked = self.lookup(key);
+            let most = self.world.begun[key as usize].load(Ordering::SeqCst);
+            match looked {
+                Ok(Some(locator)) => {
+                    let version = locator.offset_units;
+                    assert_eq!(locator, locator_of(key, version), "another key's");
+                    assert!((least..=most).contains(&version), "{version} of {least}..={most}");
+                    self.seen.found += 1;
+                }
+                Ok(None) => {
+                    let was_there = least % 2 == 1 && (stays(key) || most == least);
+                    assert!(!was_there, "key {key} was there: {least}..={most}");
+                    self.seen.absent += 1;
+                }
+                Err(IndexRefusal::Torn) => {
+                    self.seen.torn += 1;
+                    self.refresh(reader);
+                }
+                Err(IndexRefusal::Stale) => {
+                    self.seen.stale += 1;
+                    self.refresh(reader);
+                }
+            }
+        }
+        self.world.acknowledged[reader].store(u64::MAX, Ordering::SeqCst);
+        self.seen
+    }
+}
+
+/// What the writer did besides storing.
+#[derive(Debug, Default)]
+struct Done {
+    rewrites: u64,
+    splits: u64,
+    doublings: u64,
+    released: u64,
+    forgotten: u64,
+}
+
+struct Writer<'w> {
+    world: &'w World,
+    index: Index<TestDomain>,
+    map: HashMap<u64, u32>,
+    retired: VecDeque<(u64, Retired<TestDomain>)>,
+    number: u64,
+    done: Done,
+}
+
+impl Writer<'_> {
+    fn note(&mut self, replaced: Vec<Replaced<TestDomain>>) {
+        for replaced in replaced {
+            self.number += 1;
+            self.done.doublings += u64::from(replaced.range.is_none());
+            let number = self.number;
+            self.retired
+                .extend(replaced.retired.into_iter().map(|retired| (number, retired)));
+        }
+        *self.world.told.lock().unwrap() = told(self.number, &self.index);
+        let all = self.world.acknowledged.iter();
+        let acknowledged = all.map(|number| number.load(Ordering::SeqCst)).min().unwrap_or(0);
+        while self
+            .retired
+            .front()
+            .is_some_and(|(number, _)| *number <= acknowledged)
+        {
+            let (_, retired) = self.retired.pop_front().unwrap();
+            self.index.give_back(retired);
+            self.done.released += 1;
+        }
+    }
+
+    /// Changes a few keys as a group of the log does: slots first, then all of them, or none.
+    fn batch(&mut self, random: &mut Random, place: &Place<'_, TestDomain>) {
+        let mut keys: Vec<u64> = (0..1 + random.below(30)).map(|_| random.below(KEYS)).collect();
+        keys.sort_unstable();
+        keys.dedup();
+        let mut replaced = Vec::new();
+        let groups = self.index.groups.len();
+        for key in keys.iter().filter(|key| !self.map.contains_key(key)) {
+            self.index.reserve(hash_of(*key), place, &mut replaced).unwrap();
+        }
+        let splits = (self.index.groups.len() - groups) as u64;
+        self.done.splits += splits;
+        self.done.rewrites += replaced.len() as u64 - splits;
+        self.note(replaced);
+        if random.below(20) == 0 {
+            self.done.forgotten += 1;
+            self.index.forget_promises();
+            return;
+        }
+        for key in keys {
+            let is_key = |locator: &Locator| u64::from(locator.segment) == key + 1;
+            let (begun, done) = (&self.world.begun[key as usize], &self.world.done[key as usize]);
+            let old = self.map.get(&key).copied();
+            let version = done.load(Ordering::SeqCst);
+            let delete = old.is_some() && !stays(key) && random.below(3) == 0;
+            let next = if delete || old.is_none() {
+                version + 1
+            } else {
+                version + 2
+            };
+            begun.store(next, Ordering::SeqCst);
+            let named = if delete {
+                self.map.remove(&key);
+                self.index.remove(hash_of(key), is_key)
+            } else {
+                self.map.insert(key, next);
+                self.index.put(hash_of(key), locator_of(key, next), is_key)
+            };
+            assert_eq!(named, old.map(|old| locator_of(key, old)));
+            done.store(next, Ordering::SeqCst);
+        }
+        self.index.forget_promises();
+    }
+
+    /// What the writer's own tables say is what the buckets hold.
+    fn check(&self) {
+        assert_eq!(self.index.keys(), self.map.len() as u64);
+        for (key, version) in &self.map {
+            let is_key = |locator: &Locator| u64::from(locator.segment) == key + 1;
+            let found = self.index.find(hash_of(*key), is_key);
+            assert_eq!(found, Some(locator_of(*key, *version)));
+        }
+        let mut taken = 0;
+        for group in &self.index.groups {
+            let mut in_group = 0;
+            for bucket in 0..GROUP_BUCKETS {
+                let slots = self.index.blocks.read(group.block, bucket).slots;
+                let used = slots.iter().filter(|slot| slot.locator.segment != 0).count();
+                assert_eq!(group.counts.used(bucket), used);
+                assert_eq!(
+                    group.counts.room(bucket),
+                    BUCKET_SLOTS - used,
+                    "a promise is left"
+                );
+                in_group += used;
+            }
+            assert_eq!(usize::from(group.taken), in_group);
+            taken += in_group;
+        }
+        assert_eq!(taken, self.map.len());
+    }
+}
+
+#[test]
+fn the_index_is_a_map_to_every_reader() {
+    let from_env = std::env::var("VKV_SEED").ok().and_then(|text| text.parse().ok());
+    let seed = from_env.unwrap_or_else(|| RandomState::new().hash_one(0));
+    println!("VKV_SEED={seed}");
+    let network = Network::default();
+    let domain = network.domain();
+    let budget = Budget::new(256 * MIB);
+    let place = Place {
+        domain: &domain,
+        budget: &budget,
+    };
+    let index = Index::build(SCOPE, &[], &place).unwrap();
+    let zeroes = || (0..KEYS).map(|_| AtomicU32::new(0)).collect();
+    let world = World {
+        network,
+        told: Mutex::new(told(0, &index)),
+        begun: zeroes(),
+        done: zeroes(),
+        acknowledged: Default::default(),
+        stop: AtomicBool::new(false),
+    };
+    let (done, seen) = std::thread::scope(|scope| {
+        let readers: Vec<_> = (0..READERS)
+            .map(|number| {
+                let reader = Reader {
+                    world: &world,
+                    told: *world.told.lock().unwrap(),
+                    entries: Vec::new(),
+                    seen: Seen::default(),
+                };
+                scope.spawn(move || reader.run(number, Random(seed ^ (number as u64 + 1))))
+            })
+            .collect();
+        let mut writer = Writer {
+            world: &world,
+            index,
+            map: HashMap::new(),
+            retired: VecDeque::new(),
+            number: 0,
+            done: Done::default(),
+        };
+        let mut random = Random(seed);
+        for _ in 0..BATCHES {
+            writer.batch(&mut random, &place);
+        }
+        world.stop.store(true, Ordering::Relaxed);
+        let seen: Vec<_> = readers.into_iter().map(|reader| reader.join().unwrap()).collect();
+        writer.check();
+        writer.note(Vec::new());
+        assert!(writer.retired.is_empty(), "every reader is gone");
+        assert!(writer.index.directory().depth > DIRECTORY_DEPTH_MIN);
+        (writer.done, seen)
+    });
+    println!("{done:?}");
+    let counts = [
+        done.rewrites,
+        done.splits,
+        done.doublings,
+        done.released,
+        done.forgotten,
+    ];
+    assert!(counts.iter().all(|count| *count > 0), "{done:?}");
+    for seen in seen {
+        println!("{seen:?}");
+        assert!(seen.found > 0 && seen.absent > 0, "{seen:?}");
+        // Else it did not read through a change; torn ones need luck on few processors.
+        assert!(seen.stale > 0 && seen.refreshed > 1, "{seen:?}");
+    }
+    assert_eq!(budget.used_bytes(), 0);
+}
