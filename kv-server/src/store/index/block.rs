@@ -124,8 +124,10 @@ impl<D: Domain> Blocks<D> {
 
     /// Takes a block back that no session can read any more.
     pub(crate) fn give_back(&mut self, block: BlockRef) {
-        let at = block.block * GROUP_BYTES;
-        self.arenas[block.arena].registration.reused(at, GROUP_BYTES);
+        let at = usize::from(block.block) * GROUP_BYTES;
+        self.arenas[usize::from(block.arena)]
+            .registration
+            .reused(at, GROUP_BYTES);
         self.free.push(block);
     }
 
