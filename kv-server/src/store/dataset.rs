@@ -365,7 +365,7 @@ impl<D: Domain> Dataset<D> {
             let index = self.read_index();
             (
                 index.keys(),
-                index.bytes() + lock(&self.journal).bytes(Retired::bytes),
+                index.bytes() + lock(&self.journal).bytes(Gone::index_bytes),
             )
         };
         let figures = &self.figures;

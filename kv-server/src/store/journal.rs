@@ -96,7 +96,7 @@ impl<T> Journal<T> {
 
     /// Memory of this list, and of what waits in it as `of` counts it, bytes.
     pub(crate) fn bytes(&self, of: impl Fn(&T) -> u64) -> u64 {
-        let waiting: u64 = self.retired.iter().map(|(_, retired)| of(retired)).sum();
+        let waiting: u64 = self.retired().map(of).sum();
         waiting + (self.retired.capacity() * size_of::<(u64, T)>()) as u64
     }
 

@@ -106,6 +106,16 @@ pub(crate) enum Gone<D: Domain> {
     Image(Arc<Segment<D>>),
 }
 
+impl<D: Domain> Gone<D> {
+    /// Memory of the index that waits and that the index does not count any more, bytes.
+    pub(crate) fn index_bytes(&self) -> u64 {
+        match self {
+            Self::Index(retired) => retired.bytes(),
+            Self::Image(_) => 0,
+        }
+    }
+}
+
 /// A segment file, as far as its records can be known.
 pub(crate) enum OnDisk<D: Domain> {
     Readable(Arc<Segment<D>>),
