@@ -2,7 +2,9 @@
 //!
 //! - `bench floor`: raw READs over `rdma-core-rs` beside perftest, alternating.
 //! - `bench fire`: readers against writers and reclamation, on networks that are late, in processes that stop.
+//! - `bench crash`: a server killed at random moments; nothing that was answered is lost.
 //! - `bench demo`: real files into a dataset and back, every byte compared; the main job.
+mod crash;
 mod demo;
 mod environment;
 mod fetch;
@@ -38,6 +40,8 @@ enum Command {
     Demo(demo::Args),
     /// Readers against writers and reclamation: no wrong byte, nothing old, and every hazard often enough.
     Fire(fire::Args),
+    /// Kills a server at random moments while it is written to, and compares everything after each restart.
+    Crash(crash::Args),
     /// One block of `demo`'s latency, in a process of its own.
     #[command(hide = true)]
     Block(latency::BlockArgs),
@@ -48,6 +52,7 @@ fn main() -> ExitCode {
         Command::Floor(args) => floor::run(&args),
         Command::Demo(args) => demo::run(&args),
         Command::Fire(args) => fire::run(&args),
+        Command::Crash(args) => crash::run(&args),
         Command::Block(args) => latency::run_block(&args),
     };
     match outcome {

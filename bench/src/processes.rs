@@ -9,17 +9,19 @@ use crate::Error;
 
 /// Longest that a server may take to be ready: it may have much to load.
 const READY_PATIENCE: Duration = Duration::from_secs(240);
+/// Between two looks whether it is.
+const READY_LOOK: Duration = Duration::from_millis(10);
 
-/// A running `kv-server`, killed when dropped.
-pub(crate) struct Server {
-    child: Child,
-    /// Address that it said it listens on.
-    pub(crate) address: String,
+/// A `kv-server` that was started and has not said that it is ready; killed when dropped.
+pub(crate) struct Starting {
+    server: Server,
+    ready_file: PathBuf,
+    log: PathBuf,
 }
 
-impl Server {
-    /// Starts `program serve` with `args` and waits until it says that it is ready, by way of `ready_file`.
-    pub(crate) fn start(
+impl Starting {
+    /// Starts `program serve` with `args`, which tells by way of `ready_file` when it is ready.
+    pub(crate) fn spawn(
         program: &Path,
         args: &[&std::ffi::OsStr],
         ready_file: &Path,
@@ -27,7 +29,7 @@ impl Server {
     ) -> Result<Self, Error> {
         let _ = fs::remove_file(ready_file);
         let log_file = fs::OpenOptions::new().create(true).append(true).open(log)?;
-        let mut child = Command::new(program)
+        let child = Command::new(program)
             .arg("serve")
             .args(args)
             .arg("--ready-file")
@@ -37,18 +39,28 @@ impl Server {
             .stderr(log_file)
             .spawn()
             .map_err(|error| format!("cannot start {}: {error}", program.display()))?;
+        Ok(Self {
+            server: Server {
+                child,
+                address: String::new(),
+            },
+            ready_file: ready_file.to_owned(),
+            log: log.to_owned(),
+        })
+    }
+
+    /// Waits until it says that it is ready.
+    pub(crate) fn ready(mut self) -> Result<Server, Error> {
         let deadline = Instant::now() + READY_PATIENCE;
         loop {
-            if let Ok(text) = fs::read_to_string(ready_file)
+            if let Ok(text) = fs::read_to_string(&self.ready_file)
                 && text.ends_with('\n')
             {
-                return Ok(Self {
-                    child,
-                    address: text.trim().to_owned(),
-                });
+                text.trim().clone_into(&mut self.server.address);
+                return Ok(self.server);
             }
-            if let Some(status) = child.try_wait()? {
-                let log = fs::read_to_string(log).unwrap_or_default();
+            if let Some(status) = self.server.child.try_wait()? {
+                let log = fs::read_to_string(&self.log).unwrap_or_default();
                 return Err(format!(
                     "kv-server ended with {status}: {}",
                     log.lines().last().unwrap_or_default()
@@ -56,12 +68,34 @@ impl Server {
                 .into());
             }
             if Instant::now() > deadline {
-                let _ = child.kill();
-                let _ = child.wait();
                 return Err(format!("kv-server was not ready within {READY_PATIENCE:?}").into());
             }
-            std::thread::sleep(Duration::from_millis(20));
+            std::thread::sleep(READY_LOOK);
         }
+    }
+
+    /// Sends SIGKILL and reaps it.
+    pub(crate) fn kill(self) -> Result<ExitStatus, Error> {
+        self.server.kill()
+    }
+}
+
+/// A running `kv-server`, killed when dropped.
+pub(crate) struct Server {
+    child: Child,
+    /// Address that it said it listens on.
+    pub(crate) address: String,
+}
+
+impl Server {
+    /// [`Starting::spawn`] and [`Starting::ready`].
+    pub(crate) fn start(
+        program: &Path,
+        args: &[&std::ffi::OsStr],
+        ready_file: &Path,
+        log: &Path,
+    ) -> Result<Self, Error> {
+        Starting::spawn(program, args, ready_file, log)?.ready()
     }
 
     /// Sends SIGKILL and reaps it.

@@ -11,6 +11,10 @@ pub struct ClientOptions {
     pub key: AccessKey,
     /// Id of the client, for retries across processes; random unless given. Two live sessions must not share one.
     pub client_id: Option<u64>,
+    /// Number of the first PUT or DELETE, each further one having the next; microseconds since 1970 unless given. Who
+    /// gives the client id and the number of an operation that was never answered begins that very operation again:
+    /// the server does it once, however often it is asked, as long as it remembers it.
+    pub first_operation: Option<u64>,
     /// Longest wait for a connection.
     pub connect_timeout: Duration,
     /// Longest time that a call goes without getting on, retries and reconnections included.
@@ -34,6 +38,7 @@ impl ClientOptions {
         Self {
             key,
             client_id: None,
+            first_operation: None,
             connect_timeout: Duration::from_secs(5),
             deadline: Duration::from_secs(10),
             data_connections: 1,

@@ -114,7 +114,9 @@ impl<F: Fabric> Shared<F> {
         };
         // Operations of a client id that outlives the process must go on above those of earlier processes.
         let since_epoch = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
-        let first_operation = since_epoch.map_or(1, |span| span.as_micros() as u64);
+        let first_operation = options
+            .first_operation
+            .unwrap_or_else(|| since_epoch.map_or(1, |span| span.as_micros() as u64));
         Ok(Self {
             fabric,
             address,
