@@ -3,6 +3,7 @@
 //! - `bench floor`: raw READs over `rdma-core-rs` beside perftest, alternating.
 //! - `bench fire`: readers against writers and reclamation, on networks that are late, in processes that stop.
 //! - `bench crash`: a server killed at random moments; nothing that was answered is lost.
+//! - `bench power`: the power cut at any point of a recording of the block device; the same.
 //! - `bench demo`: real files into a dataset and back, every byte compared; the main job.
 mod crash;
 mod demo;
@@ -12,6 +13,7 @@ mod fire;
 mod floor;
 mod latency;
 mod perftest;
+mod power;
 mod processes;
 mod raw;
 mod source;
@@ -42,6 +44,8 @@ enum Command {
     Fire(fire::Args),
     /// Kills a server at random moments while it is written to, and compares everything after each restart.
     Crash(crash::Args),
+    /// Records every block write of a server, cuts the power at many points, and compares what is left.
+    Power(power::Args),
     /// One block of `demo`'s latency, in a process of its own.
     #[command(hide = true)]
     Block(latency::BlockArgs),
@@ -53,6 +57,7 @@ fn main() -> ExitCode {
         Command::Demo(args) => demo::run(&args),
         Command::Fire(args) => fire::run(&args),
         Command::Crash(args) => crash::run(&args),
+        Command::Power(args) => power::run(&args),
         Command::Block(args) => latency::run_block(&args),
     };
     match outcome {

@@ -11,6 +11,8 @@ use kv_proto::layout::{PART_MAX_BYTES, SEGMENT_DEFAULT_BYTES, SEGMENT_MAX_BYTES,
 use crate::control::{Options, keys};
 use crate::error::StorageError;
 use crate::store::{Compaction, StoreOptions};
+use crate::store::StoreOptions;
+use crate::store::left_out::LeftOut;
 
 /// Port that is listened on unless told otherwise.
 pub const PORT_DEFAULT: u16 = 7471;
@@ -119,6 +121,10 @@ pub struct Serve {
     /// Write the address to this file, as one line, when the server is ready.
     #[arg(long, value_name = "FILE")]
     pub ready_file: Option<PathBuf>,
+
+    /// For tests of tests: leave one kind of sync out, and lose what was answered at the next power cut.
+    #[arg(long, value_name = "KIND", hide = true, value_parser = LeftOut::parse)]
+    pub test_leave_out_sync: Option<LeftOut>,
 }
 
 /// Makes an access key.

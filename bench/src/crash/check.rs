@@ -44,10 +44,7 @@ fn said(what: &str) -> impl Fn(kv_client::ClientError) -> Wrong {
 }
 
 /// All values of a dataset by list, and of `names` by get: both must say the same.
-pub(crate) fn contents(
-    client: &Client,
-    names: &[Name],
-) -> Result<BTreeMap<Vec<u8>, Option<Vec<u8>>>, Wrong> {
+pub(crate) fn contents(client: &Client, names: &[Name]) -> Result<BTreeMap<Vec<u8>, Option<Vec<u8>>>, Wrong> {
     let mut listed = BTreeMap::new();
     for entry in client.list() {
         let entry = entry.map_err(said("list"))?;
@@ -116,7 +113,7 @@ impl Check<'_> {
         healthy(&main)?;
         let names = self.model.names(MAIN);
         for (key, value) in contents(&main, &names)? {
-            self.model.settle(&Name { dataset: MAIN, key }, value.as_deref())?;
+            self.settle(&Name { dataset: MAIN, key }, value.as_deref())?;
             tally.keys += 1;
         }
         self.churned(&session, &mut tally)?;
@@ -138,7 +135,9 @@ impl Check<'_> {
     }
 
     fn churned(&self, session: &Session, tally: &mut Tally) -> Result<(), Wrong> {
-        let Some(there) = self.model.settle_churned(&churned_names(session)?)? else {
+        let certain = self.model.settle_churned(&churned_names(session)?)?;
+        certain.map_or(Ok(()), self.mark)?;
+        let Some(there) = self.model.churned() else {
             return Ok(());
         };
         let client = session.open(&there.name).map_err(said("opening a dataset"))?;
@@ -152,19 +151,24 @@ impl Check<'_> {
             if name != churned_key(there.dataset) {
                 return Err(format!("{} is there, and was never stored", shown(&name)));
             }
-            self.model.settle(&name, value.as_deref())?;
+            self.settle(&name, value.as_deref())?;
             tally.keys += 1;
         }
         Ok(())
     }
 
-    fn finds(&self, client: &Client, name: &Name) -> Result<Option<Value>, Wrong> {
+    /// What somebody has seen must stay, as what was answered.
+    fn settle(&self, name: &Name, found: Option<&[u8]>) -> Result<(), Wrong> {
+        self.model.settle(name, found)?.map_or(Ok(()), self.mark)
+    }
+
+    fn finds(&self, client: &Client, name: &Name) -> Result<(), Wrong> {
         let found = match client.get(&name.key) {
             Ok(found) => Some(found),
             Err(ReadError::NotFound) => None,
             Err(error) => return Err(format!("get {}: {error}", shown(name))),
         };
-        self.model.settle(name, found.as_deref())
+        self.settle(name, found.as_deref())
     }
 
     /// Sends an operation again that had no answer. Where it had been done, another client may have changed the key
@@ -182,10 +186,6 @@ impl Check<'_> {
         // A deletion of what was not there shows nowhere: it counts as not done, which asks for no less.
         let done = operation.held.is_some() && now == operation.held;
         *(if done { &mut tally.done } else { &mut tally.undone }) += 1;
-        if done {
-            // Somebody has seen it.
-            (self.mark)(operation.id)?;
-        }
         let Some(number) = operation.number else {
             return Ok(operation);
         };
@@ -202,7 +202,10 @@ impl Check<'_> {
             (self.mark)(operation.id)?;
             self.model.answered(&name, operation.id);
             if now.is_some() && outcome == Outcome::Deleted(false) {
-                return Err(format!("deleting {} again said that it was not there", shown(&name)));
+                return Err(format!(
+                    "deleting {} again said that it was not there",
+                    shown(&name)
+                ));
             }
         }
         self.finds(main, &name)?;
@@ -230,7 +233,9 @@ impl Check<'_> {
             number: None,
             outcome: None,
         };
-        rival.perform(main, self.model.seed()).map_err(said("another client"))?;
+        rival
+            .perform(main, self.model.seed())
+            .map_err(said("another client"))?;
         (self.mark)(id)?;
         self.model.answered(name, id);
         Ok(())
@@ -256,6 +261,6 @@ impl Check<'_> {
                 operation.outcome
             ));
         }
-        self.finds(main, &operation.name).map(drop)
+        self.finds(main, &operation.name)
     }
 }

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use fastrand::Rng;
 
 use super::check::{Check, Tally};
-use super::model::{Model, Wrong};
+use super::model::{MAIN, Model, Wrong};
 use super::place::Place;
 use super::work::{DATASET, Load, Mark, Round, Writer, churn, read};
 use crate::Error;
@@ -91,13 +91,16 @@ impl<'a> Life<'a> {
         place
             .session(place.options(SURVIVOR_DEADLINE, None))?
             .create(DATASET)?;
+        mark(MAIN)?;
         Ok(Self {
             place,
             model,
             load,
             mark,
             interrupted,
-            writers: (0..load.writers).map(|index| Writer::new(index, &mut rng)).collect(),
+            writers: (0..load.writers)
+                .map(|index| Writer::new(index, &mut rng))
+                .collect(),
             rng,
             server: Some(server),
             totals: Totals::default(),
@@ -113,7 +116,11 @@ impl<'a> Life<'a> {
             load: self.load,
             mark: self.mark,
             survives,
-            deadline: if survives { SURVIVOR_DEADLINE } else { self.load.deadline },
+            deadline: if survives {
+                SURVIVOR_DEADLINE
+            } else {
+                self.load.deadline
+            },
             killed: AtomicBool::new(false),
             stopped: AtomicBool::new(false),
             answered: AtomicU64::new(0),
@@ -145,7 +152,10 @@ impl<'a> Life<'a> {
             round.stopped.store(true, Ordering::SeqCst);
             conducted
         });
-        if let Some(wrong) = wrong.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner) {
+        if let Some(wrong) = wrong
+            .into_inner()
+            .unwrap_or_else(std::sync::PoisonError::into_inner)
+        {
             return Err(wrong.into());
         }
         let server = match conducted? {

@@ -4,11 +4,11 @@
 //! fails is found again by running its life alone. The seed chooses every operation and the moment of each kill; what
 //! the threads do between two of its choices is the machine's.
 
-mod check;
-mod life;
-mod model;
-mod place;
-mod work;
+pub(crate) mod check;
+pub(crate) mod life;
+pub(crate) mod model;
+pub(crate) mod place;
+pub(crate) mod work;
 
 use std::ffi::OsString;
 use std::io::IsTerminal;
@@ -139,7 +139,7 @@ fn print_totals(totals: &Totals, took: Duration) {
 }
 
 /// A flag that SIGINT and SIGTERM set: what runs then comes to its end and tidies up.
-fn stop_on_signals() -> Result<Arc<AtomicBool>, Error> {
+pub(crate) fn stop_on_signals() -> Result<Arc<AtomicBool>, Error> {
     let asked = Arc::new(AtomicBool::new(false));
     for signal in [SIGINT, SIGTERM] {
         signal_hook::flag::register(signal, Arc::clone(&asked))?;
@@ -193,14 +193,20 @@ fn live(
     drop(life);
     progress.bar.finish_and_clear();
     let kept = directory.keep();
-    eprintln!("crash: WRONG after {} rounds of the life with seed {seed}: {error}", totals.rounds);
+    eprintln!(
+        "crash: WRONG after {} rounds of the life with seed {seed}: {error}",
+        totals.rounds
+    );
     eprintln!("crash: its data and log were kept in {}", kept.display());
     let more: Vec<String> = args
         .server_arg
         .iter()
         .map(|arg| format!(" --server-arg={}", arg.display()))
         .collect();
-    eprintln!("crash: run it again with: bench crash --rounds {rounds} --life {rounds} --seed {seed}{}", more.concat());
+    eprintln!(
+        "crash: run it again with: bench crash --rounds {rounds} --life {rounds} --seed {seed}{}",
+        more.concat()
+    );
     Ok(Ended::Wrong)
 }
 

@@ -85,14 +85,12 @@ impl<T: Clone + PartialEq> History<T> {
     }
 
     /// Settles what is there: the first state that it may be in and that `is` recognizes. What came after it was not
-    /// done.
-    fn settle(&mut self, is: impl Fn(&Option<T>) -> bool) -> Option<Option<T>> {
-        let found = self.steps[self.floor..]
-            .iter()
-            .position(|step| is(&step.held))?;
+    /// done. The change that is certain by that, if it was not before.
+    fn settle(&mut self, is: impl Fn(&Option<T>) -> bool) -> Option<Option<u64>> {
+        let found = self.steps[self.floor..].iter().position(|step| is(&step.held))?;
         self.floor += found;
         self.steps.truncate(self.floor + 1);
-        Some(self.certain().clone())
+        Some((found > 0).then(|| self.steps[self.floor].id))
     }
 }
 
@@ -170,7 +168,12 @@ impl Model {
     /// Names of a dataset that anything was ever asked for.
     pub(crate) fn names(&self, dataset: u64) -> Vec<Name> {
         let inner = self.lock();
-        inner.keys.keys().filter(|name| name.dataset == dataset).cloned().collect()
+        inner
+            .keys
+            .keys()
+            .filter(|name| name.dataset == dataset)
+            .cloned()
+            .collect()
     }
 
     /// All changes of every key, and those of the churned dataset.
@@ -179,20 +182,24 @@ impl Model {
         (inner.keys.clone(), inner.churned.clone())
     }
 
-    /// Takes what a key was found to hold, nobody changing it: which of its states that is, or why it can be none.
-    pub(crate) fn settle(&self, name: &Name, found: Option<&[u8]>) -> Result<Option<Value>, Wrong> {
+    /// Takes what a key was found to hold, nobody changing it: the change that is certain by that, if it was not
+    /// before, or why that can be none of its states.
+    pub(crate) fn settle(&self, name: &Name, found: Option<&[u8]>) -> Result<Option<u64>, Wrong> {
         let mut inner = self.lock();
         let Some(history) = inner.keys.get_mut(name) else {
             return Err(format!("{} is there, and was never stored", shown(name)));
         };
-        let may: Vec<Option<Value>> = history.steps[history.floor..].iter().map(|step| step.held).collect();
+        let may: Vec<Option<Value>> = history.steps[history.floor..]
+            .iter()
+            .map(|step| step.held)
+            .collect();
         history
             .settle(|held| holds(*held, found, self.seed))
             .ok_or_else(|| wrong(name, &may, found, history, self.seed))
     }
 
-    /// Takes which churned datasets were found.
-    pub(crate) fn settle_churned(&self, found: &[String]) -> Result<Option<Churned>, Wrong> {
+    /// Takes which churned datasets were found, as [`Model::settle`].
+    pub(crate) fn settle_churned(&self, found: &[String]) -> Result<Option<u64>, Wrong> {
         let mut inner = self.lock();
         let history = &mut inner.churned;
         let may: Vec<Option<Churned>> = history.steps[history.floor..]
@@ -253,7 +260,13 @@ fn of(held: &Option<Value>) -> String {
 }
 
 /// What is wrong with what was found, naming the change that it is of, where it is of any.
-fn wrong(name: &Name, may: &[Option<Value>], found: Option<&[u8]>, history: &History<Value>, seed: u64) -> Wrong {
+fn wrong(
+    name: &Name,
+    may: &[Option<Value>],
+    found: Option<&[u8]>,
+    history: &History<Value>,
+    seed: u64,
+) -> Wrong {
     let may: Vec<String> = may.iter().map(of).collect();
     let other = history
         .steps
@@ -265,7 +278,11 @@ fn wrong(name: &Name, may: &[Option<Value>], found: Option<&[u8]>, history: &His
         (None, None) => "nothing".to_owned(),
         (Some(found), None) => format!("{} bytes that nobody stored under it", found.len()),
     };
-    format!("{} holds {found}; it may hold: {}", shown(name), may.join(", or "))
+    format!(
+        "{} holds {found}; it may hold: {}",
+        shown(name),
+        may.join(", or ")
+    )
 }
 
 #[cfg(test)]
@@ -300,7 +317,9 @@ mod tests {
     fn what_was_not_answered_is_there_wholly_or_not_at_all() {
         for id in [1, 2] {
             let model = halfway();
-            assert_eq!(model.settle(&name(), Some(&bytes(id))), Ok(value(id, 100)));
+            let certain = (id == 2).then_some(2);
+            assert_eq!(model.settle(&name(), Some(&bytes(id))), Ok(certain));
+            assert_eq!(model.certain(&name()), value(id, 100));
             // It stays what it was found to be.
             let other = bytes(3 - id);
             assert!(model.settle(&name(), Some(&other)).is_err());
@@ -319,7 +338,10 @@ mod tests {
         model.ask(&name(), 3, None);
         model.answered(&name(), 3);
         let wrong = model.settle(&name(), Some(&bytes(2))).unwrap_err();
-        assert!(wrong.contains("change 2 (100 bytes), which is over; it may hold: nothing"), "{wrong}");
+        assert!(
+            wrong.contains("change 2 (100 bytes), which is over; it may hold: nothing"),
+            "{wrong}"
+        );
         assert_eq!(model.settle(&name(), None), Ok(None));
     }
 
@@ -348,7 +370,8 @@ mod tests {
         model.ask_churned(2, named("b"));
         assert!(model.settle_churned(&[]).is_err());
         assert!(model.settle_churned(&["a".to_owned(), "b".to_owned()]).is_err());
-        assert_eq!(model.settle_churned(&["b".to_owned()]), Ok(named("b")));
+        assert_eq!(model.settle_churned(&["b".to_owned()]), Ok(Some(2)));
+        assert_eq!(model.churned(), named("b"));
         assert!(model.settle_churned(&["a".to_owned()]).is_err());
     }
 }

@@ -154,7 +154,10 @@ impl Writer {
     pub(crate) fn write(&mut self, round: &Round<'_>) -> Result<(), Wrong> {
         let pinned = Some((self.client_id, self.next_number));
         let options = round.place.options(round.deadline, pinned);
-        let opened = round.place.session(options).and_then(|session| session.open(DATASET));
+        let opened = round
+            .place
+            .session(options)
+            .and_then(|session| session.open(DATASET));
         let client = match opened {
             Ok(client) => client,
             Err(error) => return round.excuse("a writer's session", &error),
@@ -350,7 +353,10 @@ fn fill(
 /// Reads keys of all writers until the round is over: never older than what was answered before, never torn.
 pub(crate) fn read(round: &Round<'_>, rng: &mut Rng) -> Result<(), Wrong> {
     let options = round.place.options(round.deadline, None);
-    let opened = round.place.session(options).and_then(|session| session.open(DATASET));
+    let opened = round
+        .place
+        .session(options)
+        .and_then(|session| session.open(DATASET));
     let client = match opened {
         Ok(client) => client,
         Err(error) => return round.excuse("the reader's session", &error),

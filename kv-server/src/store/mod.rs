@@ -31,6 +31,8 @@ mod home;
 mod index;
 #[doc(hidden)]
 pub mod journal;
+#[doc(hidden)]
+pub mod left_out;
 mod limits;
 mod log;
 mod open;
