@@ -1,0 +1,124 @@
+//! `bench crash`: that a short campaign finds nothing wrong, that one on a server that loses bytes does, and that it
+//! leaves nothing behind when it is interrupted.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+use std::sync::OnceLock;
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, Signal, kill_process};
+
+const BENCH: &str = env!("CARGO_BIN_EXE_bench");
+/// Longest wait for anything.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// The server program: named by `VKV_KV_SERVER`, else built beside `bench`.
+fn server() -> &'static Path {
+    static PROGRAM: OnceLock<PathBuf> = OnceLock::new();
+    PROGRAM.get_or_init(|| {
+        if let Some(named) = std::env::var_os("VKV_KV_SERVER") {
+            return named.into();
+        }
+        let cargo = std::env::var_os("CARGO").expect("it runs under cargo, or VKV_KV_SERVER names a server");
+        let mut build = Command::new(cargo);
+        build.args(["build", "-q", "-p", "kv-server", "--bin", "kv-server"]);
+        if Path::new(BENCH)
+            .parent()
+            .is_some_and(|folder| folder.ends_with("release"))
+        {
+            build.arg("--release");
+        }
+        assert!(build.status().unwrap().success(), "kv-server does not build");
+        Path::new(BENCH).with_file_name("kv-server")
+    })
+}
+
+fn crash(data: &Path, program: &Path, arguments: &[&str]) -> Command {
+    let mut command = Command::new(BENCH);
+    command.arg("crash").arg("--data").arg(data).args(arguments);
+    command
+        .env("VKV_KV_SERVER", program)
+        .env_remove("RUST_LOG")
+        .stdin(Stdio::null());
+    command
+}
+
+fn stderr(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+#[test]
+fn nothing_that_was_answered_is_lost_to_sigkill() {
+    let data = tempfile::tempdir().unwrap();
+    let output = crash(data.path(), server(), &["--rounds", "12", "--life", "6"])
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{}", stderr(&output));
+    let said = String::from_utf8_lossy(&output.stdout);
+    assert!(said.contains("crash: 12 rounds"), "{said}");
+    assert_eq!(fs::read_dir(data.path()).unwrap().count(), 0);
+}
+
+#[test]
+fn a_server_that_loses_the_end_of_its_log_is_found_out() {
+    let data = tempfile::tempdir().unwrap();
+    // Before each start the last segment of each dataset loses its last bytes.
+    let loses = data.path().join("loses");
+    let script = format!(
+        "#!/bin/sh\nfor dataset in \"$3\"/datasets/*/; do\n  \
+         last=$(ls \"$dataset\"*.segment 2>/dev/null | tail -n 1)\n  \
+         [ -z \"$last\" ] || truncate -s '<65536' \"$last\"\ndone\nexec '{}' \"$@\"\n",
+        server().display()
+    );
+    fs::write(&loses, script).unwrap();
+    fs::set_permissions(&loses, fs::Permissions::from_mode(0o755)).unwrap();
+    let kept = data.path().join("kept");
+    fs::create_dir(&kept).unwrap();
+    let output = crash(&kept, &loses, &["--rounds", "6", "--seed", "3"])
+        .output()
+        .unwrap();
+    let said = stderr(&output);
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    assert!(said.contains("crash: WRONG after "), "{said}");
+    assert!(said.contains("bench crash --rounds 6 --life 6 --seed 3"), "{said}");
+    let kept = fs::read_dir(&kept).unwrap().next().unwrap().unwrap();
+    assert!(kept.path().join("data/superblock").exists());
+}
+
+#[test]
+fn sigint_leaves_nothing_behind() {
+    let data = tempfile::tempdir().unwrap();
+    let mut bench = crash(data.path(), server(), &["--rounds", "100000"])
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let deadline = Instant::now() + PATIENCE;
+    while processes_of(data.path()).len() < 2 {
+        assert!(Instant::now() < deadline, "no server was started");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    kill_process(Pid::from_child(&bench), Signal::INT).unwrap();
+    while bench.try_wait().unwrap().is_none() {
+        assert!(Instant::now() < deadline, "it goes on after SIGINT");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    let output = bench.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    assert!(stderr(&output).contains("interrupted after "), "{}", stderr(&output));
+    assert_eq!(processes_of(data.path()), Vec::<String>::new());
+    assert_eq!(fs::read_dir(data.path()).unwrap().count(), 0);
+}
+
+/// Command lines that name `path`.
+fn processes_of(path: &Path) -> Vec<String> {
+    let name = path.to_str().unwrap();
+    fs::read_dir("/proc")
+        .unwrap()
+        .filter_map(|entry| fs::read(entry.ok()?.path().join("cmdline")).ok())
+        .map(|line| String::from_utf8_lossy(&line).replace('\0', " "))
+        .filter(|line| line.contains(name))
+        .collect()
+}
