@@ -82,7 +82,10 @@ fn a_server_that_loses_the_end_of_its_log_is_found_out() {
     let said = stderr(&output);
     assert_eq!(output.status.code(), Some(1), "{said}");
     assert!(said.contains("crash: WRONG after "), "{said}");
-    assert!(said.contains("bench crash --rounds 6 --life 6 --seed 3"), "{said}");
+    assert!(
+        said.contains("bench crash --rounds 6 --life 6 --seed 3"),
+        "{said}"
+    );
     let kept = fs::read_dir(&kept).unwrap().next().unwrap().unwrap();
     assert!(kept.path().join("data/superblock").exists());
 }
@@ -107,7 +110,11 @@ fn sigint_leaves_nothing_behind() {
     }
     let output = bench.wait_with_output().unwrap();
     assert_eq!(output.status.code(), Some(1));
-    assert!(stderr(&output).contains("interrupted after "), "{}", stderr(&output));
+    assert!(
+        stderr(&output).contains("interrupted after "),
+        "{}",
+        stderr(&output)
+    );
     assert_eq!(processes_of(data.path()), Vec::<String>::new());
     assert_eq!(fs::read_dir(data.path()).unwrap().count(), 0);
 }

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use fastrand::Rng;
-use kv_client::{Client, ClientError, ReadError};
+use kv_client::{Client, ClientError, ReadError, Server as Session};
 
 use super::model::{Churned, MAIN, Model, Name, Value, Wrong, shown};
 use super::place::Place;
@@ -21,6 +21,8 @@ const CHURNED_NAMES: u64 = 3;
 const BATCH_MAX: usize = 6;
 /// Operations of a writer that are kept to be sent once more; fewer than the server remembers.
 const DONE_KEPT: usize = 300;
+/// Between two attempts at a session while no server runs.
+const AGAIN: Duration = Duration::from_millis(20);
 /// Longest pause of the one who churns datasets, ms.
 const CHURN_PAUSE_MS: u64 = 40;
 
@@ -83,6 +85,31 @@ impl Round<'_> {
             return Ok(());
         }
         Err(format!("{what}: {error}"))
+    }
+
+    /// Begins a session for `who`; `None` where the kill came first and ends the round.
+    fn session(&self, who: &str, pinned: Option<(u64, u64)>) -> Result<Option<Session>, Wrong> {
+        loop {
+            match self.place.session(self.place.options(self.deadline, pinned)) {
+                Ok(session) => return Ok(Some(session)),
+                // A session that stands outlives a restart; one that is only begun is told of it.
+                Err(_) if self.survives && self.killed.load(Ordering::SeqCst) && !self.over() => {
+                    std::thread::sleep(AGAIN);
+                }
+                Err(error) => return self.excuse(&format!("a session of {who}"), &error).map(|()| None),
+            }
+        }
+    }
+
+    /// Begins a session for `who` and opens the dataset that is always there.
+    fn open(&self, who: &str, pinned: Option<(u64, u64)>) -> Result<Option<Client>, Wrong> {
+        let Some(session) = self.session(who, pinned)? else {
+            return Ok(None);
+        };
+        match session.open(DATASET) {
+            Ok(client) => Ok(Some(client)),
+            Err(error) => self.excuse(who, &error).map(|()| None),
+        }
     }
 
     fn note(&self, name: &Name, id: u64) -> Result<(), Wrong> {
@@ -153,15 +180,10 @@ impl Writer {
     /// Writes until the round is over or a call fails.
     pub(crate) fn write(&mut self, round: &Round<'_>) -> Result<(), Wrong> {
         let pinned = Some((self.client_id, self.next_number));
-        let options = round.place.options(round.deadline, pinned);
-        let opened = round
-            .place
-            .session(options)
-            .and_then(|session| session.open(DATASET));
-        let client = match opened {
-            Ok(client) => client,
-            Err(error) => return round.excuse("a writer's session", &error),
+        let Some(client) = round.open("a writer", pinned)? else {
+            return Ok(());
         };
+
         while !round.over() {
             let count = if self.rng.u8(..100) < 12 {
                 self.rng.usize(2..=BATCH_MAX)
@@ -265,10 +287,10 @@ impl Writer {
 
 /// Creates, fills, renames and drops a dataset until the round is over or a call fails.
 pub(crate) fn churn(round: &Round<'_>, rng: &mut Rng) -> Result<(), Wrong> {
-    let session = match round.place.session(round.place.options(round.deadline, None)) {
-        Ok(session) => session,
-        Err(error) => return round.excuse("the admin's session", &error),
+    let Some(session) = round.session("the admin", None)? else {
+        return Ok(());
     };
+
     while !round.over() {
         std::thread::sleep(Duration::from_millis(rng.u64(..CHURN_PAUSE_MS)));
         let id = round.model.next_id();
@@ -324,13 +346,7 @@ pub(crate) fn churned_key(dataset: u64) -> Name {
     }
 }
 
-fn fill(
-    round: &Round<'_>,
-    rng: &mut Rng,
-    session: &kv_client::Server,
-    now: &Churned,
-    id: u64,
-) -> Result<bool, Wrong> {
+fn fill(round: &Round<'_>, rng: &mut Rng, session: &Session, now: &Churned, id: u64) -> Result<bool, Wrong> {
     let client = match session.open(&now.name) {
         Ok(client) => client,
         Err(error) => return round.excuse("opening a dataset", &error).map(|()| false),
@@ -352,15 +368,10 @@ fn fill(
 
 /// Reads keys of all writers until the round is over: never older than what was answered before, never torn.
 pub(crate) fn read(round: &Round<'_>, rng: &mut Rng) -> Result<(), Wrong> {
-    let options = round.place.options(round.deadline, None);
-    let opened = round
-        .place
-        .session(options)
-        .and_then(|session| session.open(DATASET));
-    let client = match opened {
-        Ok(client) => client,
-        Err(error) => return round.excuse("the reader's session", &error),
+    let Some(client) = round.open("the reader", None)? else {
+        return Ok(());
     };
+
     while !round.over() {
         let name = Name {
             dataset: MAIN,
