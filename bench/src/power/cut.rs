@@ -120,7 +120,8 @@ impl Keep {
         }
         (0..len)
             .step_by(UNIT_BYTES as usize)
-            .filter_map(|from| self.whole().then(|| (from, (from + UNIT_BYTES).min(len))))
+            .filter(|_| self.whole())
+            .map(|from| (from, (from + UNIT_BYTES).min(len)))
             .collect()
     }
 }

@@ -69,7 +69,7 @@ impl Recorded {
         let sectors = sectors_of(device)?;
         let data = DATA_BYTES / SECTOR_BYTES;
         if sectors < 4 * data {
-            let least = 4 * DATA_BYTES >> 20;
+            let least = (4 * DATA_BYTES) >> 20;
             return Err(format!("{} is too small: give {least} MiB", device.display()).into());
         }
         let device = device.display();
