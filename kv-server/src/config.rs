@@ -10,9 +10,8 @@ use kv_proto::layout::{PART_MAX_BYTES, SEGMENT_DEFAULT_BYTES, SEGMENT_MAX_BYTES,
 
 use crate::control::{Options, keys};
 use crate::error::StorageError;
-use crate::store::{Compaction, StoreOptions};
-use crate::store::StoreOptions;
 use crate::store::left_out::LeftOut;
+use crate::store::{Compaction, StoreOptions};
 
 /// Port that is listened on unless told otherwise.
 pub const PORT_DEFAULT: u16 = 7471;
