@@ -68,7 +68,9 @@ impl<F: Fabric> Control<F> {
             Request::Stat { dataset } => self.stat(id, &dataset)?,
             Request::Renew { retired: _ } => self.renew(id)?,
             Request::Load { dataset, segment } => {
-                let row = self.dataset(id, &dataset)?.row(segment);
+                let dataset = self.dataset(id, &dataset)?;
+                dataset.load(segment);
+                let row = dataset.row(segment);
                 let stale = || Refusal::new(Status::Stale, format!("there is no segment {segment}"));
                 Answer::Load {
                     row: row.ok_or_else(stale)?,

@@ -311,6 +311,20 @@ impl<D: Domain> Dataset<D> {
         self.segment(segment).map(|segment| segment.row())
     }
 
+    /// Has the image of a segment loaded next, if it is not there yet.
+    pub fn load(&self, segment: u32) {
+        let is_loading = |segment: Arc<Segment<D>>| segment.state() == segment_state::LOADING;
+        if self.segment(segment).is_some_and(is_loading) {
+            self.shared.loads.ask(self.id, segment);
+        }
+    }
+
+    /// Notes that a segment was found to be lost.
+    pub(crate) fn note_lost(&self, segment: u32) {
+        self.figures.lost_segments.fetch_add(1, Ordering::Relaxed);
+        self.note(Change::Row(segment));
+    }
+
     /// What changed after number `since`, within about `room_bytes` of a frame; `None` if nothing.
     ///
     /// Read [`super::Store::retired`] first: all up to that number is in the answer.

@@ -37,6 +37,16 @@ pub(crate) const APPEND_ROOM_MIN_BYTES: u64 = 1 << 20;
 pub(crate) const READ_PIECE_BYTES: usize = 4 << 20;
 /// Most records, and most operations, that one FOOTER lists.
 pub(crate) const FOOTER_ENTRIES_MAX: usize = if cfg!(test) { 32 } else { 64 << 10 };
+/// Bytes of new log after which a checkpoint is taken.
+pub(crate) const CHECKPOINT_EVERY_BYTES: u64 = if cfg!(test) { 128 << 10 } else { 16 << 20 };
+/// Most bytes of log, but for one record and the gap before it, that no durable checkpoint covers: what a start walks.
+pub(crate) const TAIL_BYTES_MAX: u64 = if cfg!(test) { 512 << 10 } else { 64 << 20 };
+/// Most threads that read segments at a start, and that build the index then.
+pub(crate) const START_THREADS_MAX: usize = 8;
+/// Pause after which an image is tried again that could not be loaded, ms.
+pub(crate) const LOAD_PAUSE_MS: u64 = if cfg!(test) { 1 } else { 1000 };
+/// Times that an image is tried before its segment counts as lost until the next start.
+pub(crate) const LOAD_ATTEMPTS_MAX: u32 = 60;
 /// Pages of images and index memory are charged whole.
 pub(crate) const PAGE_BYTES: u64 = 4096;
 /// Most bytes of values that compaction copies at a time, unless one record is longer.

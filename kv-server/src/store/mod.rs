@@ -21,6 +21,7 @@ use crate::error::StorageError;
 mod budget;
 #[doc(hidden)]
 pub mod changes;
+mod checkpoint;
 mod compact;
 mod completions;
 mod dataset;
@@ -34,6 +35,7 @@ pub mod journal;
 #[doc(hidden)]
 pub mod left_out;
 mod limits;
+mod loader;
 mod log;
 mod open;
 mod operations;
@@ -57,6 +59,7 @@ use home::Home;
 use index::{Index, Place};
 use journal::Change;
 use limits::DATASETS_MAX;
+use loader::Loads;
 use log::Close;
 use operations::Operations;
 pub use options::StoreOptions;
@@ -105,6 +108,8 @@ pub(crate) struct Shared {
     pub(crate) completions: Completions,
     /// Wakes compaction.
     pub(crate) compaction: Signal,
+    /// Images that are to be loaded.
+    pub(crate) loads: Loads,
 }
 
 struct Datasets<D: Domain> {
@@ -134,6 +139,7 @@ pub struct Store<D: Domain> {
     compacting: Mutex<Option<JoinHandle<()>>>,
     /// Held by whoever changes what exists.
     changing: Mutex<()>,
+    loading: Mutex<Option<JoinHandle<()>>>,
     /// Threads that remove files; they end by themselves.
     removing: Mutex<Vec<JoinHandle<()>>>,
 }
@@ -366,6 +372,12 @@ impl<D: Domain> Store<D> {
         self.shared.budget.take(bytes)
     }
 
+    /// Lets so many more images be loaded, in a store that was opened with them held back.
+    #[doc(hidden)]
+    pub fn allow_loads(&self, images: u64) {
+        self.shared.loads.allow(images);
+    }
+
     /// Finished writes.
     pub fn completions(&self) -> &Completions {
         &self.shared.completions
@@ -382,6 +394,7 @@ impl<D: Domain> Store<D> {
             ("memory_budget_bytes", shared.budget.allowed_bytes()),
             ("gather_used_bytes", shared.gather.used_bytes()),
             ("gather_budget_bytes", shared.gather.allowed_bytes()),
+            ("segments_loading_count", shared.loads.waiting() as u64),
             ("retired_number", self.retired()),
             ("file_read_bytes", shared.files.read_bytes()),
             ("file_written_bytes", shared.files.written_bytes()),
@@ -396,13 +409,16 @@ impl<D: Domain> Store<D> {
     pub fn shutdown(&self) {
         let datasets: Vec<_> = lock(&self.datasets).by_id.values().cloned().collect();
         self.shared.compaction.stop();
+        self.shared.loads.stop();
         for dataset in &datasets {
             dataset.queue.close(Close::Finish);
         }
-        if let Some(thread) = lock(&self.compacting).take()
-            && thread.join().is_err()
-        {
-            tracing::error!("the compaction thread had panicked");
+        for (what, thread) in [("compaction", &self.compacting), ("loader", &self.loading)] {
+            if let Some(thread) = lock(thread).take()
+                && thread.join().is_err()
+            {
+                tracing::error!("the {what} thread had panicked");
+            }
         }
         datasets.iter().for_each(|dataset| join(dataset));
         for thread in lock(&self.removing).drain(..) {

@@ -13,7 +13,8 @@ use super::dataset::Contents;
 use super::description::{Description, parse_directory_name};
 use super::files::Files;
 use super::home::Home;
-use super::recover::{Opened, recover, says_lost};
+use super::loader::{self, Load, Loads};
+use super::recover::{Opened, Recovered, recover, says_lost};
 use super::{Completions, Dataset, Datasets, Shared, Store, StoreOptions, lock, log};
 use crate::error::StorageError;
 
@@ -36,13 +37,26 @@ impl<D: Domain> Store<D> {
         options: StoreOptions,
         make_domain: impl Fn() -> Result<D, FabricError> + Send + Sync + 'static,
     ) -> Result<Self, StorageError> {
-        Self::open_with(options, Files::default(), make_domain)
+        Self::open_with(options, Files::default(), u64::MAX, make_domain)
+    }
+
+    /// [`Store::open`] that loads no image before [`Store::allow_loads`]: for tests of what is served until then.
+    ///
+    /// # Errors
+    /// As [`Store::open`].
+    #[doc(hidden)]
+    pub fn open_unloaded(
+        options: StoreOptions,
+        make_domain: impl Fn() -> Result<D, FabricError> + Send + Sync + 'static,
+    ) -> Result<Self, StorageError> {
+        Self::open_with(options, Files::default(), 0, make_domain)
     }
 
     /// [`Store::open`] with chosen files: tests have calls on them fail.
     pub(crate) fn open_with(
         options: StoreOptions,
         files: Files,
+        loads_allowed: u64,
         make_domain: impl Fn() -> Result<D, FabricError> + Send + Sync + 'static,
     ) -> Result<Self, StorageError> {
         options.check()?;
@@ -56,6 +70,7 @@ impl<D: Domain> Store<D> {
             retired: AtomicU64::new(0),
             completions: Completions::new()?,
             compaction: Signal::new(options.compaction.dead_share),
+            loads: Loads::new(loads_allowed),
         });
         let store = Self {
             shared,
@@ -67,6 +82,7 @@ impl<D: Domain> Store<D> {
             })),
             compacting: Mutex::default(),
             changing: Mutex::new(()),
+            loading: Mutex::default(),
             removing: Mutex::default(),
         };
         store.recover_all()?;
@@ -108,12 +124,21 @@ impl<D: Domain> Store<D> {
                 allowed_bytes: shared.budget.allowed_bytes(),
             });
         }
+        let mut images = Vec::new();
         for (opened, description, path) in found {
             self.options.check_gather(description.part_bytes)?;
             let domain = (self.make_domain)()?;
-            let (contents, sequence_next) = recover(shared, &description, &path, opened, &domain)?;
-            self.add(description, path, domain, contents, sequence_next)?;
+            let recovered = recover(shared, &description, &path, opened, &domain)?;
+            let Recovered {
+                contents,
+                sequence_next,
+                images: of_this,
+            } = recovered;
+            let dataset = self.add(description, path, domain, contents, sequence_next)?;
+            // The newest first: it is wanted most.
+            images.extend(of_this.into_iter().rev().map(|image| Load::new(&dataset, image)));
         }
+        *lock(&self.loading) = loader::start(shared, images)?;
         Ok(())
     }
 
@@ -152,7 +177,7 @@ impl<D: Domain> Store<D> {
         domain: D,
         contents: Contents<D>,
         sequence_next: u64,
-    ) -> Result<(), StorageError> {
+    ) -> Result<Arc<Dataset<D>>, StorageError> {
         let (id, name) = (description.id, description.name.clone());
         let dataset = Arc::new(Dataset::new(
             Arc::clone(&self.shared),
@@ -167,7 +192,7 @@ impl<D: Domain> Store<D> {
         }
         log::start(&dataset, sequence_next)?;
         datasets.names.insert(name, id);
-        datasets.by_id.insert(id, dataset);
-        Ok(())
+        datasets.by_id.insert(id, Arc::clone(&dataset));
+        Ok(dataset)
     }
 }

@@ -3,7 +3,8 @@
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Mutex;
 
-use kv_proto::layout::{Locator, OPERATIONS_REMEMBERED, OperationEntry};
+use kv_proto::hash::KeyHash;
+use kv_proto::layout::{FooterEntry, Locator, OPERATIONS_REMEMBERED, OperationEntry};
 
 use super::limits::OPERATIONS_TOTAL_MAX;
 use super::{Committed, lock};
@@ -170,6 +171,15 @@ impl Operations {
         entries
     }
 
+    /// Keeps of `entries` what is remembered.
+    pub(crate) fn retain_remembered(&self, entries: &mut Vec<OperationEntry>) {
+        let inner = lock(&self.0);
+        entries.retain(|entry| {
+            let known = inner.clients.get(&entry.client_id);
+            known.is_some_and(|known| known.operations.contains_key(&entry.operation))
+        });
+    }
+
     /// Notes that all which are to be known at restart are: a client of which as many are known as are remembered has
     /// had lower ones forgotten.
     pub(crate) fn all_recovered(&self) {
@@ -202,8 +212,23 @@ impl Operations {
     }
 }
 
+/// Where a record lies that is listed of `segment`.
+pub(crate) fn locator(segment: u32, entry: &FooterEntry) -> Locator {
+    let hash = KeyHash {
+        slot: entry.hash,
+        high: entry.hash_high,
+    };
+    Locator {
+        segment,
+        offset_units: entry.offset_units,
+        value_len_bytes: entry.value_len_bytes,
+        key_len_bytes: entry.key_len_bytes,
+        tag: hash.tag(),
+    }
+}
+
 /// As FOOTERs and checkpoints list it.
-fn entry(client_id: u64, operation: u64, outcome: &Committed) -> OperationEntry {
+pub(crate) fn entry(client_id: u64, operation: u64, outcome: &Committed) -> OperationEntry {
     let deleted = Locator {
         offset_units: u32::from(outcome.existed),
         ..Locator::default()

@@ -2,6 +2,7 @@
 //!
 //! Bytes below the published length never change. The log thread alone writes past it.
 
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
@@ -9,18 +10,21 @@ use kv_fabric::Domain;
 use kv_proto::control::{RemoteAddress, SegmentRow};
 use kv_proto::layout::{
     EXTENT_BYTES, Locator, MEDIA_FORMAT, RecordHeader, SEGMENT_MAGIC, SegmentHeader, SegmentTrailer,
-    TRAILER_MAGIC,
+    TRAILER_MAGIC, segment_state,
 };
 use kv_proto::record::{check_prefix, parse_header};
 use kv_proto::{DecodeError, crc::crc32c};
 use zerocopy::IntoBytes;
 
+use super::budget::{Budget, Charge};
 use super::compact::Standing;
 use super::home::check_crc;
 use super::index::Readable;
-use super::lock;
+use super::limits::PAGE_BYTES;
+use super::{Shared, lock};
+use crate::error::StorageError;
 
-/// Generation of every image: none is ever moved yet.
+/// Generation of a segment's first image; one that is loaded is another.
 const IMAGE_GENERATION: u32 = 1;
 /// Bytes of a row on the wire without its extents, and of one extent.
 pub(crate) const ROW_BYTES: usize = 4 + 8 + 4 + 1 + 4 + 2;
@@ -82,7 +86,17 @@ pub(crate) struct Segment<D: Domain> {
     pub(crate) standing: Standing,
     sequences: Mutex<Option<(u64, u64)>>,
     pins: Arc<()>,
+    generation: AtomicU32,
     extents: RwLock<Vec<Arc<Readable<D>>>>,
+    /// What stands for the image while there is none.
+    unloaded: Mutex<Option<Unloaded>>,
+}
+
+/// A segment's file, and the memory that its image will take.
+struct Unloaded {
+    shared: Arc<Shared>,
+    path: PathBuf,
+    charges: Vec<Charge>,
 }
 
 impl<D: Domain> Segment<D> {
@@ -96,7 +110,66 @@ impl<D: Domain> Segment<D> {
             standing: Standing::default(),
             sequences: Mutex::default(),
             pins: Arc::default(),
+            generation: AtomicU32::new(IMAGE_GENERATION),
             extents: RwLock::default(),
+            unloaded: Mutex::default(),
+        }
+    }
+
+    /// A segment whose image is not there yet: until [`Segment::install`] it is read from the file at `path`. Its
+    /// memory is taken from the budget now, one charge for each extent.
+    pub(crate) fn unloaded(
+        (number, identity): (u32, u64),
+        length_bytes: u64,
+        shared: &Arc<Shared>,
+        path: PathBuf,
+    ) -> Result<Self, StorageError> {
+        let segment = Self::new(number, identity, segment_state::LOADING);
+        let unloaded = Unloaded {
+            shared: Arc::clone(shared),
+            path,
+            charges: charges(&shared.budget, length_bytes)?,
+        };
+        *lock(&segment.unloaded) = Some(unloaded);
+        segment.publish(segment_state::LOADING, length_bytes);
+        Ok(segment)
+    }
+
+    /// Memory for the image of `image_bytes`, charged when the segment was found, or anew after an attempt that
+    /// failed; nothing where it is not wanted any more.
+    pub(crate) fn take_charges(
+        &self,
+        budget: &Arc<Budget>,
+        image_bytes: u64,
+    ) -> Result<Option<Vec<Charge>>, StorageError> {
+        let mut unloaded = lock(&self.unloaded);
+        let Some(unloaded) = unloaded.as_mut() else {
+            return Ok(None);
+        };
+        if unloaded.charges.is_empty() {
+            unloaded.charges = charges(budget, image_bytes)?;
+        }
+        Ok(Some(std::mem::take(&mut unloaded.charges)))
+    }
+
+    /// Has the whole image, which readers may READ from now on; whether it was wanted still.
+    pub(crate) fn install(&self, image: Vec<Arc<Readable<D>>>) -> bool {
+        let mut unloaded = lock(&self.unloaded);
+        if unloaded.is_none() {
+            return false;
+        }
+        *self.extents.write().unwrap_or_else(PoisonError::into_inner) = image;
+        self.generation.fetch_add(1, Ordering::AcqRel);
+        self.state.store(segment_state::SEALED, Ordering::Release);
+        *unloaded = None;
+        true
+    }
+
+    /// Gives up an image that cannot be loaded: what lies in the segment cannot be served.
+    pub(crate) fn lose(&self) {
+        let mut unloaded = lock(&self.unloaded);
+        if unloaded.take().is_some() {
+            self.state.store(segment_state::LOST, Ordering::Release);
         }
     }
 
@@ -124,11 +197,16 @@ impl<D: Domain> Segment<D> {
 
     /// Length of the image's memory, bytes.
     pub(crate) fn charged_bytes(&self) -> u64 {
-        self.extents().iter().map(|extent| extent.charged_bytes()).sum()
+        let image: u64 = self.extents().iter().map(|extent| extent.charged_bytes()).sum();
+        let unloaded = lock(&self.unloaded);
+        let to_come = unloaded.iter().flat_map(|unloaded| &unloaded.charges);
+        image + to_come.map(Charge::bytes).sum::<u64>()
     }
 
     /// Gives the image's memory up: nobody reads it any more.
     pub(crate) fn free(&self) {
+        let mut unloaded = lock(&self.unloaded);
+        unloaded.take();
         self.extents
             .write()
             .unwrap_or_else(PoisonError::into_inner)
@@ -199,23 +277,31 @@ impl<D: Domain> Segment<D> {
         }
     }
 
-    /// Copies out of the image; whether all of it is there.
-    pub(crate) fn read(&self, mut offset: u64, mut out: &mut [u8]) -> bool {
-        while !out.is_empty() {
-            let inside = (offset % EXTENT_BYTES) as usize;
-            let some = out.len().min(EXTENT_BYTES as usize - inside);
-            let Some(extent) = self.extent(offset) else {
-                return false;
-            };
-            if inside + some > extent.memory().len() {
-                return false;
+    /// Copies out of the image, or of the file while there is none; whether all of it is there.
+    pub(crate) fn read(&self, offset: u64, out: &mut [u8]) -> bool {
+        {
+            let extents = self.extents.read().unwrap_or_else(PoisonError::into_inner);
+            if !extents.is_empty() {
+                return read_extents(&extents, offset, out);
             }
-            let (now, rest) = out.split_at_mut(some);
-            extent.memory().read(inside, now);
-            out = rest;
-            offset += some as u64;
         }
-        true
+        let (shared, path) = match lock(&self.unloaded).as_ref() {
+            Some(unloaded) => (Arc::clone(&unloaded.shared), unloaded.path.clone()),
+            None => {
+                // It may have been loaded in between.
+                let extents = self.extents.read().unwrap_or_else(PoisonError::into_inner);
+                return read_extents(&extents, offset, out);
+            }
+        };
+        if offset + out.len() as u64 > self.length_bytes() {
+            return false;
+        }
+        let files = &shared.files;
+        let read = files
+            .open(&path)
+            .and_then(|file| files.read_at(&file, out, offset));
+        read.inspect_err(|error| tracing::warn!(%error, segment = self.number, "a record cannot be read"))
+            .is_ok()
     }
 
     pub(crate) fn row(&self) -> SegmentRow {
@@ -223,7 +309,7 @@ impl<D: Domain> Segment<D> {
         SegmentRow {
             segment: self.number,
             identity: self.identity,
-            generation: IMAGE_GENERATION,
+            generation: self.generation.load(Ordering::Acquire),
             state,
             length_units: self.length_units.load(Ordering::Acquire),
             extents: self
@@ -270,6 +356,42 @@ impl<D: Domain> Segment<D> {
         )
         .then_some(key)
     }
+}
+
+/// Lengths of the extents of an image of so many bytes.
+pub(crate) fn extent_lens(image_bytes: u64) -> impl Iterator<Item = u64> {
+    (0..image_bytes.div_ceil(EXTENT_BYTES))
+        .map(move |index| (image_bytes - index * EXTENT_BYTES).min(EXTENT_BYTES))
+}
+
+fn charges(budget: &Arc<Budget>, image_bytes: u64) -> Result<Vec<Charge>, StorageError> {
+    extent_lens(image_bytes)
+        .map(|len| budget.take(len.next_multiple_of(PAGE_BYTES)))
+        .collect()
+}
+
+/// Copies out of an image; whether all of it is there.
+pub(crate) fn read_extents<D: Domain>(
+    extents: &[Arc<Readable<D>>],
+    mut offset: u64,
+    mut out: &mut [u8],
+) -> bool {
+    while !out.is_empty() {
+        let inside = (offset % EXTENT_BYTES) as usize;
+        let some = out.len().min(EXTENT_BYTES as usize - inside);
+        let index = (offset / EXTENT_BYTES) as usize;
+        let Some(extent) = extents
+            .get(index)
+            .filter(|extent| inside + some <= extent.memory().len())
+        else {
+            return false;
+        };
+        let (now, rest) = out.split_at_mut(some);
+        extent.memory().read(inside, now);
+        out = rest;
+        offset += some as u64;
+    }
+    true
 }
 
 /// Header of a new segment.

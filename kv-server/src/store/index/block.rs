@@ -24,8 +24,13 @@ pub(crate) struct Readable<D: Domain> {
 impl<D: Domain> Readable<D> {
     pub(crate) fn new(place: &Place<'_, D>, len: usize) -> Result<Self, StorageError> {
         let charge = place.budget.take((len as u64).next_multiple_of(PAGE_BYTES))?;
+        Self::charged(place.domain, charge, len)
+    }
+
+    /// Of memory that was taken from the budget before.
+    pub(crate) fn charged(domain: &D, charge: Charge, len: usize) -> Result<Self, StorageError> {
         let memory = Arc::new(Memory::new(len, MemoryKind::SharedReadOnly)?);
-        let registration = place.domain.register(Arc::clone(&memory))?;
+        let registration = domain.register(Arc::clone(&memory))?;
         Ok(Self {
             registration,
             memory,

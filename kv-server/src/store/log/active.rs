@@ -4,9 +4,10 @@ use std::io::IoSlice;
 use std::sync::Arc;
 
 use kv_fabric::Domain;
-use kv_proto::layout::{EXTENT_BYTES, FooterEntry, segment_state};
+use kv_proto::layout::{EXTENT_BYTES, segment_state};
 use zerocopy::IntoBytes;
 
+use super::super::checkpoint::Checkpoint;
 use super::super::files::{Files, OpenFile};
 use super::super::footer::Ending;
 use super::super::journal::Change;
@@ -29,8 +30,8 @@ pub(crate) struct Active<D: Domain> {
     pub(crate) durable: u64,
     /// Lowest and highest sequence placed.
     pub(crate) sequences: Option<(u64, u64)>,
-    /// What is durable in it and no checkpoint lists.
-    entries: Vec<FooterEntry>,
+    /// What lists its records.
+    pub(crate) checkpoint: Checkpoint,
 }
 
 /// A group that could not be made durable.
@@ -93,10 +94,14 @@ impl<D: Domain> Active<D> {
             self.segment.write(entry.offset, &entry.prefix);
             self.segment
                 .write(entry.offset + entry.prefix.len() as u64, &entry.record.value);
-            self.entries.extend(entry.listed());
         }
         self.durable = self.tail;
         self.segment.set_sequences(self.sequences);
+        let records = group
+            .entries
+            .iter()
+            .filter_map(|entry| Some((entry.listed()?, entry.operation())));
+        self.checkpoint.take(records, self.durable);
         self.segment.publish(segment_state::ACTIVE, self.durable);
         Ok(())
     }
@@ -157,6 +162,7 @@ impl<D: Domain> Log<D> {
             .insert(number, Arc::clone(&segment));
         dataset.note(Change::Row(number));
         tracing::debug!(dataset = %dataset.name(), segment = number, epoch = shared.home.epoch(), "segment opened");
+        let checkpoint = Checkpoint::new(number, identity, file.path());
         self.active = Some(Active {
             segment,
             file,
@@ -164,7 +170,7 @@ impl<D: Domain> Log<D> {
             tail: HEADER_BYTES,
             durable: HEADER_BYTES,
             sequences: None,
-            entries: Vec::new(),
+            checkpoint,
         });
         Ok(())
     }
@@ -214,25 +220,58 @@ impl<D: Domain> Log<D> {
 
     /// Ends the active segment with FOOTERs and trailer. Where that fails the next start does it.
     pub(super) fn seal(&mut self) {
-        if let Some(active) = &self.active {
+        if let Some(active) = &mut self.active {
+            let files = &self.dataset.shared.files;
             let ending = Ending {
-                files: &self.dataset.shared.files,
+                files,
                 file: &active.file,
                 number: active.segment.number,
                 identity: active.segment.identity,
                 end: active.durable,
                 sequences: active.sequences,
             };
+            let checkpoint = &mut active.checkpoint;
             let operations = self.dataset.operations.entries();
-            let sealed = ending.seal(|footers| footers.push(&active.entries), &operations);
+            let sealed = ending.seal(
+                |footers| checkpoint.list(files, |entries| footers.push(entries)),
+                &operations,
+            );
             match sealed {
-                Ok(()) => active.segment.standing.set_tells_operations(),
+                Ok(()) => {
+                    active.segment.standing.set_tells_operations();
+                    checkpoint.remove(files);
+                }
                 Err(error) => {
                     tracing::warn!(%error, segment = active.segment.number, "the segment could not be sealed; it is closed without");
                 }
             }
         }
         self.close_active();
+    }
+
+    /// Takes a checkpoint where it is time to: what was answered does not wait for it.
+    pub(super) fn checkpoint(&mut self) {
+        let operations = &self.dataset.operations;
+        if let Some(active) = &mut self.active {
+            active.checkpoint.advance(&self.dataset.shared, |listed| {
+                operations.retain_remembered(listed)
+            });
+        }
+    }
+
+    /// Waits until the checkpoint covers what is durable, before the tail behind it grows too long. Where it cannot be
+    /// written the segment ends: its FOOTERs are in another file.
+    pub(super) fn catch_up(&mut self) {
+        self.flush();
+        let operations = &self.dataset.operations;
+        let caught_up = self.active.as_mut().is_none_or(|active| {
+            active.checkpoint.catch_up(&self.dataset.shared, |listed| {
+                operations.retain_remembered(listed)
+            })
+        });
+        if !caught_up {
+            self.seal();
+        }
     }
 
     /// Has the active segment take no more writes, at what is durable of it.

@@ -4,10 +4,11 @@ use std::sync::Arc;
 
 use kv_fabric::Domain;
 use kv_proto::hash::KeyHash;
-use kv_proto::layout::{FooterEntry, record_kind};
+use kv_proto::layout::{FooterEntry, Locator, OperationEntry, record_kind};
 use kv_proto::record::{RecordMeta, encode_prefix};
 
 use super::super::Committed;
+use super::super::operations;
 use super::super::put::PutState;
 use super::super::segment::Pin;
 use super::active::Active;
@@ -100,6 +101,23 @@ impl Entry {
             kind: record.kind,
             reserved: 0,
         })
+    }
+
+    /// The operation that it tells of, if it tells of one.
+    pub(crate) fn operation(&self) -> Option<OperationEntry> {
+        let record = &self.record;
+        if record.client == 0 || record.kind == record_kind::PART {
+            return None;
+        }
+        let outcome = match record.kind {
+            record_kind::TOMBSTONE => Committed {
+                locator: Locator::default(),
+                existed: record.part != 0,
+                ..self.committed
+            },
+            _ => self.committed,
+        };
+        Some(operations::entry(record.client, record.operation, &outcome))
     }
 
     /// Bytes that are written, without padding.

@@ -83,6 +83,7 @@ impl<D: Domain> Log<D> {
                     self.flush();
                     owed.taken.clear();
                     self.answer();
+                    self.checkpoint();
                     self.prepare_spare();
                 }
                 Taken::Closed(Close::Finish, _) => {
@@ -172,6 +173,10 @@ impl<D: Domain> Log<D> {
                 }
                 continue;
             };
+            if !active.checkpoint.allows(active.tail, offset + len) {
+                self.catch_up();
+                continue;
+            }
             if !active.segment.covers(offset + len) {
                 self.add_extent()?;
                 continue;

@@ -6,19 +6,22 @@ use std::sync::Arc;
 
 use kv_fabric::Domain;
 use kv_proto::DecodeError;
-use kv_proto::layout::{
-    EXTENT_BYTES, FooterEntry, OperationEntry, SegmentHeader, SegmentTrailer, segment_state,
-};
+use kv_proto::layout::{EXTENT_BYTES, FooterEntry, OperationEntry, SegmentHeader, SegmentTrailer};
 use zerocopy::{FromZeros, IntoBytes};
 
+use super::super::budget::Charge;
+use super::super::checkpoint;
 use super::super::files::{Files, OpenFile};
 use super::super::footer::Ending;
-use super::super::index::{Place, Readable};
+use super::super::index::Readable;
 use super::super::limits::READ_PIECE_BYTES;
-use super::super::segment::{self, HEADER_BYTES, Segment};
+use super::super::segment::{self, HEADER_BYTES, extent_lens};
 use super::scan::{Found, Scanned, Span, scan};
 use super::source::{FileSource, ImageSource};
 use crate::error::StorageError;
+
+/// An image, extent by extent.
+pub(crate) type Image<D> = Vec<Arc<Readable<D>>>;
 
 /// A segment file whose header is valid. It is open only while it is read or sealed: a server may have more of them
 /// than a process may have open.
@@ -101,36 +104,43 @@ impl SegmentFile {
         )
     }
 
-    /// Reads its image into memory of exactly its length, registered extent by extent.
+    /// Reads its image into memory of exactly its length, charged with `charges`, registered extent by extent.
+    ///
+    /// # Errors
+    /// Why not, with the charges that were not used; `stop` says that it is not wanted any more.
     pub(crate) fn load<D: Domain>(
         &self,
         files: &Files,
-        place: &Place<'_, D>,
-    ) -> Result<Arc<Segment<D>>, StorageError> {
-        let segment = Segment::new(self.header.segment, self.header.identity, segment_state::SEALED);
+        domain: &D,
+        charges: Vec<Charge>,
+        stop: impl Fn() -> bool,
+    ) -> Result<Option<Image<D>>, StorageError> {
         let mut piece = vec![0; READ_PIECE_BYTES.min(self.len as usize)];
         let file = files.open(&self.path)?;
+        let mut image = Vec::new();
         let mut start = 0;
-        while start < self.len {
-            let extent_len = (self.len - start).min(EXTENT_BYTES);
-            let extent = Readable::new(place, extent_len as usize)?;
+        for (charge, len) in charges.into_iter().zip(extent_lens(self.len)) {
+            if stop() {
+                return Ok(None);
+            }
+            let extent = Readable::charged(domain, charge, len as usize)?;
             let mut at = 0;
-            while at < extent_len {
-                let some = (extent_len - at).min(piece.len() as u64) as usize;
+            while at < len {
+                let some = (len - at).min(piece.len() as u64) as usize;
                 files.read_at(&file, &mut piece[..some], start + at)?;
                 extent.memory().write(at as usize, &piece[..some]);
                 at += some as u64;
             }
-            segment.push_extent(extent);
-            start += extent_len;
+            image.push(Arc::new(extent));
+            start += len;
         }
-        Ok(Arc::new(segment))
+        Ok(Some(image))
     }
 
     /// What is damaged in its image before byte `end`: first and end of each run.
     pub(crate) fn verify<D: Domain>(
         &self,
-        segment: &Segment<D>,
+        image: &[Arc<Readable<D>>],
         end: u64,
     ) -> Result<Vec<(u64, u64)>, StorageError> {
         let span = Span {
@@ -138,7 +148,7 @@ impl SegmentFile {
             sealed: true,
             ..self.span(HEADER_BYTES)
         };
-        Ok(scan(&mut ImageSource(segment), &span, |_| {})?.damaged)
+        Ok(scan(&mut ImageSource(image), &span, |_| {})?.damaged)
     }
 
     /// Seals it durably where the scan says that it ends: cuts the torn tail off, makes what counts durable, and only
@@ -176,6 +186,12 @@ impl SegmentFile {
         };
         ending.seal(|footers| footers.push(entries), operations)?;
         self.len = scanned.end;
+        let checkpoint = checkpoint::path_of(&self.path);
+        if checkpoint.exists()
+            && let Err(error) = files.remove(&checkpoint)
+        {
+            tracing::warn!(%error, "the checkpoint of a sealed segment stays until the next start");
+        }
         Ok(())
     }
 }

@@ -1,47 +1,41 @@
-//! Bringing a dataset back from its files.
+//! Bringing a dataset back from its files: what their FOOTERs, checkpoints and tails say. Images come later.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::path::Path;
-use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 
 use kv_fabric::Domain;
 use kv_proto::bucket::IndexScope;
-use kv_proto::hash::KeyHash;
 use kv_proto::layout::{
     FooterEntry, Locator, OperationEntry, SegmentTrailer, record_kind, segment_state, units,
 };
-use kv_proto::record::parse_head;
 
+use super::checkpoint;
 use super::compact::footprint::Footprint;
 use super::dataset::{Contents, Figures};
 use super::description::Description;
 use super::files::Call;
 use super::footer;
 use super::index::{Index, Place};
-use super::operations::{Operations, outcome};
+use super::limits::START_THREADS_MAX;
+use super::operations::{self, Operations, outcome};
 use super::segment::{HEADER_BYTES, Segment, widen};
-use super::{Committed, Shared, parse_segment_name};
+use super::{Committed, Shared, lock, parse_segment_name};
 use crate::error::StorageError;
 
 mod load;
+mod rebuild;
 pub(crate) mod scan;
 mod source;
 
 pub(crate) use load::SegmentFile;
+use rebuild::{Newest, Spread};
 use scan::{Found, Scanned};
 
 /// An epoch's sequences begin at its number, shifted left by this.
 const EPOCH_SEQUENCE_BITS: u32 = 32;
-
-/// The newest record of a key: it holds by (sequence, segment, offset).
-#[derive(Debug, Clone, Copy)]
-struct Newest {
-    sequence: u64,
-    locator: Locator,
-    kind: u8,
-}
 
 /// Segment files of a dataset, judged; what cannot be read is lost.
 pub(crate) struct Opened {
@@ -55,6 +49,7 @@ impl Opened {
     /// Why a segment could not be judged that may be whole: nothing is served without it.
     pub(crate) fn new(shared: &Shared, directory: &Path, dataset: [u8; 16]) -> Result<Self, StorageError> {
         let mut files = BTreeMap::new();
+        let mut checkpoints = Vec::new();
         for name in shared.files.names(directory)? {
             let path = directory.join(&name);
             if name.ends_with(".new") {
@@ -66,8 +61,19 @@ impl Opened {
                     Err(error) if !says_lost(&error) => return Err(error),
                     file => files.insert(number, file),
                 };
+            } else if let Some(number) = checkpoint::parse_name(&name) {
+                checkpoints.push((number, path));
             } else if name != "dataset" {
                 tracing::warn!(path = %path.display(), "is no file of a dataset; it is left alone");
+            }
+        }
+        for (number, path) in checkpoints {
+            // A crash between sealing and removing leaves it behind.
+            let wanted = files
+                .get(&number)
+                .is_some_and(|file| file.as_ref().map_or(true, |file| file.trailer.is_none()));
+            if !wanted {
+                shared.files.remove(&path)?;
             }
         }
         Ok(Self { files })
@@ -84,49 +90,189 @@ impl Opened {
     }
 }
 
-/// What all segments together say.
-#[derive(Default)]
-struct Gathered {
-    newest: HashMap<(u64, u64), Newest>,
-    operations: Operations,
-    /// Operations that the FOOTERs of the newest segment list which has some.
-    listed: Option<(u32, Vec<OperationEntry>)>,
-    figures: Figures,
-    sequence_max: u64,
+/// An image that is to be loaded.
+pub(crate) struct ToLoad<D: Domain> {
+    pub(crate) file: SegmentFile,
+    pub(crate) segment: Arc<Segment<D>>,
+    /// Records before this were not looked at when the segment was brought back: damage in them is not known.
+    pub(crate) unseen_end: u64,
 }
 
-impl Gathered {
-    fn take(&mut self, segment: u32, entry: &FooterEntry) {
-        self.sequence_max = self.sequence_max.max(entry.sequence);
-        if entry.kind == record_kind::PART {
-            return;
-        }
-        let newest = Newest {
-            sequence: entry.sequence,
-            locator: locator(segment, entry),
-            kind: entry.kind,
-        };
-        let place = |newest: &Newest| {
-            (
-                newest.sequence,
-                newest.locator.segment,
-                newest.locator.offset_units,
-            )
-        };
-        self.newest
-            .entry((entry.hash, entry.hash_high))
-            .and_modify(|known| {
-                if place(&newest) > place(known) {
-                    *known = newest;
+/// A dataset that was brought back.
+pub(crate) struct Recovered<D: Domain> {
+    pub(crate) contents: Contents<D>,
+    pub(crate) sequence_next: u64,
+    pub(crate) images: Vec<ToLoad<D>>,
+}
+
+/// What is known of a segment that is there.
+struct Known {
+    file: SegmentFile,
+    unseen_end: u64,
+    /// Lowest and highest sequence.
+    sequences: Option<(u64, u64)>,
+    /// Whether its FOOTERs tell of operations.
+    listed: bool,
+    unsealed: Option<Unsealed>,
+}
+
+/// A segment that was not sealed, walked, with what its FOOTERs are to list.
+struct Unsealed {
+    /// All before this was known to be durable.
+    from: u64,
+    scanned: Scanned,
+    entries: Vec<FooterEntry>,
+}
+
+/// Reads segments, several at a time.
+struct Reading<'a> {
+    shared: &'a Shared,
+    hash_key: &'a [u8; 16],
+    operations: Operations,
+    /// Operations that the FOOTERs of the newest segment list which has some.
+    listed: Mutex<Option<(u32, Vec<OperationEntry>)>>,
+    figures: Figures,
+    sequence_max: AtomicU64,
+}
+
+type Judged = (u32, Result<Known, StorageError>);
+
+impl Reading<'_> {
+    /// Reads what all files say, with at most `threads` threads.
+    fn all(&self, files: Vec<SegmentFile>, threads: usize) -> (Vec<Judged>, Vec<Spread>) {
+        let jobs: Vec<_> = files.into_iter().map(|file| Mutex::new(Some(file))).collect();
+        let next = AtomicUsize::new(0);
+        let work = || {
+            let (mut judged, mut spread) = (Vec::new(), Spread::new());
+            while let Some(job) = jobs.get(next.fetch_add(1, Ordering::Relaxed)) {
+                if let Some(file) = lock(job).take() {
+                    judged.push((file.header.segment, self.segment(file, &mut spread)));
                 }
-            })
-            .or_insert(newest);
+            }
+            (judged, spread)
+        };
+        std::thread::scope(|scope| {
+            let workers: Vec<_> = (0..threads.clamp(1, jobs.len().max(1)))
+                .map(|_| scope.spawn(work))
+                .collect();
+            let (mut judged, mut spreads) = (Vec::new(), Vec::new());
+            for worker in workers {
+                match worker.join() {
+                    Ok((some, spread)) => {
+                        judged.extend(some);
+                        spreads.push(spread);
+                    }
+                    Err(panic) => std::panic::resume_unwind(panic),
+                }
+            }
+            (judged, spreads)
+        })
+    }
+
+    /// Reads what one segment says.
+    fn segment(&self, file: SegmentFile, spread: &mut Spread) -> Result<Known, StorageError> {
+        if let Some(trailer) = &file.trailer {
+            self.met(trailer.sequence_max);
+            if self.footers(&file, spread)? {
+                return Ok(Known {
+                    unseen_end: file.len,
+                    sequences: sequences(trailer),
+                    listed: true,
+                    unsealed: None,
+                    file,
+                });
+            }
+        }
+        let unsealed = self.walk(&file, spread)?;
+        Ok(Known {
+            unseen_end: unsealed.from.min(file.len),
+            sequences: unsealed.scanned.sequences,
+            listed: file.trailer.is_none(),
+            unsealed: file.trailer.is_none().then_some(unsealed),
+            file,
+        })
+    }
+
+    /// Reads the FOOTERs of a sealed segment; whether it has some and all validate.
+    fn footers(&self, file: &SegmentFile, spread: &mut Spread) -> Result<bool, StorageError> {
+        let Some(trailer) = file.trailer.as_ref().filter(|trailer| trailer.footer_count > 0) else {
+            return Ok(false);
+        };
+        let number = file.header.segment;
+        let opened = self.shared.files.open(&file.path)?;
+        let mut operations = Vec::new();
+        let read = footer::read(&self.shared.files, &opened, trailer, |entries, listed| {
+            entries.iter().for_each(|entry| spread.push(number, entry));
+            operations.extend_from_slice(listed);
+        });
+        match read {
+            Ok(()) => {
+                let mut listed = lock(&self.listed);
+                if listed.as_ref().is_none_or(|(newest, _)| *newest < number) {
+                    *listed = Some((number, operations));
+                }
+                Ok(true)
+            }
+            Err(error) if says_lost(&error) => {
+                tracing::error!(%error, segment = number, "its FOOTERs cannot be read; its records are");
+                Ok(false)
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Walks the records of a segment that no checkpoint covers.
+    fn walk(&self, file: &SegmentFile, spread: &mut Spread) -> Result<Unsealed, StorageError> {
+        let files = &self.shared.files;
+        let (number, identity) = (file.header.segment, file.header.identity);
+        let mut entries: Vec<FooterEntry> = Vec::new();
+        let mut from = HEADER_BYTES;
+        let is_sealed = file.trailer.is_some();
+        if !is_sealed {
+            let path = checkpoint::path_of(&file.path);
+            let known = checkpoint::read(files, &path, number, identity, |records, operations| {
+                entries.extend_from_slice(records);
+                self.take_listed(operations);
+            })?;
+            self.met(known.sequence_max);
+            from = known.covered;
+        }
+        entries.iter().for_each(|entry| spread.push(number, entry));
+        let opened = files.open(&file.path)?;
+        let mut scanned = file.walk(files, &opened, from, |found| {
+            if found.damaged {
+                tracing::error!(
+                    segment = number,
+                    offset = found.offset,
+                    "a record's value is damaged"
+                );
+            }
+            let entry = found.entry(self.hash_key);
+            self.take_found(number, &found, &entry);
+            spread.push(number, &entry);
+            if !is_sealed {
+                entries.push(entry);
+            }
+        })?;
+        if from > file.len {
+            // Its file was cut short below what was durable.
+            scanned.damaged.push((file.len, from));
+        }
+        report_damage(&self.figures, number, &scanned.damaged);
+        for entry in &entries {
+            widen(&mut scanned.sequences, entry.sequence);
+        }
+        Ok(Unsealed {
+            from,
+            scanned,
+            entries,
+        })
     }
 
     /// Takes a record that was walked over, and the operation that it tells of.
-    fn take_found(&mut self, segment: u32, found: &Found<'_>, entry: &FooterEntry) {
-        self.take(segment, entry);
+    fn take_found(&self, segment: u32, found: &Found<'_>, entry: &FooterEntry) {
         let header = &found.header;
+        self.met(header.sequence);
         if header.client_id == 0 || header.kind == record_kind::PART {
             return;
         }
@@ -136,7 +282,7 @@ impl Gathered {
             locator: if deleted {
                 Locator::default()
             } else {
-                locator(segment, entry)
+                operations::locator(segment, entry)
             },
             existed: header.part != 0,
         };
@@ -144,136 +290,157 @@ impl Gathered {
             .recovered(header.client_id, header.operation, outcome);
     }
 
-    fn take_listed(&mut self, entries: &[OperationEntry]) {
+    fn take_listed(&self, entries: &[OperationEntry]) {
         for entry in entries {
-            self.sequence_max = self.sequence_max.max(entry.sequence);
+            self.met(entry.sequence);
             self.operations
                 .recovered(entry.client_id, entry.operation, outcome(entry));
         }
     }
 
-    fn report_damage(&self, segment: u32, damaged: &[(u64, u64)]) {
-        for (first, end) in damaged {
-            tracing::error!(
-                segment,
-                first,
-                end,
-                "durable bytes are damaged; they are kept and skipped"
-            );
-            self.figures.damaged_records.fetch_add(1, Ordering::Relaxed);
-        }
+    fn met(&self, sequence: u64) {
+        self.sequence_max.fetch_max(sequence, Ordering::Relaxed);
     }
 }
 
-fn locator(segment: u32, entry: &FooterEntry) -> Locator {
-    let hash = KeyHash {
-        slot: entry.hash,
-        high: entry.hash_high,
-    };
-    Locator {
-        segment,
-        offset_units: entry.offset_units,
-        value_len_bytes: entry.value_len_bytes,
-        key_len_bytes: entry.key_len_bytes,
-        tag: hash.tag(),
+/// Lowest and highest sequence that a trailer tells of.
+fn sequences(trailer: &SegmentTrailer) -> Option<(u64, u64)> {
+    (trailer.sequence_max != 0).then_some((trailer.sequence_min, trailer.sequence_max))
+}
+
+/// Counts and names runs of bytes that are damaged.
+pub(crate) fn report_damage(figures: &Figures, segment: u32, damaged: &[(u64, u64)]) {
+    for (first, end) in damaged {
+        tracing::error!(
+            segment,
+            first,
+            end,
+            "durable bytes are damaged; they are kept and skipped"
+        );
+        figures.damaged_records.fetch_add(1, Ordering::Relaxed);
     }
 }
 
-/// A segment that was not sealed, walked, with what its FOOTERs are to list.
-struct Unsealed {
-    file: SegmentFile,
-    /// All before this was known to be durable.
-    from: u64,
-    scanned: Scanned,
-    entries: Vec<FooterEntry>,
-}
-
-/// Brings a dataset back: loads its images, seals what was active, builds its index. Also the next sequence.
+/// Brings a dataset back: learns what its segments hold, seals what was active, builds its index.
 pub(crate) fn recover<D: Domain>(
-    shared: &Shared,
+    shared: &Arc<Shared>,
     description: &Description,
     directory: &Path,
     opened: Opened,
     domain: &D,
-) -> Result<(Contents<D>, u64), StorageError> {
+) -> Result<Recovered<D>, StorageError> {
     let place = Place {
         domain,
         budget: &shared.budget,
     };
-    let mut gathered = Gathered::default();
-    let mut segments = BTreeMap::new();
-    let mut unsealed = Vec::new();
+    let reading = Reading {
+        shared,
+        hash_key: &description.hash_key,
+        operations: Operations::default(),
+        listed: Mutex::default(),
+        figures: Figures::default(),
+        sequence_max: AtomicU64::new(0),
+    };
     let last = opened.files.keys().next_back().copied();
+    let mut files = Vec::new();
+    let mut judged: Vec<Judged> = Vec::new();
     for (number, file) in opened.files {
-        let recovered = file.and_then(|file| {
-            recover_segment(
-                shared,
-                &place,
-                file,
-                Some(number) == last,
-                &description.hash_key,
-                &mut gathered,
-            )
-        });
-        let segment = match recovered {
-            Ok((segment, open)) => {
-                unsealed.extend(open);
-                segment
-            }
-            Err(error) if !says_lost(&error) => return Err(error),
-            Err(error) => {
-                tracing::error!(%error, dataset = %description.name, segment = number, "segment lost: what lies in it cannot be served");
-                lost(number, &gathered.figures)
-            }
-        };
-        segments.insert(number, segment);
-    }
-    if let Some((_, listed)) = gathered.listed.take() {
-        gathered.take_listed(&listed);
-    }
-    gathered.operations.all_recovered();
-    // Only now all operations are known that their FOOTERs are to list.
-    let operations = gathered.operations.entries();
-    for mut open in unsealed {
-        open.file.seal(
-            &shared.files,
-            open.from,
-            &open.scanned,
-            &open.entries,
-            &operations,
-        )?;
-        if let Some(segment) = segments.get(&open.file.header.segment) {
-            segment.standing.set_tells_operations();
+        match file {
+            Ok(file) => files.push(file),
+            Err(error) => judged.push((number, Err(error))),
         }
     }
-    let mut live: Vec<((u64, u64), Newest)> = gathered.newest.drain().collect();
-    live.retain(|(_, newest)| {
-        let deleted = newest.kind == record_kind::TOMBSTONE;
-        if let Some(segment) = segments.get(&newest.locator.segment).filter(|_| deleted) {
-            segment
-                .tally
-                .add_tombstone(units(newest.locator.wire_len_bytes()) * 64);
-        }
-        !deleted
-    });
-    name_lost_parts(&live, &mut segments, &gathered.figures, directory);
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let threads = cores.min(START_THREADS_MAX);
+    let (read, spreads) = reading.all(files, threads);
+    judged.extend(read);
+    judged.sort_unstable_by_key(|(number, _)| *number);
+    if let Some((_, listed)) = lock(&reading.listed).take() {
+        reading.take_listed(&listed);
+    }
+    reading.operations.all_recovered();
+    let newest = rebuild::resolve(spreads, threads);
+    // Only now all operations are known that the FOOTERs are to list.
+    let (mut segments, images) = seal_all(shared, description, judged, last, &reading)?;
+    count(&newest, &mut segments, &reading.figures, directory);
     let scope = IndexScope {
         dataset: description.id,
         epoch: shared.home.epoch(),
     };
-    let index = build_index(scope, &live, &segments, &place, &gathered.figures)?;
-    let contents = Contents {
-        index,
-        segments,
-        operations: gathered.operations,
-        figures: gathered.figures,
-    };
     // A lost segment may be back at a later start, with sequences that nothing else tells of: each epoch has its own.
-    let sequence_next = gathered
-        .sequence_max
+    let sequence_next = (reading.sequence_max.into_inner())
         .saturating_add(1)
         .max(shared.home.epoch() << EPOCH_SEQUENCE_BITS);
-    Ok((contents, sequence_next))
+    let contents = Contents {
+        index: Index::build(scope, &newest.live, &place)?,
+        segments,
+        operations: reading.operations,
+        figures: reading.figures,
+    };
+    Ok(Recovered {
+        contents,
+        sequence_next,
+        images,
+    })
+}
+
+type Table<D> = BTreeMap<u32, Arc<Segment<D>>>;
+
+/// Seals what is not sealed, durably, and makes the segment table.
+fn seal_all<D: Domain>(
+    shared: &Arc<Shared>,
+    description: &Description,
+    judged: Vec<Judged>,
+    last: Option<u32>,
+    reading: &Reading<'_>,
+) -> Result<(Table<D>, Vec<ToLoad<D>>), StorageError> {
+    let operations = reading.operations.entries();
+    let (mut segments, mut images) = (BTreeMap::new(), Vec::new());
+    for (number, known) in judged {
+        let Known {
+            mut file,
+            unseen_end,
+            sequences,
+            listed,
+            unsealed,
+        } = match known {
+            Ok(known) => known,
+            Err(error) if !says_lost(&error) => return Err(error),
+            Err(error) => {
+                tracing::error!(%error, dataset = %description.name, segment = number, "segment lost: what lies in it cannot be served");
+                segments.insert(number, lost(number, &reading.figures));
+                continue;
+            }
+        };
+        if let Some(Unsealed {
+            from,
+            scanned,
+            entries,
+        }) = unsealed
+        {
+            if Some(number) != last {
+                tracing::warn!(
+                    segment = number,
+                    end = scanned.end,
+                    "not sealed though a later segment exists: its file was cut short, or a write to it had failed"
+                );
+            }
+            file.seal(&shared.files, from, &scanned, &entries, &operations)?;
+        }
+        let names = (number, file.header.identity);
+        let segment = Arc::new(Segment::unloaded(names, file.len, shared, file.path.clone())?);
+        segment.set_sequences(sequences);
+        if listed {
+            segment.standing.set_tells_operations();
+        }
+        segments.insert(number, Arc::clone(&segment));
+        images.push(ToLoad {
+            file,
+            segment,
+            unseen_end,
+        });
+    }
+    Ok((segments, images))
 }
 
 /// Whether an error says that the bytes of a file are gone. Any other is of the whole server, or may be over at the
@@ -298,160 +465,39 @@ fn lost<D: Domain>(number: u32, figures: &Figures) -> Arc<Segment<D>> {
     Arc::new(Segment::new(number, 0, segment_state::LOST))
 }
 
-/// Brings one segment back. What is not sealed is given back to be sealed.
-fn recover_segment<D: Domain>(
-    shared: &Shared,
-    place: &Place<'_, D>,
-    file: SegmentFile,
-    is_last: bool,
-    hash_key: &[u8; 16],
-    gathered: &mut Gathered,
-) -> Result<(Arc<Segment<D>>, Option<Unsealed>), StorageError> {
-    let files = &shared.files;
-    let number = file.header.segment;
-    let from = HEADER_BYTES;
-    let listed = file.trailer.is_some() && read_footers(shared, &file, gathered)?;
-    if let Some(trailer) = &file.trailer {
-        gathered.sequence_max = gathered.sequence_max.max(trailer.sequence_max);
-    }
-    let segment = file.load(files, place)?;
-    if listed {
-        gathered.report_damage(number, &file.verify(&segment, file.len)?);
-        segment.set_sequences(file.trailer.as_ref().and_then(sequences));
-        segment.publish(segment_state::SEALED, file.len);
-        segment.standing.set_tells_operations();
-        return Ok((segment, None));
-    }
-    let mut entries = Vec::new();
-    let opened = files.open(&file.path)?;
-    let mut scanned = file.walk(files, &opened, from, |found| {
-        if found.damaged {
-            tracing::error!(
-                segment = number,
-                offset = found.offset,
-                "a record's value is damaged"
-            );
+/// Counts what is live, by segment; segments that heads name and that are not there are lost.
+fn count<D: Domain>(newest: &Newest, segments: &mut Table<D>, figures: &Figures, directory: &Path) {
+    let bytes = |locator: &Locator| units(locator.wire_len_bytes()) * 64;
+    let mut value_bytes = 0;
+    for (_, locator) in &newest.live {
+        if let Some(segment) = segments.get(&locator.segment) {
+            segment.tally.add_live(bytes(locator));
         }
-        let entry = found.entry(hash_key);
-        gathered.take_found(number, &found, &entry);
-        if file.trailer.is_none() {
-            entries.push(entry);
+        value_bytes += u64::from(locator.value_len_bytes);
+    }
+    for locator in &newest.tombstones {
+        if let Some(segment) = segments.get(&locator.segment) {
+            segment.tally.add_tombstone(bytes(locator));
         }
-    })?;
-    for entry in &entries {
-        widen(&mut scanned.sequences, entry.sequence);
     }
-    gathered.report_damage(number, &scanned.damaged);
-    segment.set_sequences(scanned.sequences);
-    segment.publish(segment_state::SEALED, scanned.end);
-    if file.trailer.is_some() {
-        return Ok((segment, None));
-    }
-    if !is_last {
-        tracing::warn!(
-            segment = number,
-            end = scanned.end,
-            "not sealed though a later segment exists: its file was cut short, or a write to it had failed"
-        );
-    }
-    let unsealed = Unsealed {
-        file,
-        from,
-        scanned,
-        entries,
-    };
-    Ok((segment, Some(unsealed)))
-}
-
-/// Lowest and highest sequence that a trailer tells of.
-fn sequences(trailer: &SegmentTrailer) -> Option<(u64, u64)> {
-    (trailer.sequence_max != 0).then_some((trailer.sequence_min, trailer.sequence_max))
-}
-
-/// Reads the FOOTERs of a sealed segment; whether it has some and all validate.
-fn read_footers(shared: &Shared, file: &SegmentFile, gathered: &mut Gathered) -> Result<bool, StorageError> {
-    let Some(trailer) = file.trailer.as_ref().filter(|trailer| trailer.footer_count > 0) else {
-        return Ok(false);
-    };
-    let number = file.header.segment;
-    let opened = shared.files.open(&file.path)?;
-    let mut operations = Vec::new();
-    let read = footer::read(&shared.files, &opened, trailer, |entries, listed| {
-        entries.iter().for_each(|entry| gathered.take(number, entry));
-        operations.extend_from_slice(listed);
-    });
-    match read {
-        Ok(()) => {
-            if gathered
-                .listed
-                .as_ref()
-                .is_none_or(|(newest, _)| *newest < number)
-            {
-                gathered.listed = Some((number, operations));
-            }
-            Ok(true)
-        }
-        Err(error) if says_lost(&error) => {
-            tracing::error!(%error, segment = number, "its FOOTERs cannot be read; its records are");
-            Ok(false)
-        }
-        Err(error) => Err(error),
-    }
-}
-
-/// Segments that heads name and that are not there.
-fn name_lost_parts<D: Domain>(
-    live: &[((u64, u64), Newest)],
-    segments: &mut BTreeMap<u32, Arc<Segment<D>>>,
-    figures: &Figures,
-    directory: &Path,
-) {
     let mut missing = BTreeSet::new();
-    for (_, newest) in live.iter().filter(|(_, newest)| newest.kind == record_kind::HEAD) {
-        let locator = &newest.locator;
-        let mut value = vec![0; locator.value_len_bytes as usize];
-        let there = segments.get(&locator.segment).is_some_and(|segment| {
-            segment.read(locator.offset_bytes() + locator.prefix_len_bytes(), &mut value)
-        });
-        if let (true, Ok((_, parts))) = (there, parse_head(&value)) {
-            missing.extend(
-                parts
-                    .iter()
-                    .map(|part| part.segment)
-                    .filter(|part| !segments.contains_key(part)),
-            );
+    for locator in &newest.heads {
+        let value = Footprint::of(locator, |number| segments.get(&number).cloned());
+        // Its own record was counted above.
+        value_bytes += value.value_len_bytes;
+        value_bytes -= u64::from(locator.value_len_bytes);
+        for (number, bytes) in value.pieces().skip(1) {
+            match segments.get(&number) {
+                Some(segment) => segment.tally.add_live(bytes),
+                None => {
+                    missing.insert(number);
+                }
+            }
         }
     }
+    figures.value_bytes.store(value_bytes, Ordering::Relaxed);
     for number in missing {
         tracing::error!(directory = %directory.display(), segment = number, "segment lost: its file is gone, and large values have parts in it");
         segments.insert(number, lost(number, figures));
     }
-}
-
-fn build_index<D: Domain>(
-    scope: IndexScope,
-    live: &[((u64, u64), Newest)],
-    segments: &BTreeMap<u32, Arc<Segment<D>>>,
-    place: &Place<'_, D>,
-    figures: &Figures,
-) -> Result<Index<D>, StorageError> {
-    let mut entries = Vec::with_capacity(live.len());
-    for ((slot, high), newest) in live {
-        let hash = KeyHash {
-            slot: *slot,
-            high: *high,
-        };
-        entries.push((hash, newest.locator));
-        let value = Footprint::of(&newest.locator, |number| segments.get(&number).cloned());
-        for (number, bytes) in value.pieces() {
-            if let Some(segment) = segments.get(&number) {
-                segment.tally.add_live(bytes);
-            }
-        }
-        figures
-            .value_bytes
-            .fetch_add(value.value_len_bytes, Ordering::Relaxed);
-    }
-    entries.sort_unstable_by_key(|(hash, _)| hash.slot);
-    Index::build(scope, &entries, place)
 }

@@ -1,10 +1,13 @@
 //! Where the bytes of a segment come from while its records are walked.
 
+use std::sync::Arc;
+
 use kv_fabric::Domain;
 
 use super::super::files::{Files, OpenFile};
+use super::super::index::Readable;
 use super::super::limits::READ_PIECE_BYTES;
-use super::super::segment::Segment;
+use super::super::segment::read_extents;
 use crate::error::StorageError;
 
 /// Bytes of a segment.
@@ -52,17 +55,17 @@ impl Source for FileSource<'_> {
     }
 }
 
-/// A segment's image.
-pub(crate) struct ImageSource<'a, D: Domain>(pub(crate) &'a Segment<D>);
+/// A segment's image that nobody reads yet.
+pub(crate) struct ImageSource<'a, D: Domain>(pub(crate) &'a [Arc<Readable<D>>]);
 
 impl<D: Domain> Source for ImageSource<'_, D> {
     fn read(&mut self, offset: u64, out: &mut [u8]) -> Result<(), StorageError> {
-        if self.0.read(offset, out) {
+        if read_extents(self.0, offset, out) {
             return Ok(());
         }
-        let missing = std::io::Error::other(format!("the image has no byte {}", offset + out.len() as u64));
+        let missing = std::io::Error::other(format!("it has no byte {}", offset + out.len() as u64));
         Err(StorageError::io(
-            "read",
+            "verify",
             std::path::Path::new("the image of a segment"),
             missing,
         ))

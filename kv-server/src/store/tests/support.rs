@@ -123,14 +123,30 @@ impl Rig {
     }
 
     pub(crate) fn with(options: StoreOptions, files: Files) -> Result<Self, StorageError> {
+        let rig = Self::unloaded(options, files, u64::MAX)?;
+        rig.wait_loaded();
+        Ok(rig)
+    }
+
+    /// Whose images are not loaded but so many.
+    pub(crate) fn unloaded(options: StoreOptions, files: Files, loads: u64) -> Result<Self, StorageError> {
         let network = Network::default();
         let domains = network.clone();
         Ok(Self {
-            store: Store::open_with(options, files, move || Ok(TestDomain(domains.clone())))?,
+            store: Store::open_with(options, files, loads, move || Ok(TestDomain(domains.clone())))?,
             network,
             token: 1.into(),
             answers: Mutex::default(),
         })
+    }
+
+    /// Waits until no image is to be loaded.
+    pub(crate) fn wait_loaded(&self) {
+        let deadline = Instant::now() + PATIENCE;
+        while figure_in(&self.store.stat(), "segments_loading_count") > 0 {
+            assert!(Instant::now() < deadline, "images are not loaded");
+            std::thread::sleep(Duration::from_micros(50));
+        }
     }
 
     pub(crate) fn dataset(&self, name: &str) -> Arc<Dataset<TestDomain>> {
@@ -283,13 +299,19 @@ pub(crate) fn bytes(seed: u64, len: usize) -> Vec<u8> {
 /// Copies a data directory as a crash would leave it: what was written so far, and no lock.
 pub(crate) fn copy_directory(from: &Path, to: &Path) {
     std::fs::create_dir_all(to).unwrap();
-    for entry in std::fs::read_dir(from).unwrap() {
-        let entry = entry.unwrap();
-        let target = to.join(entry.file_name());
+    // A checkpoint before its segment, so that it covers no more than is there.
+    let mut entries: Vec<_> = std::fs::read_dir(from)
+        .unwrap()
+        .map(|entry| entry.unwrap())
+        .collect();
+    entries.sort_by_key(std::fs::DirEntry::file_name);
+    for entry in entries {
+        let (source, target) = (entry.path(), to.join(entry.file_name()));
         if entry.file_type().unwrap().is_dir() {
-            copy_directory(&entry.path(), &target);
-        } else {
-            std::fs::copy(entry.path(), target).unwrap();
+            copy_directory(&source, &target);
+        } else if let Err(error) = std::fs::copy(&source, target) {
+            // It goes when its segment is sealed.
+            assert!(source.extension().is_some_and(|it| it == "checkpoint"), "{error}");
         }
     }
 }
