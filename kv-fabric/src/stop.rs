@@ -14,10 +14,14 @@ use crate::{
     ReadCompletion, ReadStatus, RemoteRef,
 };
 
+/// Longest wait for READs that were posted after a stop to end.
+const ENDS_WAIT: Duration = Duration::from_secs(10);
+
 /// Where a process stops.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum StopAt {
-    /// When it is about to post READs, after it has looked at its lease.
+    /// When it is about to post READs, after it has looked at its lease; and once more behind the post until they have
+    /// ended, so that it is known how.
     Post,
     /// When it has posted READs, before it polls.
     Posted,
@@ -88,18 +92,20 @@ impl Gate {
         self.busy.store(plan.armed.is_some(), Ordering::SeqCst);
     }
 
-    /// Stops the process if it is to stop here.
-    fn stop_at(&self, at: StopAt) {
+    /// Stops the process if it is to stop here; whether it did.
+    fn stop_at(&self, at: StopAt) -> bool {
         if !self.busy.load(Ordering::SeqCst) {
-            return;
+            return false;
         }
         let mut plan = self.plan();
-        if let Some(stop) = plan.armed.take_if(|stop| stop.at == at) {
+        let stop = plan.armed.take_if(|stop| stop.at == at);
+        if let Some(stop) = stop {
             plan.until = Some(Instant::now() + stop.span);
             self.stops.fetch_add(1, Ordering::Relaxed);
         }
         drop(plan);
         self.pass();
+        stop.is_some()
     }
 
     /// How late the READs that are about to be posted are to be.
@@ -230,6 +236,7 @@ impl<F: Fabric> Fabric for Stoppable<F> {
             inner,
             stops: self.stops.clone(),
             delay_next: self.delay_next,
+            ended: Vec::new(),
         })
     }
 }
@@ -275,6 +282,25 @@ pub struct StoppableData<F: Fabric> {
     inner: F::Data,
     stops: Stops,
     delay_next: fn(&mut F::Data, Duration),
+    /// Polled while the process was stopped.
+    ended: Vec<ReadCompletion>,
+}
+
+impl<F: Fabric> StoppableData<F> {
+    /// Waits until the READ `last` has ended, or all of a batch of `count` have failed.
+    fn await_ends(&mut self, last: u64, count: usize) -> Result<(), FabricError> {
+        let deadline = Instant::now() + ENDS_WAIT;
+        let failed = |ended: &[ReadCompletion]| {
+            ended.iter().filter(|end| end.status != ReadStatus::Success).count()
+        };
+        while self.inner.wait(deadline)? {
+            self.inner.poll(&mut self.ended)?;
+            if failed(&self.ended) >= count || self.ended.iter().any(|end| end.number == last) {
+                break;
+            }
+        }
+        Ok(())
+    }
 }
 
 impl<F: Fabric> DataConnection<F::Region> for StoppableData<F> {
@@ -285,7 +311,7 @@ impl<F: Fabric> DataConnection<F::Region> for StoppableData<F> {
     fn post(&mut self, reads: &[Read<'_, F::Region>]) -> Result<(), FabricError> {
         let gate = &self.stops.0;
         gate.pass();
-        gate.stop_at(StopAt::Post);
+        let stopped = gate.stop_at(StopAt::Post);
         if let Some(late) = gate.late() {
             (self.delay_next)(&mut self.inner, late);
         }
@@ -295,7 +321,10 @@ impl<F: Fabric> DataConnection<F::Region> for StoppableData<F> {
             Err(FabricError::Post { posted, .. }) => gate.failed(reads.len() - (*posted).min(reads.len())),
             Err(_) => gate.failed(reads.len()),
         }
-        gate.stop_at(StopAt::Posted);
+        if let (true, Ok(()), Some(last)) = (stopped, &posted, reads.last()) {
+            self.await_ends(last.number, reads.len())?;
+        }
+        self.stops.0.stop_at(StopAt::Posted);
         posted
     }
 
@@ -303,6 +332,7 @@ impl<F: Fabric> DataConnection<F::Region> for StoppableData<F> {
         let gate = &self.stops.0;
         gate.pass();
         let before = completions.len();
+        completions.append(&mut self.ended);
         let polled = self.inner.poll(completions);
         let new = completions.get(before..).unwrap_or_default();
         let failed = new.iter().filter(|end| end.status != ReadStatus::Success).count();
@@ -315,6 +345,9 @@ impl<F: Fabric> DataConnection<F::Region> for StoppableData<F> {
 
     fn wait(&mut self, deadline: Instant) -> Result<bool, FabricError> {
         self.stops.0.pass();
+        if !self.ended.is_empty() {
+            return Ok(true);
+        }
         self.inner.wait(deadline)
     }
 

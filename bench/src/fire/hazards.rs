@@ -104,10 +104,9 @@ pub(super) fn hazards(
     } else {
         Required::Cannot("64 + 16 bits of hash; build with --features weak-hash")
     };
-    let torn = if fences || injected.is_some() {
-        at_least
-    } else {
-        Required::Seldom("a copy takes nanoseconds")
+    let torn = match injected {
+        Some(_) => at_least,
+        None => Required::Seldom("a processor copies a bucket in nanoseconds"),
     };
     let mut all = vec![
         hazard("torn buckets", seen.torn_buckets, torn),
