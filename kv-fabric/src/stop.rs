@@ -291,7 +291,10 @@ impl<F: Fabric> StoppableData<F> {
     fn await_ends(&mut self, last: u64, count: usize) -> Result<(), FabricError> {
         let deadline = Instant::now() + ENDS_WAIT;
         let failed = |ended: &[ReadCompletion]| {
-            ended.iter().filter(|end| end.status != ReadStatus::Success).count()
+            ended
+                .iter()
+                .filter(|end| end.status != ReadStatus::Success)
+                .count()
         };
         while self.inner.wait(deadline)? {
             self.inner.poll(&mut self.ended)?;

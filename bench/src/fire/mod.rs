@@ -41,8 +41,8 @@ use space::Space;
 const HAZARDS_LEAST: u64 = 1000;
 /// Reads that a full campaign checks.
 const READS_FULL: u64 = 10_000_000;
-/// Datasets written at once.
-const PLACES: u64 = 2;
+/// Datasets written at once: two that are dropped when they have had their share, and one that is compacted.
+const PLACES: u64 = 3;
 const SECRET: [u8; 32] = [7; 32];
 
 /// The network.
@@ -192,13 +192,19 @@ impl Shared {
     fn hazards<F: FireFabric>(&self, network: &F) -> Vec<Hazard> {
         let failed = self.stops.iter().map(|stops| stops.counters().reads_failed).sum();
         let injected = network.injected();
-        hazards(
+        let mut all = hazards(
             F::FENCES,
             &self.seen(),
             injected.as_ref(),
             failed,
             self.plan.least,
-        )
+        );
+        all.push(Hazard {
+            name: "locators of records that compaction had moved",
+            count: self.stale_locators.load(Ordering::SeqCst),
+            required: hazards::Required::AtLeast(self.plan.least),
+        });
+        all
     }
 
     fn seen(&self) -> Seen {
@@ -280,6 +286,7 @@ fn ground<F: FireFabric>(args: &Args, plan: &Plan, seed: u64) -> Result<Ground<F
     let options = Options {
         lease_ms: plan.lease.as_millis() as u32,
         max_lag_ms: plan.lease.as_millis() as u32 * 4,
+        staging_bytes: 1 << 20,
         ..Options::default()
     };
     let keys = Keys::new(roles.map(key).to_vec())?;
@@ -336,7 +343,7 @@ fn campaign<F: FireFabric>(args: &Args) -> Result<bool, Error> {
         lease: Duration::from_millis(u64::from(args.lease.max(10))),
         keys: args.keys.max(writer::WRITERS),
         operations: args.operations,
-        memory_bytes: space::budget_bytes(args.operations, PLACES),
+        memory_bytes: space::budget_bytes(args.operations, PLACES, args.readers as u64),
     };
     println!(
         "fire: {} reads to check over {}, each hazard {} times at least; to repeat: --seed {seed:#x}",
@@ -375,12 +382,16 @@ fn cast<F: FireFabric>(plan: &Plan, ground: &Ground<F>, seed: u64) -> Result<(Ca
             admin: session(client()?, &ground.address, "admin")?,
             writers: writers?,
             seed: values::mix(seed ^ place),
+            standing: place + 1 == PLACES,
         });
     }
     Ok((Cast { readers, places }, stops))
 }
 
 fn fire<F: FireFabric>(args: &Args, plan: Plan, ground: &Ground<F>, seed: u64) -> Result<Outcome, Error> {
+    let monitor = F::client(&ground.fabric, &ground.address)?;
+    let monitor = session(monitor, &ground.address, "admin")?;
+    let space = Space::new(ground.folder.path().join("data"), plan.memory_bytes, &monitor)?;
     let (cast, stops) = cast(&plan, ground, seed)?;
     let shared = Shared {
         key_names: field::keys(plan.keys),
@@ -389,7 +400,7 @@ fn fire<F: FireFabric>(args: &Args, plan: Plan, ground: &Ground<F>, seed: u64) -
         over: AtomicBool::new(false),
         trouble: Mutex::default(),
         rng: Mutex::new(Rng::with_seed(seed)),
-        space: Space::new(ground.folder.path().join("data"), plan.memory_bytes),
+        space,
         generations: AtomicU64::new(0),
         checked: AtomicU64::new(0),
         written: AtomicU64::new(0),
@@ -399,11 +410,6 @@ fn fire<F: FireFabric>(args: &Args, plan: Plan, ground: &Ground<F>, seed: u64) -
         plan,
     };
     let begun = Instant::now();
-    let monitor = session(
-        F::client(&ground.fabric, &ground.address)?,
-        &ground.address,
-        "admin",
-    )?;
     std::thread::scope(|scope| {
         let shared = &shared;
         for place in &cast.places {

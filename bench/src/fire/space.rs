@@ -15,14 +15,17 @@ const OPERATION_BYTES: u64 = 700;
 const DATASET_BYTES: u64 = 8 << 20;
 /// Datasets for each place: one written, one dropped that waits for its readers, and one more on a slow machine.
 const DATASETS_PER_PLACE: u64 = 3;
+/// Memory of a session: staging memory and frames, also while one that was fenced is replaced.
+const SESSION_BYTES: u64 = 4 << 20;
 /// How long space may take to come back once nobody writes.
 const PATIENCE: Duration = Duration::from_secs(60);
 /// Files of an empty data directory at most, bytes.
 const EMPTY_BYTES: u64 = 1 << 20;
 
 /// The memory that is enough where what is retired comes back: the server has no more.
-pub(super) fn budget_bytes(operations: u32, places: u64) -> u64 {
-    (u64::from(operations) * OPERATION_BYTES + DATASET_BYTES) * DATASETS_PER_PLACE * places
+pub(super) fn budget_bytes(operations: u32, places: u64, readers: u64) -> u64 {
+    let datasets = (u64::from(operations) * OPERATION_BYTES + DATASET_BYTES) * DATASETS_PER_PLACE * places;
+    datasets + (places * 4 + readers + 1) * SESSION_BYTES
 }
 
 /// What a campaign saw.
@@ -33,6 +36,9 @@ pub(super) struct Report {
     disk_peak_bytes: u64,
     /// Images and indexes that were retired, all together.
     retired_bytes: u64,
+    /// Of datasets that were dropped since: what compaction freed of their files, and the segments it retired.
+    compacted_bytes: u64,
+    compacted_segments: u64,
     /// Left when all was dropped and every session over or up to date.
     memory_left_bytes: u64,
     disk_left_bytes: u64,
@@ -42,9 +48,11 @@ impl Report {
     pub(super) fn line(&self) -> String {
         let mib = |bytes: u64| bytes as f64 / f64::from(1 << 20);
         format!(
-            "retired {:.0} MiB of memory and files; in use at most {:.0} MiB of memory (budget {:.0}) and {:.0} MiB of \
+            "dropped {:.0} MiB of memory and files, compacted {:.0} MiB in {} segments; in use at most {:.0} MiB of memory (budget {:.0}) and {:.0} MiB of \
              files; left {:.2} and {:.2} MiB",
             mib(self.retired_bytes),
+            mib(self.compacted_bytes),
+            self.compacted_segments,
             mib(self.memory_peak_bytes),
             mib(self.memory_budget_bytes),
             mib(self.disk_peak_bytes),
@@ -61,6 +69,10 @@ pub(super) struct Space {
     memory_peak_bytes: AtomicU64,
     disk_peak_bytes: AtomicU64,
     retired_bytes: AtomicU64,
+    compacted_bytes: AtomicU64,
+    compacted_segments: AtomicU64,
+    /// In use before there was any dataset.
+    memory_idle_bytes: u64,
     memory_now_bytes: AtomicU64,
     disk_now_bytes: AtomicU64,
 }
@@ -84,16 +96,25 @@ fn disk_bytes(folder: &Path) -> u64 {
 }
 
 impl Space {
-    pub(super) fn new(data: PathBuf, budget_bytes: u64) -> Self {
-        Self {
+    /// Of a server that has no datasets yet, and no session but this one.
+    pub(super) fn new<F: Fabric>(
+        data: PathBuf,
+        budget_bytes: u64,
+        session: &SessionOn<F>,
+    ) -> Result<Self, String> {
+        let figures = session.stat().map_err(|error| error.to_string())?;
+        Ok(Self {
             data,
+            compacted_bytes: AtomicU64::new(0),
+            compacted_segments: AtomicU64::new(0),
+            memory_idle_bytes: figure(&figures, "memory_used_bytes")?,
             budget_bytes,
             memory_peak_bytes: AtomicU64::new(0),
             disk_peak_bytes: AtomicU64::new(0),
             retired_bytes: AtomicU64::new(0),
             memory_now_bytes: AtomicU64::new(0),
             disk_now_bytes: AtomicU64::new(0),
-        }
+        })
     }
 
     /// A dataset is about to be dropped: all that it has is retired.
@@ -101,6 +122,10 @@ impl Space {
         let figures = dataset.stat().map_err(|error| error.to_string())?;
         let bytes = figure(&figures, "images_bytes")? + figure(&figures, "index_bytes")?;
         self.retired_bytes.fetch_add(bytes, Ordering::SeqCst);
+        let compacted = figure(&figures, "compaction_freed_bytes")?;
+        self.compacted_bytes.fetch_add(compacted, Ordering::SeqCst);
+        let segments = figure(&figures, "compaction_removed_segments_count")?;
+        self.compacted_segments.fetch_add(segments, Ordering::SeqCst);
         Ok(())
     }
 
@@ -126,7 +151,9 @@ impl Space {
             memory_peak_bytes: get(&self.memory_peak_bytes),
             disk_peak_bytes: get(&self.disk_peak_bytes),
             retired_bytes: get(&self.retired_bytes),
-            memory_left_bytes: get(&self.memory_now_bytes),
+            compacted_bytes: get(&self.compacted_bytes),
+            compacted_segments: get(&self.compacted_segments),
+            memory_left_bytes: get(&self.memory_now_bytes).saturating_sub(self.memory_idle_bytes),
             disk_left_bytes: get(&self.disk_now_bytes),
         }
     }

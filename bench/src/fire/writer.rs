@@ -33,6 +33,8 @@ pub(super) struct Place<F: Fabric> {
     pub(super) admin: SessionOn<F>,
     pub(super) writers: Vec<SessionOn<F>>,
     pub(super) seed: u64,
+    /// Whether its dataset is kept, so that compaction alone frees what it has.
+    pub(super) standing: bool,
 }
 
 /// Makes datasets, has them written, and drops them, until it is told to stop; the last one is dropped too.
@@ -53,7 +55,8 @@ pub(super) fn run<F: Fabric>(shared: &Shared, place: &Place<F>) -> Result<(), St
                         let dataset = session
                             .open(&field.name)
                             .map_err(|error| format!("opening {}: {error}", field.name))?;
-                        write(shared, field, &dataset, number, Rng::with_seed(seed))
+                        let rng = Rng::with_seed(seed);
+                        write(shared, field, &dataset, (number, place.standing), rng)
                     })
                 })
                 .collect();
@@ -98,13 +101,13 @@ fn write<F: Fabric>(
     shared: &Shared,
     field: &Field,
     dataset: &DatasetOn<F>,
-    number: u32,
+    (number, standing): (u32, bool),
     mut rng: Rng,
 ) -> Result<(), String> {
     let share = shared.plan.operations / WRITERS;
     let mut done = 0;
     let mut stops = number == 0;
-    while done < share && !shared.is_over() {
+    while (standing || done < share) && !shared.is_over() {
         // READs of readers that stop while the index is small find that its groups were split, and their memory reused.
         if done > share / 8 && std::mem::take(&mut stops) {
             shared.stop_readers();
@@ -125,7 +128,7 @@ fn write<F: Fabric>(
         picked.sort_unstable();
         picked.dedup();
         let begun: Vec<Version> = picked.iter().map(|&key| field.begin(key)).collect();
-        done += begun.len() as u32;
+        done = done.saturating_add(begun.len() as u32);
         put(shared, field, dataset, &begun)?;
         for version in begun.into_iter().filter(|version| version.is_delete()) {
             delete(shared, field, dataset, version)?;
