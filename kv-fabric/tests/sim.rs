@@ -545,7 +545,7 @@ fn reads_of_memory_that_goes<const FENCES: bool>(
     data.delay_next(late);
     post(&mut data, registration.remote(), &region, 16).expect("post");
     if destroy {
-        endpoint.destroy(id);
+        endpoint.destroy(id).expect("destroy");
     }
     drop(registration);
     completions(&mut data, 16)

@@ -76,6 +76,11 @@ impl Hazard {
         }
     }
 
+    /// Whether it happened and must not: nothing that comes after makes that good.
+    pub(super) fn is_forbidden(&self) -> bool {
+        self.required == Required::Never && self.count > 0
+    }
+
     pub(super) fn line(&self) -> String {
         let verdict = match self.required {
             Required::AtLeast(least) if self.holds() => format!("at least {least} are wanted"),

@@ -487,7 +487,9 @@ fn watch<F: FireFabric>(args: &Args, shared: &Shared, monitor: &SessionOn<F>, ne
                 begun.elapsed().as_secs()
             );
         }
-        let done = checked >= shared.plan.reads && shared.hazards(network).iter().all(Hazard::holds);
+        let hazards = shared.hazards(network);
+        let done = checked >= shared.plan.reads && hazards.iter().all(Hazard::holds);
+        let done = done || hazards.iter().any(Hazard::is_forbidden);
         if done || begun.elapsed() > limit {
             shared.over.store(true, Ordering::SeqCst);
         }
