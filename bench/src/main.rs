@@ -4,6 +4,7 @@
 //! - `bench fire`: readers against writers and reclamation, on networks that are late, in processes that stop.
 //! - `bench crash`: a server killed at random moments; nothing that was answered is lost.
 //! - `bench power`: the power cut at any point of a recording of the block device; the same.
+//! - `bench lookup`: lookups in a table of ten million keys, in one of ten thousand, and random loads.
 //! - `bench demo`: real files into a dataset and back, every byte compared; the main job.
 mod crash;
 mod demo;
@@ -12,6 +13,7 @@ mod fetch;
 mod fire;
 mod floor;
 mod latency;
+mod lookup;
 mod perftest;
 mod power;
 mod processes;
@@ -46,6 +48,8 @@ enum Command {
     Crash(crash::Args),
     /// Records every block write of a server, cuts the power at many points, and compares what is left.
     Power(power::Args),
+    /// Lookups in a large and in a small table, beside dependent random loads; one process, no device.
+    Lookup(lookup::Args),
     /// One block of `demo`'s latency, in a process of its own.
     #[command(hide = true)]
     Block(latency::BlockArgs),
@@ -58,6 +62,7 @@ fn main() -> ExitCode {
         Command::Fire(args) => fire::run(&args),
         Command::Crash(args) => crash::run(&args),
         Command::Power(args) => power::run(&args),
+        Command::Lookup(args) => lookup::run(&args),
         Command::Block(args) => latency::run_block(&args),
     };
     match outcome {

@@ -5,6 +5,7 @@ mod harness;
 use harness::{TestFabric, World, options, value};
 use kv_client::{Counters, GlobalLocator, ReadError};
 use kv_fabric::local::Local;
+use kv_fabric::sim::Sim;
 use kv_fabric::verbs::Verbs;
 
 fn since(before: Counters, after: Counters) -> Counters {
@@ -16,6 +17,7 @@ fn since(before: Counters, after: Counters) -> Counters {
     spent.directory_reads -= before.directory_reads;
     spent.doorbells -= before.doorbells;
     spent.retries -= before.retries;
+    spent.stale -= before.stale;
     spent
 }
 
@@ -163,4 +165,85 @@ fn absent_keys_cost_their_buckets_only() {
     let spent = since(before, dataset.counters());
     assert_eq!((spent.gets, spent.reads_posted), (0, spent.bucket_reads));
     assert_eq!(spent.retries, 0);
+}
+
+/// Looks keys up one by one, none of them absent; READs and doorbells of those that found their directory fresh are
+/// checked. How many did not.
+fn lookups_in_one_round_trip<F: TestFabric>(
+    reader: &kv_client::on::DatasetOn<F>,
+    keys: impl Iterator<Item = usize>,
+) -> u64 {
+    let mut late = 0;
+    for index in keys {
+        let before = reader.counters();
+        reader.locate(format!("key {index}").as_bytes()).unwrap();
+        let spent = since(before, reader.counters());
+        // What a renewal took away meanwhile is read before, without a retry.
+        let rounds = 1 + spent.retries;
+        late += u64::from(rounds > 1 || spent.directory_reads > 0);
+        assert!((rounds..=2 * rounds).contains(&spent.bucket_reads), "{spent:?}");
+        assert!(spent.directory_reads <= rounds, "{spent:?}");
+        assert_eq!(spent.reads_posted, spent.bucket_reads + spent.directory_reads);
+        assert_eq!(spent.doorbells, rounds + spent.directory_reads, "{spent:?}");
+        assert!(rounds <= 3, "{spent:?}");
+    }
+    late
+}
+
+/// A reader that knew a table of a hundred keys meets one of seventy thousand: it notices, learns the new directory,
+/// and its lookups cost what they did.
+fn a_table_that_grew<F: TestFabric>() {
+    const FEW: usize = 100;
+    const MANY: usize = 70_000;
+    let world = World::<F>::with(|_, options| {
+        options.lease_ms = 600_000;
+        options.max_lag_ms = 600_000;
+    });
+    let writer = world.dataset("d");
+    let put = |range: std::ops::Range<usize>| {
+        let items: Vec<_> = range
+            .map(|index| (format!("key {index}"), index.to_le_bytes().to_vec()))
+            .collect();
+        for outcome in writer.put_many(&items) {
+            outcome.unwrap();
+        }
+    };
+    put(0..FEW);
+    let session = world.session(options("reader"));
+    let reader = session.open("d").unwrap();
+    lookups_in_one_round_trip(&reader, 0..FEW);
+    assert_eq!(lookups_in_one_round_trip(&reader, 0..FEW), 0);
+    let before = reader.counters();
+    for start in (FEW..MANY).step_by(10_000) {
+        put(start..MANY.min(start + 10_000));
+    }
+    let late = lookups_in_one_round_trip(&reader, (0..MANY).step_by(7));
+    let spent = since(before, reader.counters());
+    assert!(
+        spent.stale > 0 && late > 0,
+        "its directory was never stale: {spent:?}"
+    );
+    // All that changed is told at once, so few lookups find out.
+    assert!(late <= 5, "{late}: {spent:?}");
+    assert_eq!(lookups_in_one_round_trip(&reader, (0..MANY).step_by(13)), 0);
+    let before = reader.counters();
+    for index in (0..MANY).step_by(97) {
+        assert_eq!(
+            reader.get(format!("key {index}").as_bytes()).unwrap(),
+            index.to_le_bytes()
+        );
+    }
+    let spent = since(before, reader.counters());
+    assert_eq!(spent.reads_posted, spent.bucket_reads + spent.gets);
+    assert_eq!(spent.doorbells, 2 * spent.gets);
+}
+
+#[test]
+fn a_stale_directory_is_noticed_and_refreshed_over_local() {
+    a_table_that_grew::<Local>();
+}
+
+#[test]
+fn a_stale_directory_is_noticed_and_refreshed_over_sim() {
+    a_table_that_grew::<Sim>();
 }

@@ -95,6 +95,19 @@ fn a_key_costs_little_at_every_size_of_a_table_that_grows() {
 #[ignore = "takes about a minute and 2 GiB: run with --ignored"]
 fn a_key_costs_little_at_every_size_up_to_twelve_million() {
     grow_and_weigh(12_000_000);
+    let domain = Network::default().domain();
+    let budget = Budget::new(u64::MAX);
+    let place = Place {
+        domain: &domain,
+        budget: &budget,
+    };
+    let entries = sorted(0..10_000_000);
+    let started = std::time::Instant::now();
+    let index = Index::build(SCOPE, &entries, &place).unwrap();
+    println!("built of ten million in {:?}", started.elapsed());
+    let mut built = Extremes::new();
+    built.add(index.bytes(), index.keys());
+    built.check("built");
 }
 
 #[test]
