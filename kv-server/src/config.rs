@@ -97,6 +97,11 @@ pub struct Serve {
     #[arg(long, value_name = "SHARE", default_value_t = Compaction::default().disk_share, value_parser = share)]
     pub compaction_share: f64,
 
+    /// Room that is kept on the disk, so that deletes and compaction work when it is full; at most a sixteenth of the
+    /// file system counts.
+    #[arg(long, value_name = "SIZE", default_value_t = Size(Compaction::default().disk_reserve_bytes))]
+    pub disk_reserve: Size,
+
     /// Memory that each session with a key that may write is given to write values to.
     #[arg(long, value_name = "SIZE", default_value_t = Size(8 << 20))]
     pub staging_bytes: Size,
@@ -259,6 +264,7 @@ impl Serve {
             compaction: Compaction {
                 dead_share: self.compaction_dead_share,
                 disk_share: self.compaction_share,
+                disk_reserve_bytes: self.disk_reserve.0,
             },
         }
     }

@@ -270,6 +270,7 @@ fn ground<F: FireFabric>(args: &Args, plan: &Plan, seed: u64) -> Result<Ground<F
         compaction: kv_server::store::Compaction {
             dead_share: 0.3,
             disk_share: 1.0,
+            ..kv_server::store::Compaction::default()
         },
     };
     let roles = [

@@ -1,5 +1,6 @@
 //! Memory is taken from a budget before it is mapped, and given back when it is dropped.
 
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
 use crate::error::StorageError;
@@ -10,6 +11,8 @@ use crate::store::lock;
 pub(crate) struct Budget {
     allowed_bytes: u64,
     used_bytes: Mutex<u64>,
+    /// Part of what is allowed that only compaction and deletes may take.
+    reserve_bytes: AtomicU64,
 }
 
 /// Bytes taken from a budget; dropping it gives them back.
@@ -24,6 +27,7 @@ impl Budget {
         Arc::new(Self {
             allowed_bytes,
             used_bytes: Mutex::new(0),
+            reserve_bytes: AtomicU64::new(0),
         })
     }
 
@@ -40,14 +44,38 @@ impl Budget {
         *lock(&self.used_bytes)
     }
 
-    /// Takes `bytes`.
+    /// Keeps `bytes` for [`Budget::take_reserved`].
+    pub(crate) fn set_reserve(&self, bytes: u64) {
+        self.reserve_bytes.store(bytes, Ordering::Release);
+    }
+
+    /// Bytes that [`Budget::take`] may still take.
+    pub(crate) fn open_bytes(&self) -> u64 {
+        self.free_bytes()
+            .saturating_sub(self.reserve_bytes.load(Ordering::Acquire))
+    }
+
+    /// Takes `bytes`, and leaves what is kept for compaction.
     ///
     /// # Errors
     /// [`StorageError::Memory`] with the figures if less is left.
     pub(crate) fn take(self: &Arc<Self>, bytes: u64) -> Result<Charge, StorageError> {
+        let reserve_bytes = self.reserve_bytes.load(Ordering::Acquire);
+        self.take_leaving(bytes, reserve_bytes)
+    }
+
+    /// Takes `bytes`, for what frees memory.
+    ///
+    /// # Errors
+    /// As [`Budget::take`].
+    pub(crate) fn take_reserved(self: &Arc<Self>, bytes: u64) -> Result<Charge, StorageError> {
+        self.take_leaving(bytes, 0)
+    }
+
+    fn take_leaving(self: &Arc<Self>, bytes: u64, leave_bytes: u64) -> Result<Charge, StorageError> {
         let mut used = lock(&self.used_bytes);
         let after = used.saturating_add(bytes);
-        if after > self.allowed_bytes {
+        if after.saturating_add(leave_bytes) > self.allowed_bytes {
             return Err(StorageError::Memory {
                 needed_bytes: bytes,
                 used_bytes: *used,

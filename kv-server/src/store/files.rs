@@ -183,6 +183,23 @@ impl Files {
         self.run(Call::Truncate, &file.path, || file.file.set_len(len))
     }
 
+    /// Length of the file system of `path`, bytes.
+    pub(crate) fn size_bytes(&self, path: &Path) -> Result<u64, StorageError> {
+        let space = rustix::fs::statvfs(path)
+            .map_err(|error| StorageError::io(Call::Space.text(), path, error.into()))?;
+        Ok(space.f_blocks.saturating_mul(space.f_frsize))
+    }
+
+    /// Makes a file that takes `len` bytes of the disk.
+    pub(crate) fn allocate(&self, path: &Path, len: u64) -> Result<(), StorageError> {
+        let file = self.create(path)?;
+        self.run(Call::Write, path, || {
+            let flags = rustix::fs::FallocateFlags::empty();
+            Ok(rustix::fs::fallocate(&file.file, flags, 0, len)?)
+        })?;
+        self.sync(&file)
+    }
+
     /// Bytes that may still be written to the file system of `path`.
     pub(crate) fn free_bytes(&self, path: &Path) -> Result<u64, StorageError> {
         #[cfg(test)]

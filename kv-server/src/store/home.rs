@@ -58,22 +58,28 @@ impl Home {
         };
         superblock.epoch += 1;
         seal_superblock(&mut superblock);
-        files
-            .replace(&path, superblock.as_bytes())
-            .map_err(|error| match error {
-                StorageError::Io { call, path, source } => match source.kind() {
-                    io::ErrorKind::PermissionDenied => StorageError::Unwritable {
-                        path: root.to_owned(),
-                        source,
-                    },
-                    // Nothing was answered yet: that a sync failed leaves nothing in doubt.
-                    io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
-                        StorageError::NoSpace { call, path, source }
-                    }
-                    _ => StorageError::Io { call, path, source },
+        let replaced = match files.replace(&path, superblock.as_bytes()) {
+            // What is kept for this is in the way.
+            Err(StorageError::NoSpace { .. }) if root.join("reserve").exists() => {
+                files.remove(&root.join("reserve"))?;
+                files.replace(&path, superblock.as_bytes())
+            }
+            replaced => replaced,
+        };
+        replaced.map_err(|error| match error {
+            StorageError::Io { call, path, source } => match source.kind() {
+                io::ErrorKind::PermissionDenied => StorageError::Unwritable {
+                    path: root.to_owned(),
+                    source,
                 },
-                error => error,
-            })?;
+                // Nothing was answered yet: that a sync failed leaves nothing in doubt.
+                io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
+                    StorageError::NoSpace { call, path, source }
+                }
+                _ => StorageError::Io { call, path, source },
+            },
+            error => error,
+        })?;
         let datasets = root.join("datasets");
         if !exists(&datasets)? {
             files.create_directory(&datasets)?;

@@ -42,6 +42,7 @@ mod operations;
 mod options;
 mod put;
 mod recover;
+mod reserve;
 mod segment;
 #[cfg(test)]
 mod tests;
@@ -64,6 +65,7 @@ use log::Close;
 use operations::Operations;
 pub use options::StoreOptions;
 pub use put::Put;
+use reserve::Reserve;
 
 /// Takes a lock, also one whose holder panicked: every critical section leaves its data whole.
 pub(crate) fn lock<T: ?Sized>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -106,6 +108,8 @@ pub(crate) struct Shared {
     /// Number of the latest change of any dataset.
     pub(crate) retired: AtomicU64,
     pub(crate) completions: Completions,
+    /// Room on the disk for what frees room.
+    pub(crate) reserve: Reserve,
     /// Wakes compaction.
     pub(crate) compaction: Signal,
     /// Images that are to be loaded.

@@ -6,6 +6,7 @@ use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex};
 
 use kv_fabric::{Domain, FabricError};
+use kv_proto::layout::EXTENT_BYTES;
 
 use super::budget::Budget;
 use super::compact::{self, Signal};
@@ -15,8 +16,12 @@ use super::files::Files;
 use super::home::Home;
 use super::loader::{self, Load, Loads};
 use super::recover::{Opened, Recovered, recover, says_lost};
+use super::reserve::Reserve;
 use super::{Completions, Dataset, Datasets, Shared, Store, StoreOptions, lock, log};
 use crate::error::StorageError;
+
+/// Memory is kept for compaction where there is room for so many extents.
+const EXTENTS_TO_KEEP_ONE: u64 = 4;
 
 /// A dataset's segments, description and directory.
 type FoundDataset = (Opened, Description, PathBuf);
@@ -62,6 +67,11 @@ impl<D: Domain> Store<D> {
         options.check()?;
         options.check_gather(options.part_bytes.min(options.segment_bytes / 4))?;
         let home = Home::open(&files, &options.data)?;
+        let reserve = Reserve::open(&files, &options.data, options.compaction.disk_reserve_bytes)?;
+        if files.free_bytes(&options.data)? < reserve.held_bytes() / 2 {
+            // Segments are sealed at the start.
+            reserve.give_up(&files);
+        }
         let shared = Arc::new(Shared {
             files,
             home,
@@ -69,6 +79,7 @@ impl<D: Domain> Store<D> {
             gather: Budget::new(options.gather_budget_bytes),
             retired: AtomicU64::new(0),
             completions: Completions::new()?,
+            reserve,
             compaction: Signal::new(options.compaction.dead_share),
             loads: Loads::new(loads_allowed),
         });
@@ -86,9 +97,19 @@ impl<D: Domain> Store<D> {
             removing: Mutex::default(),
         };
         store.recover_all()?;
+        store.shared.reserve.take(&store.shared.files);
+        store.keep_memory();
         let compacting = compact::start(&store.shared, &store.datasets, store.options.compaction)?;
         *lock(&store.compacting) = Some(compacting);
         Ok(store)
+    }
+
+    /// Keeps memory for one extent, where that is a small part of all: copies need it when nothing else is left.
+    fn keep_memory(&self) {
+        let extent = self.options.segment_bytes.min(EXTENT_BYTES);
+        if self.options.memory_budget_bytes >= EXTENTS_TO_KEEP_ONE * extent {
+            self.shared.budget.set_reserve(extent);
+        }
     }
 
     fn recover_all(&self) -> Result<(), StorageError> {

@@ -183,6 +183,12 @@ impl<D: Domain> Dataset<D> {
         own + self.shared.budget.free_bytes() / extent * extent
     }
 
+    /// Gives the room on the disk up that is kept for deletes and compaction; whether there was any.
+    pub(crate) fn give_reserve_up(&self) -> bool {
+        self.shared.compaction.press();
+        self.shared.reserve.give_up(&self.shared.files)
+    }
+
     /// Whether what is used up now is coming back: something can be compacted or, of memory, waits for its readers.
     pub(crate) fn is_coming_back(&self, memory: bool) -> bool {
         let is_image = |gone: &Gone<D>| matches!(gone, Gone::Image(_));
@@ -259,6 +265,7 @@ impl<D: Domain> Dataset<D> {
             .removals
             .fetch_add(leftovers.len() as u64, Ordering::AcqRel);
         leftovers.clear();
+        self.shared.reserve.take(files);
         Ok(())
     }
 

@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 use kv_fabric::Domain;
 
 use super::log::{Op, Task};
+use super::segment::Segment;
 use super::{Dataset, Datasets, Shared, lock};
 use crate::error::StorageError;
 
@@ -46,6 +47,8 @@ pub struct Compaction {
     pub dead_share: f64,
     /// Most of the disk's time that compaction takes, above 0 up to 1; more where memory or disk are short.
     pub disk_share: f64,
+    /// Room that is kept on the disk for deletes and compaction, bytes; at most a sixteenth of the file system.
+    pub disk_reserve_bytes: u64,
 }
 
 impl Default for Compaction {
@@ -53,6 +56,7 @@ impl Default for Compaction {
         Self {
             dead_share: 0.5,
             disk_share: 0.2,
+            disk_reserve_bytes: 64 << 20,
         }
     }
 }
@@ -190,7 +194,7 @@ impl<D: Domain> Compactor<D> {
         dataset.retry_leftovers()?;
         let rules = Rules {
             threshold: self.rules.dead_share,
-            room_bytes: self.room_bytes(dataset)?,
+            room_bytes: self.room_bytes(dataset, pressed)?,
             pressed,
             segment_bytes: dataset.segment_bytes,
         };
@@ -206,6 +210,7 @@ impl<D: Domain> Compactor<D> {
             return Ok(false);
         };
         let result = match choice {
+            Choice::Drain(_) if !self.has_disk_for(dataset, &segment)? => return Ok(false),
             Choice::Drain(_) => Drain::new(self, dataset, &segment).run().map(|()| {
                 segment.standing.set_drained();
             }),
@@ -243,9 +248,23 @@ impl<D: Domain> Compactor<D> {
     }
 
     /// Bytes that copies may take before anything is freed.
-    fn room_bytes(&self, dataset: &Dataset<D>) -> Result<u64, Ended> {
-        let disk = self.shared.files.free_bytes(&dataset.directory)?;
+    fn room_bytes(&self, dataset: &Dataset<D>, pressed: bool) -> Result<u64, Ended> {
+        let kept = if pressed {
+            self.shared.reserve.held_bytes()
+        } else {
+            0
+        };
+        let disk = self.shared.files.free_bytes(&dataset.directory)? + kept;
         Ok(disk.min(dataset.room_bytes()))
+    }
+
+    /// Whether what is wanted of the segment fits the disk, without the room that is kept or, failing that, with it.
+    fn has_disk_for(&self, dataset: &Dataset<D>, segment: &Segment<D>) -> Result<bool, Ended> {
+        let need = segment.tally.live_bytes() + segment.tally.tombstone_bytes();
+        let fits = || -> Result<bool, StorageError> {
+            Ok(need == 0 || need <= self.shared.files.free_bytes(&dataset.directory)?)
+        };
+        Ok(fits()? || (dataset.give_reserve_up() && fits()?))
     }
 
     fn retire(&self, dataset: &Dataset<D>, number: u32) -> Result<(), Ended> {

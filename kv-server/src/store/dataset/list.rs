@@ -18,7 +18,9 @@ impl<D: Domain> Dataset<D> {
         let mut room = room_bytes;
         let mut from = cursor;
         for _ in 0..LIST_GROUPS_MAX {
-            let (slots, next) = self.read_index().slots_from(from);
+            // Held while its slots are looked at: what they name is in the table as long as they name it.
+            let index = self.read_index();
+            let (slots, next) = index.slots_from(from);
             for slot in slots {
                 let Some(segment) = self.segment(slot.locator.segment) else {
                     continue;

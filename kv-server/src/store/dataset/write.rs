@@ -87,6 +87,10 @@ impl<D: Domain> Dataset<D> {
                 max_bytes,
             });
         }
+        if self.shared.budget.open_bytes() < value_len && self.is_coming_back(true) {
+            // Refused at its end it would have come for nothing.
+            return Err(StorageError::Freeing);
+        }
         let attempt = match self.operations.begin(client_id, operation) {
             Begin::Done(outcome) => return Ok(BeginPut::Done(outcome)),
             Begin::InProgress => return Ok(BeginPut::InProgress),

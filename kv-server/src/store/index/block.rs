@@ -27,6 +27,13 @@ impl<D: Domain> Readable<D> {
         Self::charged(place.domain, charge, len)
     }
 
+    /// Memory for what frees memory: it may take what is kept for that.
+    pub(crate) fn reserved(place: &Place<'_, D>, len: usize) -> Result<Self, StorageError> {
+        let bytes = (len as u64).next_multiple_of(PAGE_BYTES);
+        let charge = place.budget.take_reserved(bytes)?;
+        Self::charged(place.domain, charge, len)
+    }
+
     /// Of memory that was taken from the budget before.
     pub(crate) fn charged(domain: &D, charge: Charge, len: usize) -> Result<Self, StorageError> {
         let memory = Arc::new(Memory::new(len, MemoryKind::SharedReadOnly)?);

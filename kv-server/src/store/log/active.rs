@@ -18,6 +18,8 @@ use super::group::Group;
 use crate::error::StorageError;
 
 const ZEROES: [u8; 64] = [0; 64];
+/// Compaction makes haste where there is memory for fewer extents than these.
+const EXTENTS_AHEAD: u64 = 2;
 
 /// The segment that is written.
 pub(crate) struct Active<D: Domain> {
@@ -232,10 +234,19 @@ impl<D: Domain> Log<D> {
             };
             let checkpoint = &mut active.checkpoint;
             let operations = self.dataset.operations.entries();
-            let sealed = ending.seal(
-                |footers| checkpoint.list(files, |entries| footers.push(entries)),
-                &operations,
-            );
+            let mut seal = || {
+                ending.seal(
+                    |footers| checkpoint.list(files, |entries| footers.push(entries)),
+                    &operations,
+                )
+            };
+            let sealed = seal().or_else(|error| {
+                // What is not sealed keeps those before it from being freed.
+                if matches!(error, StorageError::NoSpace { .. }) && self.dataset.give_reserve_up() {
+                    return seal();
+                }
+                Err(error)
+            });
             match sealed {
                 Ok(()) => {
                     active.segment.standing.set_tells_operations();
@@ -292,6 +303,11 @@ impl<D: Domain> Log<D> {
     }
 
     fn take_extent(&mut self, len: u64) -> Result<super::super::index::Readable<D>, StorageError> {
-        self.spare.take(&self.dataset, len)
+        let extent = self.spare.take(&self.dataset, len, self.urgent)?;
+        let shared = &self.dataset.shared;
+        if shared.budget.open_bytes() < EXTENTS_AHEAD * len {
+            shared.compaction.press();
+        }
+        Ok(extent)
     }
 }

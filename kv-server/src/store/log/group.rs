@@ -11,6 +11,7 @@ use super::super::Committed;
 use super::super::operations;
 use super::super::put::PutState;
 use super::super::segment::Pin;
+use super::Op;
 use super::active::Active;
 use super::copy::Landing;
 
@@ -140,6 +141,30 @@ impl Group {
 
     pub(crate) fn bytes(&self) -> u64 {
         self.bytes
+    }
+
+    pub(crate) fn has_deletes(&self) -> bool {
+        self.entries
+            .iter()
+            .any(|entry| matches!(entry.then, Then::Delete { .. }))
+    }
+
+    /// Its deletes as they were asked for, and the rest.
+    pub(crate) fn split_deletes(self) -> (Vec<Op>, Self) {
+        let mut deletes = Vec::new();
+        let mut rest = Self::default();
+        for entry in self.entries {
+            match entry.then {
+                Then::Delete { token, .. } => deletes.push(Op::Delete {
+                    client: entry.record.client,
+                    operation: entry.record.operation,
+                    key: entry.record.key,
+                    token,
+                }),
+                _ => rest.push(entry),
+            }
+        }
+        (deletes, rest)
     }
 
     pub(crate) fn push(&mut self, entry: Entry) {

@@ -154,9 +154,16 @@ impl<D: Domain> Log<D> {
     /// Finds a place for a record: ends group and segment where it does not fit, and has memory for it.
     fn make_room(&mut self, key: &[u8], value_len: usize) -> Result<Place, StorageError> {
         let len = units(wire_len(key.len() as u64, value_len as u64)) * 64;
+        let shared = Arc::clone(&self.dataset.shared);
+        if !self.urgent {
+            shared.reserve.check(&shared.files)?;
+        }
         loop {
             let Some(active) = self.active.as_mut() else {
-                self.open_segment()?;
+                match self.open_segment() {
+                    Err(StorageError::NoSpace { .. }) if self.urgent && self.dataset.give_reserve_up() => {}
+                    opened => opened?,
+                }
                 continue;
             };
             let Some(offset) = active.fit(len) else {
@@ -247,9 +254,27 @@ impl<D: Domain> Log<D> {
                     self.close_active();
                 }
                 self.dataset.write_index().forget_promises();
+                let full = matches!(failed.error, StorageError::NoSpace { .. });
+                let (deletes, group) = if full && group.has_deletes() && self.dataset.give_reserve_up() {
+                    group.split_deletes()
+                } else {
+                    (Vec::new(), group)
+                };
                 self.fail_group(group, &failed.error);
+                self.place_again(deletes);
             }
         }
+    }
+
+    /// Places deletes that found the disk full: there is room that was kept for them.
+    fn place_again(&mut self, deletes: Vec<Op>) {
+        if deletes.is_empty() {
+            return;
+        }
+        let urgent = self.urgent;
+        deletes.into_iter().for_each(|op| self.place(op));
+        self.flush();
+        self.urgent = urgent;
     }
 
     fn fail_group(&mut self, group: Group, error: &StorageError) {

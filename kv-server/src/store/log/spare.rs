@@ -51,8 +51,8 @@ impl<D: Domain> Spare<D> {
         self.held = Some((len, State::Ready(extent)));
     }
 
-    /// An extent of `len` bytes: the one prepared, or a new one.
-    pub(crate) fn take(&mut self, dataset: &Dataset<D>, len: u64) -> Made<D> {
+    /// An extent of `len` bytes: the one prepared, or a new one, where it is `urgent` of the memory that is kept.
+    pub(crate) fn take(&mut self, dataset: &Dataset<D>, len: u64, urgent: bool) -> Made<D> {
         match self.held.take() {
             Some((held, State::Ready(extent))) if held == len => return Ok(extent),
             Some((held, State::Making(thread))) if held == len => {
@@ -66,7 +66,11 @@ impl<D: Domain> Spare<D> {
             Some((_, State::Ready(extent))) => drop(extent),
             None => {}
         }
-        Readable::new(&dataset.place(), len as usize)
+        if urgent {
+            Readable::reserved(&dataset.place(), len as usize)
+        } else {
+            Readable::new(&dataset.place(), len as usize)
+        }
     }
 }
 

@@ -15,6 +15,7 @@ fn eager(data: &Path) -> StoreOptions {
         compaction: Compaction {
             dead_share: 0.3,
             disk_share: 1.0,
+            disk_reserve_bytes: 0,
         },
         ..options(data)
     }

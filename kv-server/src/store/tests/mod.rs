@@ -4,6 +4,7 @@
 mod basic;
 mod changes;
 mod compaction;
+mod compaction_faults;
 mod crash;
 mod datasets;
 mod extents;

@@ -102,7 +102,10 @@ pub(crate) fn options(data: &Path) -> StoreOptions {
         segment_bytes: MIB,
         part_bytes: 32 << 10,
         gather_budget_bytes: 8 * MIB,
-        compaction: crate::store::Compaction::default(),
+        compaction: crate::store::Compaction {
+            disk_reserve_bytes: 0,
+            ..crate::store::Compaction::default()
+        },
     }
 }
 
@@ -112,6 +115,7 @@ pub(crate) fn only_dead(data: &Path) -> StoreOptions {
         compaction: crate::store::Compaction {
             dead_share: 1.0,
             disk_share: 1.0,
+            disk_reserve_bytes: 0,
         },
         ..options(data)
     }
