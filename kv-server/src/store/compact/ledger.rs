@@ -9,6 +9,7 @@ use kv_proto::layout::{EXTENT_BYTES, segment_state};
 
 use super::super::index::Retired;
 use super::super::journal::Change;
+use super::super::recover::EPOCH_SEQUENCE_BITS;
 use super::super::segment::Segment;
 use super::super::{Dataset, lock, segment_path};
 use super::choose::{Candidate, PRESSED_SHARE};
@@ -220,6 +221,9 @@ impl<D: Domain> Dataset<D> {
         let Some(segment) = segment else {
             return Err(StorageError::Busy("the segment is in use"));
         };
+        if !self.sequences_are_named_without(&segment) {
+            return Err(StorageError::Busy("no other file names the highest sequence"));
+        }
         self.segments
             .write()
             .unwrap_or_else(std::sync::PoisonError::into_inner)
@@ -230,6 +234,18 @@ impl<D: Domain> Dataset<D> {
             vec![Gone::Image(segment)],
         );
         Ok(())
+    }
+
+    /// Whether the next start gives no sequence again that this segment alone names.
+    fn sequences_are_named_without(&self, segment: &Segment<D>) -> bool {
+        let Some((_, highest)) = segment.sequences() else {
+            return true;
+        };
+        let next_start = (self.shared.home.epoch() + 1) << EPOCH_SEQUENCE_BITS;
+        let named = |other: &Arc<Segment<D>>| {
+            other.number != segment.number && other.sequences().is_some_and(|(_, other)| other >= highest)
+        };
+        highest < next_start || self.all_segments().iter().any(named)
     }
 
     /// Removes the file of a segment that left the table, durably, and any that could not be removed before.

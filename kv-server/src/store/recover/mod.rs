@@ -35,7 +35,7 @@ use rebuild::{Newest, Spread};
 use scan::{Found, Scanned};
 
 /// An epoch's sequences begin at its number, shifted left by this.
-const EPOCH_SEQUENCE_BITS: u32 = 32;
+pub(crate) const EPOCH_SEQUENCE_BITS: u32 = 32;
 
 /// Segment files of a dataset, judged; what cannot be read is lost.
 pub(crate) struct Opened {
