@@ -15,7 +15,7 @@ use kv_fabric::sim::Sim;
 use kv_fabric::verbs::Verbs;
 use kv_proto::auth::Role;
 use kv_server::control::keys::Key;
-use kv_server::control::{Handle, Keys, Options, Server};
+use kv_server::control::{Handle, Keys, Options, Server, StartError};
 use kv_server::store::StoreOptions;
 
 pub const SECRET: [u8; 32] = [7; 32];
@@ -149,13 +149,25 @@ impl<F: TestFabric> World<F> {
     }
 
     pub fn start(&mut self) {
+        self.start_with(Server::<F>::start);
+    }
+
+    /// Starts a server that loads no image until it is told to.
+    pub fn start_unloaded(&mut self) {
+        self.start_with(Server::<F>::start_unloaded);
+    }
+
+    fn start_with(
+        &mut self,
+        start: impl Fn(Arc<F>, &str, StoreOptions, Keys, Options) -> Result<Handle, StartError>,
+    ) {
         let roles = [
             ("reader", Role::Read),
             ("writer", Role::Write),
             ("admin", Role::Admin),
         ];
         let keys = Keys::new(roles.map(|(name, role)| key(name, role)).to_vec()).unwrap();
-        let server = Server::<F>::start(
+        let server = start(
             Arc::clone(&self.fabric),
             &self.address,
             self.store.clone(),

@@ -13,7 +13,7 @@ use super::keys::Keys;
 use super::options::Options;
 use super::run::Control;
 use crate::error::StorageError;
-use crate::store::{Store, StoreOptions};
+use crate::store::{LoadGate, Store, StoreOptions};
 
 /// Why a server did not start.
 #[derive(Debug, thiserror::Error)]
@@ -99,13 +99,39 @@ impl<F: Fabric> Server<F> {
         keys: Keys,
         options: Options,
     ) -> Result<Handle, StartError> {
+        Self::start_with(fabric, address, (store, u64::MAX), keys, options)
+    }
+
+    /// [`Server::start`] that loads no image before [`Handle::allow_loads`]: for tests of what is served until then.
+    ///
+    /// # Errors
+    /// As [`Server::start`].
+    #[doc(hidden)]
+    pub fn start_unloaded(
+        fabric: impl Into<Arc<F>>,
+        address: &str,
+        store: StoreOptions,
+        keys: Keys,
+        options: Options,
+    ) -> Result<Handle, StartError> {
+        Self::start_with(fabric, address, (store, 0), keys, options)
+    }
+
+    fn start_with(
+        fabric: impl Into<Arc<F>>,
+        address: &str,
+        (store, loads_allowed): (StoreOptions, u64),
+        keys: Keys,
+        options: Options,
+    ) -> Result<Handle, StartError> {
         let fabric = fabric.into();
         let shared = Arc::new(Shared::new()?);
         // Listening comes first: a taken port is told at once, before a large directory is loaded.
         let endpoint = fabric.listen(address)?;
         let address = endpoint.address();
         let domains = Arc::clone(&fabric);
-        let store = Store::open(store, move || domains.domain())?;
+        let store = Store::open_loading(store, loads_allowed, move || domains.domain())?;
+        let gate = store.load_gate();
         let mut control = Control::<F>::new(store, endpoint, keys, options, Arc::clone(&shared))?;
         let thread = std::thread::Builder::new()
             .name("kv-control".to_owned())
@@ -121,6 +147,7 @@ impl<F: Fabric> Server<F> {
         Ok(Handle {
             address,
             shared,
+            gate,
             thread: Some(thread),
         })
     }
@@ -130,6 +157,7 @@ impl<F: Fabric> Server<F> {
 pub struct Handle {
     address: String,
     shared: Arc<Shared>,
+    gate: LoadGate,
     thread: Option<JoinHandle<Result<(), FabricError>>>,
 }
 
@@ -162,6 +190,12 @@ impl Handle {
     #[must_use]
     pub fn remote(&self) -> Remote {
         Remote(Arc::clone(&self.shared))
+    }
+
+    /// Lets so many more images be loaded, in a server that was started with them held back.
+    #[doc(hidden)]
+    pub fn allow_loads(&self, images: u64) {
+        self.gate.allow(images);
     }
 
     /// Asks it to stop: see [`Remote::stop`].

@@ -33,6 +33,8 @@ pub(crate) struct Ending<'a> {
     pub(crate) end: u64,
     /// Lowest and highest sequence of its records.
     pub(crate) sequences: Option<(u64, u64)>,
+    /// Most records, and most operations, that one FOOTER lists: [`FOOTER_ENTRIES_MAX`], but in a test.
+    pub(crate) footer_entries: usize,
 }
 
 impl Ending<'_> {
@@ -72,10 +74,10 @@ impl Writer<'_> {
     /// Lists the next records.
     pub(crate) fn push(&mut self, mut entries: &[FooterEntry]) -> Result<(), StorageError> {
         while !entries.is_empty() {
-            let some = entries.len().min(FOOTER_ENTRIES_MAX - self.entries.len());
+            let some = entries.len().min(self.ending.footer_entries - self.entries.len());
             self.entries.extend_from_slice(&entries[..some]);
             entries = &entries[some..];
-            if self.entries.len() == FOOTER_ENTRIES_MAX {
+            if self.entries.len() == self.ending.footer_entries {
                 self.write(&[])?;
             }
         }
@@ -83,9 +85,10 @@ impl Writer<'_> {
     }
 
     fn finish(&mut self, operations: &[OperationEntry]) -> Result<(), StorageError> {
-        let (first, rest) = operations.split_at(operations.len().min(FOOTER_ENTRIES_MAX));
+        let most = self.ending.footer_entries;
+        let (first, rest) = operations.split_at(operations.len().min(most));
         self.write(first)?;
-        rest.chunks(FOOTER_ENTRIES_MAX)
+        rest.chunks(most)
             .try_for_each(|operations| self.write(operations))
     }
 

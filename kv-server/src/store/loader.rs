@@ -24,6 +24,8 @@ struct State {
     urgent: VecDeque<Name>,
     /// Segments whose images are not there yet.
     waiting: usize,
+    /// Segments that clients asked for so far, those that came in the meantime included.
+    asked: u64,
     /// Images that may be loaded still; a test holds them back.
     allowed: u64,
     stop: bool,
@@ -42,6 +44,7 @@ impl Loads {
             state: Mutex::new(State {
                 urgent: VecDeque::new(),
                 waiting: 0,
+                asked: 0,
                 allowed,
                 stop: false,
             }),
@@ -55,7 +58,12 @@ impl Loads {
         let name = (dataset, segment);
         if !state.urgent.contains(&name) {
             state.urgent.push_back(name);
+            state.asked += 1;
         }
+    }
+
+    pub(crate) fn asked(&self) -> u64 {
+        lock(&self.state).asked
     }
 
     /// Lets so many more images be loaded.

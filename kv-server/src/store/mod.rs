@@ -116,6 +116,18 @@ pub(crate) struct Shared {
     pub(crate) loads: Loads,
 }
 
+/// Holds images back, for tests of what is served until they are loaded.
+#[doc(hidden)]
+#[derive(Clone)]
+pub struct LoadGate(Arc<Shared>);
+
+impl LoadGate {
+    /// Lets so many more be loaded.
+    pub fn allow(&self, images: u64) {
+        self.0.loads.allow(images);
+    }
+}
+
 struct Datasets<D: Domain> {
     by_id: HashMap<[u8; 16], Arc<Dataset<D>>>,
     /// Those that were not dropped.
@@ -376,10 +388,10 @@ impl<D: Domain> Store<D> {
         self.shared.budget.take(bytes)
     }
 
-    /// Lets so many more images be loaded, in a store that was opened with them held back.
+    /// What holds images back that were not allowed to be loaded.
     #[doc(hidden)]
-    pub fn allow_loads(&self, images: u64) {
-        self.shared.loads.allow(images);
+    pub fn load_gate(&self) -> LoadGate {
+        LoadGate(Arc::clone(&self.shared))
     }
 
     /// Finished writes.
@@ -399,6 +411,7 @@ impl<D: Domain> Store<D> {
             ("gather_used_bytes", shared.gather.used_bytes()),
             ("gather_budget_bytes", shared.gather.allowed_bytes()),
             ("segments_loading_count", shared.loads.waiting() as u64),
+            ("segments_asked_for_count", shared.loads.asked()),
             ("retired_number", self.retired()),
             ("file_read_bytes", shared.files.read_bytes()),
             ("file_written_bytes", shared.files.written_bytes()),

@@ -45,16 +45,17 @@ impl<D: Domain> Store<D> {
         Self::open_with(options, Files::default(), u64::MAX, make_domain)
     }
 
-    /// [`Store::open`] that loads no image before [`Store::allow_loads`]: for tests of what is served until then.
+    /// [`Store::open`] that loads so many images before [`LoadGate::allow`]: for tests of what is served until then.
     ///
     /// # Errors
     /// As [`Store::open`].
     #[doc(hidden)]
-    pub fn open_unloaded(
+    pub fn open_loading(
         options: StoreOptions,
+        loads_allowed: u64,
         make_domain: impl Fn() -> Result<D, FabricError> + Send + Sync + 'static,
     ) -> Result<Self, StorageError> {
-        Self::open_with(options, Files::default(), 0, make_domain)
+        Self::open_with(options, Files::default(), loads_allowed, make_domain)
     }
 
     /// [`Store::open`] with chosen files: tests have calls on them fail.

@@ -11,6 +11,7 @@ use super::super::checkpoint::Checkpoint;
 use super::super::files::{Files, OpenFile};
 use super::super::footer::Ending;
 use super::super::journal::Change;
+use super::super::limits::FOOTER_ENTRIES_MAX;
 use super::super::segment::{self, HEADER_BYTES, Segment};
 use super::super::segment_path;
 use super::Log;
@@ -231,6 +232,7 @@ impl<D: Domain> Log<D> {
                 identity: active.segment.identity,
                 end: active.durable,
                 sequences: active.sequences,
+                footer_entries: FOOTER_ENTRIES_MAX,
             };
             let checkpoint = &mut active.checkpoint;
             let operations = self.dataset.operations.entries();
@@ -254,6 +256,8 @@ impl<D: Domain> Log<D> {
                 }
                 Err(error) => {
                     tracing::warn!(%error, segment = active.segment.number, "the segment could not be sealed; it is closed without");
+                    // A full disk has better use for what is there of its FOOTERs; the next start writes them.
+                    let _ = files.truncate(&active.file, active.durable);
                 }
             }
         }

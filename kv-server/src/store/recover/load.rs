@@ -14,7 +14,7 @@ use super::super::checkpoint;
 use super::super::files::{Files, OpenFile};
 use super::super::footer::Ending;
 use super::super::index::Readable;
-use super::super::limits::READ_PIECE_BYTES;
+use super::super::limits::{FOOTER_ENTRIES_MAX, READ_PIECE_BYTES};
 use super::super::segment::{self, HEADER_BYTES, extent_lens};
 use super::scan::{Found, Scanned, Span, scan};
 use super::source::{FileSource, ImageSource};
@@ -183,6 +183,7 @@ impl SegmentFile {
             identity: self.header.identity,
             end: scanned.end,
             sequences: scanned.sequences,
+            footer_entries: FOOTER_ENTRIES_MAX,
         };
         ending.seal(|footers| footers.push(entries), operations)?;
         self.len = scanned.end;

@@ -16,5 +16,6 @@ mod order;
 mod parts;
 mod reader;
 mod recovery;
+mod restart;
 pub(crate) mod support;
 mod tally;
