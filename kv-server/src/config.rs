@@ -10,7 +10,7 @@ use kv_proto::layout::{PART_MAX_BYTES, SEGMENT_DEFAULT_BYTES, SEGMENT_MAX_BYTES,
 
 use crate::control::{Options, keys};
 use crate::error::StorageError;
-use crate::store::left_out::LeftOut;
+use crate::store::sync_kind::SyncKind;
 use crate::store::{Compaction, StoreOptions};
 
 /// Port that is listened on unless told otherwise.
@@ -127,8 +127,8 @@ pub struct Serve {
     pub ready_file: Option<PathBuf>,
 
     /// For tests of tests: leave one kind of sync out, and lose what was answered at the next power cut.
-    #[arg(long, value_name = "KIND", hide = true, value_parser = LeftOut::parse)]
-    pub test_leave_out_sync: Option<LeftOut>,
+    #[arg(long, value_name = "KIND", hide = true, value_parser = SyncKind::parse)]
+    pub test_leave_out_sync: Option<SyncKind>,
 }
 
 /// Makes an access key.

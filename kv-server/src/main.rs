@@ -14,7 +14,7 @@ use kv_fabric::verbs::Verbs;
 use kv_server::config::{Action, Address, Command, Keygen, Serve};
 use kv_server::control::server::Remote;
 use kv_server::control::{Keys, Options, Server, keys};
-use kv_server::store::left_out;
+use kv_server::store::sync_kind;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
@@ -52,7 +52,7 @@ fn serve_on_fabric(arguments: &Serve) -> Result<(), String> {
     log_to_stderr();
     raise_descriptor_limit();
     if let Some(kind) = arguments.test_leave_out_sync {
-        left_out::leave_out(kind);
+        sync_kind::leave_out(kind);
     }
     // What was given is looked at before the machine is.
     let options = arguments.options()?;

@@ -39,6 +39,8 @@ pub(crate) struct Totals {
     pub(crate) starts_killed: u64,
     pub(crate) answered: u64,
     pub(crate) reads: u64,
+    /// Segments that compaction was seen to remove.
+    pub(crate) removed: u64,
     pub(crate) tally: Tally,
 }
 
@@ -51,6 +53,8 @@ impl Totals {
         self.starts_killed += more.starts_killed;
         self.answered += more.answered;
         self.reads += more.reads;
+        self.removed += more.removed;
+
         self.add_tally(more.tally);
     }
 
@@ -125,6 +129,7 @@ impl<'a> Life<'a> {
             stopped: AtomicBool::new(false),
             answered: AtomicU64::new(0),
             reads: AtomicU64::new(0),
+            removed: AtomicU64::new(0),
         };
         let server = self.server.take().ok_or("no server runs")?;
         let wrong: Mutex<Option<Wrong>> = Mutex::new(None);
@@ -164,6 +169,8 @@ impl<'a> Life<'a> {
         };
         self.totals.answered += round.answered.into_inner();
         self.totals.reads += round.reads.into_inner();
+        self.totals.removed += round.removed.into_inner();
+
         self.totals.rounds += 1;
         self.totals.survived += u64::from(survives);
         let check = Check {

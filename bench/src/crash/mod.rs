@@ -36,13 +36,28 @@ const LOAD: Load = Load {
     value_max: 300 << 10,
     large_max: 1500 << 10,
     deadline: Duration::from_millis(400),
+    churn_pause_ms: 40,
 };
+
+/// Long values in long segments, so that the active one gets checkpoints.
+const HEAVY: Load = Load {
+    keys: 8,
+    answers_max: 80,
+    value_max: 2 << 20,
+    large_max: 6 << 20,
+    deadline: Duration::from_millis(800),
+    ..LOAD
+};
+/// Of so many lives, by their seed, one is heavy.
+const HEAVY_ONE_IN: u64 = 4;
 
 const ABOUT: &str = "\
 Each round: four writers put (0 bytes to 1.5 MiB, the longest in parts), overwrite and delete keys of their own, one at
 a time and in batches, another thread creates, renames and drops a dataset, a reader checks what it reads; the server is
 killed with SIGKILL after a random number of answers and a random delay, once or twice more while it starts, and started
 again. In one round of four the clients live on across that, and each of their calls must end well.
+
+One life of four has long values in long segments instead of small ones in segments of 1 MiB.
 
 Then every key is read, by get and by list, and compared: what was answered is there; what had no answer is there wholly
 or not at all; nothing deleted is back; nothing is torn. Operations without answer are sent again under the same client
@@ -71,14 +86,16 @@ pub(crate) struct Args {
     server_arg: Vec<OsString>,
 }
 
-/// Small segments, so that sealing happens all the time, and short leases, so that what is retired is freed soon.
+/// Short leases, so that what is retired is freed soon.
+
 const SERVER_ARGUMENTS: [&str; 10] = [
-    "--segment-bytes",
-    "1M",
-    "--part-bytes",
-    "128K",
     "--memory-budget",
     "2G",
+    // As much compaction as there can be.
+    "--compaction-dead-share",
+    "0.2",
+    "--compaction-share",
+    "1",
     "--lease-ms",
     "2000",
     "--max-lag-ms",
@@ -130,9 +147,10 @@ fn print_totals(totals: &Totals, took: Duration) {
         tally.retries
     );
     println!(
-        "crash: {} reads during changes, {} keys compared; {:.1} s, {:.2} s a round",
+        "crash: {} reads during changes, {} keys compared, {} segments seen to go; {:.1} s, {:.2} s a round",
         totals.reads,
         tally.keys,
+        totals.removed,
         took.as_secs_f64(),
         took.as_secs_f64() / totals.rounds as f64
     );
@@ -171,11 +189,21 @@ fn live(
         None => directory.tempdir()?,
     };
     let mut arguments: Vec<OsString> = SERVER_ARGUMENTS.map(OsString::from).to_vec();
+    let heavy = seed % HEAVY_ONE_IN == HEAVY_ONE_IN - 1;
+    // Small segments are sealed all the time.
+    let lengths = if heavy { ["64M", "1M"] } else { ["1M", "128K"] };
+    arguments.extend(["--segment-bytes", lengths[0], "--part-bytes", lengths[1]].map(OsString::from));
     arguments.extend(args.server_arg.iter().cloned());
     let place = Place::new(&directory.path().join("data"), directory.path(), &arguments)?;
     let model = Model::new(seed);
     let mark = |_| Ok(());
-    let mut life = Life::begin(&place, &model, &LOAD, &mark, interrupted)?;
+    let mut life = Life::begin(
+        &place,
+        &model,
+        if heavy { &HEAVY } else { &LOAD },
+        &mark,
+        interrupted,
+    )?;
     let mut result = Ok(());
     while result.is_ok() && life.totals.rounds < rounds && !interrupted.load(Ordering::SeqCst) {
         result = life.round();

@@ -23,8 +23,10 @@ const BATCH_MAX: usize = 6;
 const DONE_KEPT: usize = 300;
 /// Between two attempts at a session while no server runs.
 const AGAIN: Duration = Duration::from_millis(20);
-/// Longest pause of the one who churns datasets, ms.
-const CHURN_PAUSE_MS: u64 = 40;
+/// The figure of segments that compaction removed since the start.
+const REMOVED: &str = "compaction_removed_segments_count";
+/// Reads between two looks at what compaction has done.
+const READS_PER_LOOK: u64 = 200;
 
 /// Told of each change that was answered; an error ends the campaign.
 pub(crate) type Mark<'a> = &'a (dyn Fn(u64) -> Result<(), Wrong> + Sync);
@@ -43,6 +45,8 @@ pub(crate) struct Load {
     pub(crate) large_max: usize,
     /// Longest that a call goes on after its server was killed.
     pub(crate) deadline: Duration,
+    /// Longest pause of the one who churns datasets, ms.
+    pub(crate) churn_pause_ms: u64,
 }
 
 impl Load {
@@ -70,6 +74,8 @@ pub(crate) struct Round<'a> {
     pub(crate) stopped: AtomicBool,
     pub(crate) answered: AtomicU64,
     pub(crate) reads: AtomicU64,
+    /// Segments that compaction had removed when somebody looked last.
+    pub(crate) removed: AtomicU64,
 }
 
 impl Round<'_> {
@@ -292,7 +298,7 @@ pub(crate) fn churn(round: &Round<'_>, rng: &mut Rng) -> Result<(), Wrong> {
     };
 
     while !round.over() {
-        std::thread::sleep(Duration::from_millis(rng.u64(..CHURN_PAUSE_MS)));
+        std::thread::sleep(Duration::from_millis(rng.u64(..=round.load.churn_pause_ms)));
         let id = round.model.next_id();
         let fresh = format!("{CHURNED}{}", id % CHURNED_NAMES);
         let now = round.model.churned();
@@ -391,7 +397,19 @@ pub(crate) fn read(round: &Round<'_>, rng: &mut Rng) -> Result<(), Wrong> {
             Err(error) => return Err(format!("reading {}: {error}", shown(&name))),
         };
         round.model.judge_read(&name, floor, found.as_deref())?;
-        round.reads.fetch_add(1, Ordering::Relaxed);
+        let reads = round.reads.fetch_add(1, Ordering::Relaxed);
+        if reads.is_multiple_of(READS_PER_LOOK) {
+            look(round, &client);
+        }
     }
     Ok(())
+}
+
+/// Looks what compaction has done; a server that does not answer has done nothing more.
+fn look(round: &Round<'_>, client: &Client) {
+    let figures = client.stat().unwrap_or_default();
+    let removed = figures.iter().find(|(name, _)| name == REMOVED);
+    if let Some((_, removed)) = removed {
+        round.removed.fetch_max(*removed, Ordering::Relaxed);
+    }
 }

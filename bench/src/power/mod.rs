@@ -38,16 +38,25 @@ const LOAD: Load = Load {
     value_max: 100 << 10,
     large_max: 600 << 10,
     deadline: Duration::from_millis(2500),
+    churn_pause_ms: 0,
 };
 
 /// Small segments, so that the recording sees many of them.
-const SERVER_ARGUMENTS: [&str; 6] = [
+const SERVER_ARGUMENTS: [&str; 14] = [
     "--segment-bytes",
     "1M",
     "--part-bytes",
     "128K",
     "--memory-budget",
     "512M",
+    "--compaction-dead-share",
+    "0.2",
+    "--compaction-share",
+    "1",
+    "--lease-ms",
+    "4000",
+    "--max-lag-ms",
+    "8000",
 ];
 
 const ABOUT: &str = "\
@@ -88,11 +97,12 @@ pub(crate) struct Args {
 }
 
 /// Kinds of sync without which a power cut loses something, on ext4.
-const NEEDED: [&str; 5] = [
+const NEEDED: [&str; 6] = [
     "records",
     "header",
     "superblock",
     "description",
+    "dataset-directory",
     "datasets-directory",
 ];
 

@@ -20,6 +20,7 @@ use super::home::check_crc;
 use super::limits::{CHECKPOINT_EVERY_BYTES, TAIL_BYTES_MAX};
 use super::recover::says_lost;
 use super::segment::HEADER_BYTES;
+use super::sync_kind::SyncKind;
 use crate::error::StorageError;
 
 const WHAT: &str = "checkpoint";
@@ -294,7 +295,7 @@ impl Work {
             None => file.insert(files.create(&self.path)?),
         };
         files.write_at(file, &mut [IoSlice::new(bytes)], at)?;
-        files.sync(file)?;
+        files.sync(file, SyncKind::Checkpoint)?;
         if first && let Some(directory) = self.path.parent() {
             files.sync_directory(directory)?;
         }

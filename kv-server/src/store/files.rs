@@ -8,8 +8,8 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::error::StorageError;
-use crate::store::left_out;
 use crate::store::limits::WRITE_VECTORS_MAX;
+use crate::store::sync_kind::SyncKind;
 
 /// A call on a file, as faults and counters tell them apart.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -169,9 +169,9 @@ impl Files {
     }
 
     /// Makes what was written durable.
-    pub(crate) fn sync(&self, file: &OpenFile) -> Result<(), StorageError> {
+    pub(crate) fn sync(&self, file: &OpenFile, kind: SyncKind) -> Result<(), StorageError> {
         self.syncs.fetch_add(1, Ordering::Relaxed);
-        if left_out::file(&file.path) {
+        if kind.is_left_out() {
             return Ok(());
         }
         // Whatever the reason, what of it is durable is not known.
@@ -212,7 +212,7 @@ impl Files {
     }
 
     pub(crate) fn sync_directory(&self, path: &Path) -> Result<(), StorageError> {
-        if left_out::directory(path) {
+        if SyncKind::of_directory(path).is_left_out() {
             return Ok(());
         }
         self.run(Call::SyncDirectory, path, || File::open(path)?.sync_all())
@@ -251,7 +251,7 @@ impl Files {
         let new = path.with_added_extension_new();
         let made = self.create(&new).and_then(|file| {
             self.write_at(&file, &mut [IoSlice::new(bytes)], 0)?;
-            self.sync(&file)?;
+            self.sync(&file, SyncKind::of_whole(path))?;
             self.rename(&new, path)?;
             Ok(file)
         });

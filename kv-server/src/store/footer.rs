@@ -19,6 +19,7 @@ use zerocopy::IntoBytes;
 use super::files::{Files, OpenFile};
 use super::limits::FOOTER_ENTRIES_MAX;
 use super::segment::{self, HEADER_BYTES};
+use super::sync_kind::SyncKind;
 use crate::error::StorageError;
 
 const _: () = assert!(list_len(FOOTER_ENTRIES_MAX, FOOTER_ENTRIES_MAX) as u64 <= PART_MAX_BYTES);
@@ -53,11 +54,11 @@ impl Ending<'_> {
         };
         list(&mut writer)?;
         writer.finish(operations)?;
-        self.files.sync(self.file)?;
+        self.files.sync(self.file, SyncKind::Footers)?;
         let trailer = segment::trailer(self.number, self.identity, self.end, writer.count, self.sequences);
         self.files
             .write_at(self.file, &mut [IoSlice::new(trailer.as_bytes())], writer.at)?;
-        self.files.sync(self.file)
+        self.files.sync(self.file, SyncKind::Trailer)
     }
 }
 

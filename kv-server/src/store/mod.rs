@@ -32,8 +32,7 @@ mod home;
 mod index;
 #[doc(hidden)]
 pub mod journal;
-#[doc(hidden)]
-pub mod left_out;
+
 mod limits;
 mod loader;
 mod log;
@@ -44,6 +43,9 @@ mod put;
 mod recover;
 mod reserve;
 mod segment;
+#[doc(hidden)]
+pub mod sync_kind;
+
 #[cfg(test)]
 mod tests;
 

@@ -14,6 +14,8 @@ use super::super::journal::Change;
 use super::super::limits::FOOTER_ENTRIES_MAX;
 use super::super::segment::{self, HEADER_BYTES, Segment};
 use super::super::segment_path;
+use super::super::sync_kind::SyncKind;
+
 use super::Log;
 use super::group::Group;
 use crate::error::StorageError;
@@ -89,7 +91,7 @@ impl<D: Domain> Active<D> {
             let error = if closed { error.into_unknown() } else { error };
             return Err(Failed { error, closed });
         }
-        if let Err(error) = files.sync(&self.file) {
+        if let Err(error) = files.sync(&self.file, SyncKind::Records) {
             self.tail = start;
             return Err(Failed { error, closed: true });
         }
@@ -112,7 +114,7 @@ impl<D: Domain> Active<D> {
     /// Cuts what a failed group left behind: found at a restart it would count as written.
     fn cut(&self, files: &Files, end: u64) -> Result<(), StorageError> {
         files.truncate(&self.file, end)?;
-        files.sync(&self.file)
+        files.sync(&self.file, SyncKind::Records)
     }
 
     /// Writes the group's records, each run of neighbours with as few calls as there can be.

@@ -16,6 +16,7 @@ use super::super::footer::Ending;
 use super::super::index::Readable;
 use super::super::limits::{FOOTER_ENTRIES_MAX, READ_PIECE_BYTES};
 use super::super::segment::{self, HEADER_BYTES, extent_lens};
+use super::super::sync_kind::SyncKind;
 use super::scan::{Found, Scanned, Span, scan};
 use super::source::{FileSource, ImageSource};
 use crate::error::StorageError;
@@ -175,7 +176,7 @@ impl SegmentFile {
             files.write_at(&file, &mut [IoSlice::new(&piece[..some])], at)?;
             at += some as u64;
         }
-        files.sync(&file)?;
+        files.sync(&file, SyncKind::Recovered)?;
         let ending = Ending {
             files,
             file: &file,
