@@ -26,7 +26,7 @@ const AGAIN: Duration = Duration::from_millis(20);
 /// The figure of segments that compaction removed since the start.
 const REMOVED: &str = "compaction_removed_segments_count";
 /// Reads between two looks at what compaction has done.
-const READS_PER_LOOK: u64 = 200;
+const READS_PER_LOOK: u64 = 50;
 
 /// Told of each change that was answered; an error ends the campaign.
 pub(crate) type Mark<'a> = &'a (dyn Fn(u64) -> Result<(), Wrong> + Sync);

@@ -204,6 +204,11 @@ fn record(
         life.round()?;
     }
     life.finish()?;
+    let totals = life.totals;
+    eprintln!(
+        "power: {} rounds, {} answers, {} segments seen to go",
+        totals.rounds, totals.answered, totals.removed
+    );
     drop(life);
     let (keys, churned) = model.histories();
     Ok(Asked { seed, keys, churned })

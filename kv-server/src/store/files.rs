@@ -197,7 +197,7 @@ impl Files {
             let flags = rustix::fs::FallocateFlags::empty();
             Ok(rustix::fs::fallocate(&file.file, flags, 0, len)?)
         })?;
-        self.sync(&file)
+        self.sync(&file, SyncKind::Reserve)
     }
 
     /// Bytes that may still be written to the file system of `path`.

@@ -21,6 +21,8 @@ pub enum SyncKind {
     Recovered,
     /// A checkpoint of the active segment.
     Checkpoint,
+    /// The room that is kept on the disk.
+    Reserve,
     /// The header of a new segment, before it gets its name.
     Header,
     /// The superblock, before it gets its name.
@@ -37,12 +39,13 @@ pub enum SyncKind {
 
 impl SyncKind {
     /// Every kind, with its name.
-    pub const ALL: [(&'static str, Self); 11] = [
+    pub const ALL: [(&'static str, Self); 12] = [
         ("records", Self::Records),
         ("footers", Self::Footers),
         ("trailer", Self::Trailer),
         ("recovered", Self::Recovered),
         ("checkpoint", Self::Checkpoint),
+        ("reserve", Self::Reserve),
         ("header", Self::Header),
         ("superblock", Self::Superblock),
         ("description", Self::Description),
