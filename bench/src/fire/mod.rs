@@ -173,7 +173,12 @@ impl Shared {
     fn stop_one(&self, stops: &Stops, at: StopAt) {
         let mut rng = lock(&self.rng);
         let lease_us = self.plan.lease.as_micros() as u64;
-        let halves = if rng.bool() { 1..5 } else { 5..16 };
+        // Who stops before a post is stopped long enough: its READs are to meet the fence.
+        let halves = match at {
+            StopAt::Post => 3..9,
+            _ if rng.bool() => 1..5,
+            _ => 5..16,
+        };
         let span = Duration::from_micros(lease_us * rng.u64(halves) / 2);
         let late = if rng.bool() { span } else { Duration::ZERO };
         stops.arm(Stop { at, span, late });
@@ -465,7 +470,7 @@ fn fire<F: FireFabric>(args: &Args, plan: Plan, ground: &Ground<F>, seed: u64) -
 /// hazard has happened.
 fn watch<F: FireFabric>(args: &Args, shared: &Shared, monitor: &SessionOn<F>, network: &F, begun: Instant) {
     let limit = Duration::from_secs(args.limit);
-    let places = [StopAt::Post, StopAt::Posted, StopAt::Polled];
+    let places = [StopAt::Post, StopAt::Post, StopAt::Posted, StopAt::Polled];
     let mut told = Instant::now();
     while !shared.is_over() {
         std::thread::sleep(shared.plan.lease);
