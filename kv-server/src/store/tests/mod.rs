@@ -5,6 +5,7 @@ mod basic;
 mod changes;
 mod compaction;
 mod compaction_faults;
+mod compaction_races;
 mod crash;
 mod datasets;
 mod extents;
