@@ -151,9 +151,9 @@ fn tombstones_live_as_long_as_what_they_hide() {
     let directory = scratch();
     let rig = open(directory.path());
     rig.store.create("set").unwrap();
-    // A segment that is not compacted: most of it lives, and it holds values that are deleted later.
+    // A segment that is not compacted: most of it lives, and it holds values whose tombstones lie in the next.
     let mut model = BTreeMap::new();
-    for key in 0..30_u64 {
+    for key in 0..36_u64 {
         let value = bytes(key, 30_000);
         rig.put("set", &key.to_le_bytes(), &value).unwrap();
         model.insert(key, value);
@@ -162,6 +162,8 @@ fn tombstones_live_as_long_as_what_they_hide() {
         rig.delete("set", &key.to_le_bytes()).unwrap();
         model.remove(&key);
     }
+    let values = rig.dataset("set").segment(1).unwrap();
+    assert_eq!(values.tally.tombstone_bytes(), 0);
     // Fill the tombstones' segment with what is overwritten, many times.
     for round in 0..200_u64 {
         rig.put("set", b"again", &bytes(round, 30_000)).unwrap();
@@ -174,11 +176,11 @@ fn tombstones_live_as_long_as_what_they_hide() {
         let copy = scratch();
         copy_directory(directory.path(), copy.path());
         let crashed = open(copy.path());
-        check(&crashed, &model, 30);
+        check(&crashed, &model, 36);
         assert!(crashed.figure("set", "tombstone_record_bytes") >= 3 * 128);
     }
     // Once what they hide is gone they go too.
-    for key in 3..30_u64 {
+    for key in 3..36_u64 {
         rig.delete("set", &key.to_le_bytes()).unwrap();
     }
     for round in 0..100_u64 {

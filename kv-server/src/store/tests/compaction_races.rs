@@ -36,7 +36,9 @@ fn a_copy_never_replaces_what_is_newer() {
     let mut copies = Vec::new();
     for key in [b"over".as_slice(), b"gone", b"kept"] {
         let value = bytes(key.len() as u64, 500);
-        let put = rig.put_as("set", (5, copies.len() as u64 + 1), key, &value).unwrap();
+        let put = rig
+            .put_as("set", (5, copies.len() as u64 + 1), key, &value)
+            .unwrap();
         copies.push(Relocation {
             record: Record {
                 sequence: Some(put.sequence),
@@ -76,7 +78,10 @@ fn a_copy_never_replaces_what_is_newer() {
     let crashed = scratch();
     copy_directory(directory.path(), crashed.path());
     let live = rig.figure("set", "live_record_bytes");
-    for rig in [rig, Rig::with(only_dead(crashed.path()), Files::default()).unwrap()] {
+    for rig in [
+        rig,
+        Rig::with(only_dead(crashed.path()), Files::default()).unwrap(),
+    ] {
         assert_eq!(rig.get("set", b"over"), Some(b"newer".to_vec()));
         assert_eq!(rig.get("set", b"gone"), None);
         assert_eq!(rig.get("set", b"kept"), Some(bytes(4, 500)));
