@@ -87,7 +87,6 @@ pub(crate) struct Args {
 }
 
 /// Short leases, so that what is retired is freed soon.
-
 const SERVER_ARGUMENTS: [&str; 10] = [
     "--memory-budget",
     "2G",
