@@ -131,7 +131,9 @@ impl<'a> Life<'a> {
             reads: AtomicU64::new(0),
             removed: AtomicU64::new(0),
         };
+        let quiet = self.load.quiet_first && self.totals.rounds == 0;
         let server = self.server.take().ok_or("no server runs")?;
+
         let wrong: Mutex<Option<Wrong>> = Mutex::new(None);
         let end = |result: Result<(), Wrong>| {
             if let Err(error) = result {
@@ -144,11 +146,14 @@ impl<'a> Life<'a> {
         };
         let (mut churning, mut reading) = (self.rng.fork(), self.rng.fork());
         let conducted = std::thread::scope(|scope| {
-            for writer in &mut self.writers {
-                scope.spawn(|| end(writer.write(&round)));
+            if !quiet {
+                for writer in &mut self.writers {
+                    scope.spawn(|| end(writer.write(&round)));
+                }
+                scope.spawn(|| end(read(&round, &mut reading)));
             }
             scope.spawn(|| end(churn(&round, &mut churning)));
-            scope.spawn(|| end(read(&round, &mut reading)));
+
             let conductor = Conductor {
                 round: &round,
                 interrupted: self.interrupted,
@@ -215,7 +220,8 @@ struct Conductor<'a> {
 impl Conductor<'_> {
     fn conduct(&self, server: Server, rng: &mut Rng, totals: &mut Totals) -> Result<Option<Server>, Error> {
         let round = self.round;
-        let first = rng.u64(..=round.load.answers_max);
+        let first = rng.u64(round.load.answers_max / 2..=round.load.answers_max);
+
         self.await_answers(first);
         std::thread::sleep(Duration::from_micros(rng.u64(..KILL_DELAY_US)));
         round.killed.store(true, Ordering::SeqCst);

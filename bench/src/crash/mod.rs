@@ -37,6 +37,7 @@ const LOAD: Load = Load {
     large_max: 1500 << 10,
     deadline: Duration::from_millis(400),
     churn_pause_ms: 40,
+    quiet_first: false,
 };
 
 /// Long values in long segments, so that the active one gets checkpoints.

@@ -47,6 +47,9 @@ pub(crate) struct Load {
     pub(crate) deadline: Duration,
     /// Longest pause of the one who churns datasets, ms.
     pub(crate) churn_pause_ms: u64,
+    /// Whether in the first round of a life nobody writes or reads but the one who churns: under others each of its
+    /// changes is soon made durable by one of theirs.
+    pub(crate) quiet_first: bool,
 }
 
 impl Load {
