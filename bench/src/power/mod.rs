@@ -99,11 +99,12 @@ pub(crate) struct Args {
 
 /// Kinds of sync that were seen to be missed on ext4. Of the others a start makes do without what they sync, or another
 /// sync comes right behind them and ext4's journal, which is one for all files, makes theirs durable with its own.
-const NEEDED: [&str; 5] = [
+const NEEDED: [&str; 6] = [
     "records",
     "header",
     "superblock",
     "description",
+    "dataset-directory",
     "datasets-directory",
 ];
 
