@@ -7,15 +7,16 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use clap::ValueEnum;
-use kv_client::{AccessKey, ClientOptions, Server as Session};
+use kv_client::Server as Session;
 use serde::Serialize;
 
 use crate::Error;
 use crate::environment::{self, Environment};
 use crate::fetch::{self, Pass};
 use crate::latency::{self, Floor, Latency};
-use crate::processes::{self, Server};
+use crate::processes::Server;
 use crate::source::{self, Sample};
+use crate::stage::{Listen, Stage};
 
 const DATASET: &str = "demo";
 const LATENCY_DATASET: &str = "demo-latency";
@@ -105,15 +106,6 @@ struct Report {
     environment: Environment,
 }
 
-struct Stage {
-    programs: PathBuf,
-    scratch: tempfile::TempDir,
-    data: tempfile::TempDir,
-    keys: PathBuf,
-    listen: String,
-    memory_budget: u64,
-}
-
 /// Runs the demo; whether every sample came back right.
 pub(crate) fn run(args: &Args) -> Result<bool, Error> {
     let samples = source::samples(&args.input)?;
@@ -121,7 +113,7 @@ pub(crate) fn run(args: &Args) -> Result<bool, Error> {
     if samples.is_empty() {
         return Err(format!("{} holds no regular file", args.input.display()).into());
     }
-    let stage = Stage::new(args, bytes, samples.len() as u64)?;
+    let stage = stage(args, bytes, samples.len() as u64)?;
     let mut server = stage.start()?;
     let uri = stage.uri(&server.address, Some(DATASET));
     eprintln!("demo: storing {} files, {} MB", samples.len(), bytes / 1_000_000);
@@ -157,82 +149,15 @@ pub(crate) fn run(args: &Args) -> Result<bool, Error> {
     Ok(report.mismatched == 0 && report.verified == report.samples)
 }
 
-impl Stage {
-    fn new(args: &Args, bytes: u64, samples: u64) -> Result<Self, Error> {
-        let programs = std::env::current_exe()?
-            .parent()
-            .ok_or("this program lies in no directory")?
-            .to_path_buf();
-        let scratch = tempfile::tempdir()?;
-        let keys = scratch.path().join("keys.toml");
-        let data = tempfile::tempdir_in(&args.data)
-            .map_err(|error| format!("cannot make a directory in {}: {error}", args.data.display()))?;
-        let listen = match (args.network, args.address) {
-            (Network::Local, _) => format!("local:{}", scratch.path().join("socket").display()),
-            (Network::Verbs, Some(address)) => format!("rdma://{address}:{}", args.port),
-            (Network::Verbs, None) => return Err("verbs need --address, that of the RDMA device".into()),
-        };
-        // Records are padded to 64 bytes and carry header and key; the index and whole extents come on top.
-        let memory_budget = bytes + bytes / 8 + samples * 2048 + (1 << 30);
-        let keygen: [&OsStr; 7] =
-            ["keygen", "--name", "demo", "--role", "admin", "--out", ""].map(OsStr::new);
-        processes::run(
-            &programs.join("kv-server"),
-            &[&keygen[..6], &[keys.as_os_str()]].concat(),
-        )?;
-        Ok(Self {
-            programs,
-            scratch,
-            data,
-            keys,
-            listen,
-            memory_budget,
-        })
-    }
-
-    fn start(&self) -> Result<Server, Error> {
-        let budget = self.memory_budget.to_string();
-        let args: [&OsStr; 8] = [
-            "--data".as_ref(),
-            self.data.path().as_ref(),
-            "--listen".as_ref(),
-            self.listen.as_ref(),
-            "--keys".as_ref(),
-            self.keys.as_ref(),
-            "--memory-budget".as_ref(),
-            budget.as_ref(),
-        ];
-        let scratch = self.scratch.path();
-        Server::start(
-            &self.programs.join("kv-server"),
-            &args,
-            &scratch.join("ready"),
-            &scratch.join("kv-server.log"),
-        )
-    }
-
-    fn kv(&self, args: &[&OsStr]) -> Result<(), Error> {
-        let key = ["--key".as_ref(), self.keys.as_os_str()];
-        processes::run(&self.programs.join("kv"), &[args, &key].concat())
-    }
-
-    fn uri(&self, address: &str, dataset: Option<&str>) -> String {
-        let separator = if address.starts_with("local:") {
-            "?dataset="
-        } else {
-            "/"
-        };
-        dataset.map_or_else(
-            || address.to_owned(),
-            |dataset| format!("{address}{separator}{dataset}"),
-        )
-    }
-
-    fn options(&self) -> Result<ClientOptions, Error> {
-        let mut options = ClientOptions::new(AccessKey::load(&self.keys, None)?);
-        options.deadline = Duration::from_secs(120);
-        Ok(options)
-    }
+fn stage(args: &Args, bytes: u64, samples: u64) -> Result<Stage, Error> {
+    let at = match (args.network, args.address) {
+        (Network::Local, _) => Listen::Local,
+        (Network::Verbs, Some(address)) => Listen::Rdma(address, args.port),
+        (Network::Verbs, None) => return Err("verbs need --address, that of the RDMA device".into()),
+    };
+    // Records are padded to 64 bytes and carry header and key; the index and whole extents come on top.
+    let memory_budget = bytes + bytes / 8 + samples * 2048 + (1 << 30);
+    Stage::new(&args.data, at, memory_budget)
 }
 
 /// What the server has been sent, by one STAT: a frame that its own answer counts.

@@ -5,9 +5,11 @@
 //! - `bench crash`: a server killed at random moments; nothing that was answered is lost.
 //! - `bench power`: the power cut at any point of a recording of the block device; the same.
 //! - `bench lookup`: lookups in a table of ten million keys, in one of ten thousand, and random loads.
+//! - `bench put`: durable PUTs beside fio.
 //! - `bench demo`: real files into a dataset and back, every byte compared; the main job.
 mod crash;
 mod demo;
+mod disk;
 mod environment;
 mod fetch;
 mod fire;
@@ -17,8 +19,10 @@ mod lookup;
 mod perftest;
 mod power;
 mod processes;
+mod put;
 mod raw;
 mod source;
+mod stage;
 mod stats;
 
 use std::process::ExitCode;
@@ -50,6 +54,8 @@ enum Command {
     Power(power::Args),
     /// Lookups in a large and in a small table, beside dependent random loads; one process, no device.
     Lookup(lookup::Args),
+    /// Durable PUTs of 64 KiB beside fio, and the bytes they write beside plain writes, alternating.
+    Put(put::Args),
     /// One block of `demo`'s latency, in a process of its own.
     #[command(hide = true)]
     Block(latency::BlockArgs),
@@ -63,6 +69,7 @@ fn main() -> ExitCode {
         Command::Crash(args) => crash::run(&args),
         Command::Power(args) => power::run(&args),
         Command::Lookup(args) => lookup::run(&args),
+        Command::Put(args) => put::run(&args),
         Command::Block(args) => latency::run_block(&args),
     };
     match outcome {
