@@ -6,6 +6,7 @@
 //! - `bench power`: the power cut at any point of a recording of the block device; the same.
 //! - `bench lookup`: lookups in a table of ten million keys, in one of ten thousand, and random loads.
 //! - `bench put`: durable PUTs beside fio.
+//! - `bench restart`: a start with ten million records beside `cat` and a hash map.
 //! - `bench demo`: real files into a dataset and back, every byte compared; the main job.
 mod crash;
 mod demo;
@@ -21,6 +22,7 @@ mod power;
 mod processes;
 mod put;
 mod raw;
+mod restart;
 mod source;
 mod stage;
 mod stats;
@@ -56,6 +58,8 @@ enum Command {
     Lookup(lookup::Args),
     /// Durable PUTs of 64 KiB beside fio, and the bytes they write beside plain writes, alternating.
     Put(put::Args),
+    /// A restart with ten million records beside `cat` of its FOOTERs and a hash map of its keys, alternating.
+    Restart(restart::Args),
     /// One block of `demo`'s latency, in a process of its own.
     #[command(hide = true)]
     Block(latency::BlockArgs),
@@ -70,6 +74,7 @@ fn main() -> ExitCode {
         Command::Power(args) => power::run(&args),
         Command::Lookup(args) => lookup::run(&args),
         Command::Put(args) => put::run(&args),
+        Command::Restart(args) => restart::run(&args),
         Command::Block(args) => latency::run_block(&args),
     };
     match outcome {

@@ -36,7 +36,7 @@ pub(crate) struct Args {
     #[arg(long, default_value_t = 12)]
     blocks: usize,
     /// Values of 64 KiB in one block; fio writes as many bytes.
-    #[arg(long, default_value_t = 2048)]
+    #[arg(long, default_value_t = 4096)]
     values: usize,
     /// Writes the figures here, as JSON.
     #[arg(long)]
