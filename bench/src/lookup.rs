@@ -23,7 +23,7 @@ use crate::environment::Environment;
 use crate::stats::{Interval, interval};
 
 /// Keys and values of this length make records of 128 bytes.
-const KEY_BYTES: usize = 16;
+pub(crate) const KEY_BYTES: usize = 16;
 const VALUE_BYTES: usize = 48;
 /// Operations in flight while a table is filled.
 const FILL_AHEAD: u64 = 4096;
@@ -108,7 +108,7 @@ struct Report {
     reached: bool,
 }
 
-fn key_of(number: u64) -> [u8; KEY_BYTES] {
+pub(crate) fn key_of(number: u64) -> [u8; KEY_BYTES] {
     let mut key = *b"key-    ........";
     key[8..].copy_from_slice(&number.to_le_bytes());
     key
@@ -139,7 +139,7 @@ pub(crate) fn run(args: &Args) -> Result<bool, Error> {
 }
 
 /// Fills a store in this process, a dataset for each size; what their indexes take, bytes.
-fn fill_store(
+pub(crate) fn fill_store(
     options: &StoreOptions,
     sizes: &[(&'static str, u64)],
 ) -> Result<BTreeMap<&'static str, u64>, Error> {

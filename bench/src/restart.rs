@@ -83,7 +83,7 @@ pub(crate) fn run(args: &Args) -> Result<bool, Error> {
     let memory_bytes = args.records * 256 + MORE_MEMORY_BYTES;
     let stage = Stage::new(&args.data, Listen::Local, memory_bytes)?;
     let options = StoreOptions {
-        data: stage.data.path().join("data"),
+        data: stage.data.path().to_owned(),
         memory_budget_bytes: memory_bytes,
         segment_bytes: 1 << 30,
         part_bytes: 32 << 20,
@@ -119,7 +119,11 @@ fn segment_files(data: &Path) -> Result<Vec<PathBuf>, Error> {
     let mut files = Vec::new();
     for entry in walkdir::WalkDir::new(data).sort_by_file_name() {
         let entry = entry?;
-        if entry.path().extension().is_some_and(|extension| extension == "segment") {
+        if entry
+            .path()
+            .extension()
+            .is_some_and(|extension| extension == "segment")
+        {
             files.push(entry.into_path());
         }
     }
@@ -128,17 +132,25 @@ fn segment_files(data: &Path) -> Result<Vec<PathBuf>, Error> {
 
 /// Where the FOOTERs lie: what the trailer of each file says.
 fn footers(files: &[PathBuf]) -> Result<Vec<Footers>, Error> {
-    files.iter().map(|path| {
-        let file = File::open(path)?;
-        let len = file.metadata()?.len();
-        let mut trailer = [0; size_of::<SegmentTrailer>()];
-        file.read_exact_at(&mut trailer, len.saturating_sub(trailer.len() as u64))?;
-        let trailer = SegmentTrailer::read_from_bytes(&trailer).map_err(|_| "a trailer has 64 bytes")?;
-        if trailer.magic != TRAILER_MAGIC || trailer.footer_count == 0 {
-            return Err(format!("{} is not sealed with FOOTERs", path.display()).into());
-        }
-        Ok(Footers { path: path.clone(), first: u64::from(trailer.footer_units) * 64, end: len })
-    }).collect()
+    files
+        .iter()
+        .map(|path| {
+            let file = File::open(path)?;
+            let len = file.metadata()?.len();
+            const LEN: usize = size_of::<SegmentTrailer>();
+            let mut trailer = [0; LEN];
+            file.read_exact_at(&mut trailer, len.saturating_sub(LEN as u64))?;
+            let trailer = SegmentTrailer::read_from_bytes(&trailer).map_err(|_| "a trailer has 64 bytes")?;
+            if trailer.magic != TRAILER_MAGIC || trailer.footer_count == 0 {
+                return Err(format!("{} is not sealed with FOOTERs", path.display()).into());
+            }
+            Ok(Footers {
+                path: path.clone(),
+                first: u64::from(trailer.footer_units) * 64,
+                end: len,
+            })
+        })
+        .collect()
 }
 
 /// Reads the FOOTERs from first to last; s.
@@ -234,9 +246,15 @@ impl Report {
         println!("  cat of the FOOTERs, s       {}", shown(&self.cat_s));
         println!("  hashbrown that grows, s     {}", shown(&self.map_s));
         println!("  hashbrown large enough, s   {}", shown(&self.map_reserved_s));
-        println!("  ready over cat and map      {}, at most {TARGET}", shown(&self.ready_over_both));
+        println!(
+            "  ready over cat and map      {}, at most {TARGET}",
+            shown(&self.ready_over_both)
+        );
         println!("  found over cat and map      {}", shown(&self.found_over_both));
-        println!("  ready over cat and the second map {}", shown(&self.ready_over_both_reserved));
+        println!(
+            "  ready over cat and the second map {}",
+            shown(&self.ready_over_both_reserved)
+        );
         println!("  {}", if self.reached { "reached" } else { "NOT reached" });
     }
 }
