@@ -3,6 +3,8 @@
 use kv_proto::control::{RemoteAddress, Status, decode_request, encode_answer, encode_refusal};
 
 use super::*;
+use crate::control::tenure::{Debt, Footing, Tenure};
+use crate::tables::DatasetState;
 
 const MS: u64 = 1_000_000;
 const SECRET: [u8; 32] = [3; 32];
@@ -107,6 +109,20 @@ impl Script {
             changes: Vec::new(),
         };
         self.session.receive(&frame(request, &answer), now).unwrap()
+    }
+}
+
+fn opened(retired: u64) -> Answer {
+    Answer::Open {
+        dataset: [1; 16],
+        hash_key: [0; 16],
+        retired,
+        directory: kv_proto::control::DirectoryRef {
+            at: RemoteAddress { address: 0, rkey: 0 },
+            version: 1,
+            depth: 0,
+        },
+        part_bytes: 1,
     }
 }
 
@@ -222,17 +238,6 @@ fn credits_are_never_exceeded_and_renew_has_its_own() {
 #[test]
 fn what_was_said_to_be_dropped_is_acknowledged_and_nothing_more() {
     let mut script = up(32);
-    let open = |retired| Answer::Open {
-        dataset: [1; 16],
-        hash_key: [0; 16],
-        retired,
-        directory: kv_proto::control::DirectoryRef {
-            at: RemoteAddress { address: 0, rkey: 0 },
-            version: 1,
-            depth: 0,
-        },
-        part_bytes: 1,
-    };
     let request = Request::Open {
         name: Bytes::default(),
     };
@@ -242,7 +247,7 @@ fn what_was_said_to_be_dropped_is_acknowledged_and_nothing_more() {
     };
     // What was retired before the first dataset was opened was never cached.
     let number = ask(&mut script);
-    script.session.receive(&frame(number, &open(40)), 0).unwrap();
+    script.session.receive(&frame(number, &opened(40)), 0).unwrap();
     let (number, retired) = script.renew(100 * MS);
     assert_eq!(retired, 40);
     script.renewed(number, 50, 900, 110 * MS);
@@ -251,13 +256,41 @@ fn what_was_said_to_be_dropped_is_acknowledged_and_nothing_more() {
     assert_eq!(script.session.renew_at_ns(), (100 + 75) * MS);
     // A second one does not speak for the first.
     let number = ask(&mut script);
-    script.session.receive(&frame(number, &open(60)), 0).unwrap();
+    script.session.receive(&frame(number, &opened(60)), 0).unwrap();
     let (number, retired) = script.renew(200 * MS);
     assert_eq!(retired, 40);
     script.session.acknowledge(50);
     script.session.acknowledge(45);
     script.renewed(number, 50, 900, 210 * MS);
     assert_eq!(script.renew(300 * MS).1, 50);
+}
+
+/// A retirement is acknowledged once no READ that was posted before it was told is in flight, and not before.
+#[test]
+fn what_is_owed_waits_for_the_reads_that_were_posted_before() {
+    let mut script = up(32);
+    let request = Request::Open {
+        name: Bytes::default(),
+    };
+    let asked = script.session.request(0, &request, 0).unwrap();
+    let number = decode_request(&asked).unwrap().0.request;
+    script.session.receive(&frame(number, &opened(40)), 0).unwrap();
+    let (tenure, state) = (Tenure::new(), DatasetState::new());
+    let mut reader = Footing::new(&tenure, &state);
+    let mut debt = Debt::default();
+    reader.pin(&tenure);
+    for step in 1..4 {
+        debt.settle(&mut script.session, &tenure);
+        let (number, retired) = script.renew(step * 100 * MS);
+        assert_eq!(retired, 40, "acknowledged under a READ");
+        script.renewed(number, 50, 900, (step * 100 + 10) * MS);
+        debt.told(50, &script.session, &tenure);
+    }
+    // READs posted from now on know of it, however often it is told again.
+    reader.pin(&tenure);
+    debt.told(50, &script.session, &tenure);
+    debt.settle(&mut script.session, &tenure);
+    assert_eq!(script.renew(400 * MS).1, 50);
 }
 
 #[test]

@@ -17,7 +17,7 @@ const ROUGH: SimFaults = SimFaults {
     torn_read: 0.05,
     torn_pause_max: Duration::from_millis(2),
     reorder: 0.2,
-    read_error: 0.01,
+    read_error: 0.03,
     disconnect: 0.01,
     lost_request: 0.05,
     frame_delay: 0.05,

@@ -3,10 +3,12 @@
 mod harness;
 
 use std::io::{self, Read};
+use std::time::Duration;
 
 use harness::{World, options, value};
 use kv_client::{ClientError, ReadError};
 use kv_fabric::local::Local;
+use kv_fabric::sim::{Sim, SimFaults};
 use kv_proto::control::Status;
 
 /// Gives its bytes a few at a time, then fails if it is told to.
@@ -179,4 +181,31 @@ fn deleting_says_whether_the_key_was_there() {
     assert_eq!(dataset.list().count(), 0);
     dataset.put(b"k", b"again").unwrap();
     assert_eq!(dataset.get(b"k").unwrap(), b"again");
+}
+
+/// Up to 1 MiB of WRITEs could be ahead of a RENEW that was hurried, and a slow link made it late.
+#[test]
+fn no_frame_waits_behind_more_than_one_window_of_writes() {
+    const WINDOW_BYTES: u64 = 128 << 10;
+    let world = World::<Sim>::new();
+    let dataset = world.dataset("d");
+    world.fabric.set_faults(SimFaults {
+        frame_delay: 1.0,
+        frame_delay_max: Duration::from_millis(2),
+        ..SimFaults::default()
+    });
+    let items: Vec<(String, Vec<u8>)> = (0..60)
+        .map(|number| {
+            (
+                format!("{number}"),
+                value(number, 50_000 + 10_000 * number as usize),
+            )
+        })
+        .collect();
+    for result in dataset.put_many(&items) {
+        result.unwrap();
+    }
+    let most = world.fabric.write_ahead_max_bytes();
+    // Full windows were under way, and never more than one's worth.
+    assert!((100_000..=WINDOW_BYTES).contains(&most), "{most}");
 }

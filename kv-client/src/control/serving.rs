@@ -17,10 +17,8 @@ use crate::put::pool::SLOT_BYTES;
 use crate::session::{Event, Session};
 use crate::tables::DatasetState;
 
-/// Bytes of WRITEs outstanding at most.
-const WRITE_AHEAD_BYTES: usize = 1 << 20;
-/// How long before a RENEW is due only one window of WRITEs may be outstanding: what is ahead of it by then has gone.
-const RENEW_NEAR_NS: u64 = 50_000_000;
+/// Bytes of WRITEs outstanding at most: one window, since a RENEW may be hurried at any moment.
+const WRITE_AHEAD_BYTES: usize = SLOT_BYTES;
 /// Wait before a full queue is tried again.
 const BUSY_WAIT_NS: u64 = 1_000_000;
 /// Longest wait for the answer to BYE.
@@ -38,15 +36,6 @@ struct Owed<F: Fabric> {
     answered: Option<Reply>,
 }
 
-/// Bytes of WRITEs that may be outstanding when RENEW is due at `renew_at_ns`.
-fn write_ahead_bytes(now_ns: u64, renew_at_ns: u64) -> usize {
-    if renew_at_ns.saturating_sub(now_ns) < RENEW_NEAR_NS {
-        SLOT_BYTES
-    } else {
-        WRITE_AHEAD_BYTES
-    }
-}
-
 /// Why serving ended.
 enum End {
     Closed,
@@ -59,6 +48,8 @@ pub(super) struct Serving<'a, F: Fabric> {
     session: Session,
     up: Arc<Up>,
     queue: VecDeque<Command<F>>,
+    /// CLOSEs that wait for the answers of OPENs: at most one of each dataset state that there is.
+    closes: Vec<Command<F>>,
     owed: HashMap<u64, Owed<F>>,
     next_ticket: u64,
     written_ahead: usize,
@@ -86,6 +77,7 @@ impl<'a, F: Fabric> Serving<'a, F> {
             session,
             up,
             queue: VecDeque::new(),
+            closes: Vec::new(),
             owed: HashMap::new(),
             next_ticket: 1,
             written_ahead: 0,
@@ -197,13 +189,18 @@ impl<'a, F: Fabric> Serving<'a, F> {
             self.renew_sent.append(&mut self.renew_queued);
             self.send(&frame)?;
         }
-        let write_ahead = write_ahead_bytes(now, self.session.renew_at_ns());
+        if !self.is_opening() {
+            // They met an OPEN under way, which has been answered: now it is known what is open.
+            self.closes
+                .drain(..)
+                .for_each(|close| self.queue.push_front(close));
+        }
         while self.session.has_credit() {
             let Some(Command::Request { write, .. }) = self.queue.front() else {
                 break;
             };
             let len = write.as_ref().map_or(0, |write| write.len);
-            if self.written_ahead > 0 && len > 0 && self.written_ahead + len > write_ahead {
+            if self.written_ahead > 0 && len > 0 && self.written_ahead + len > WRITE_AHEAD_BYTES {
                 break;
             }
             let Some(command) = self.queue.pop_front() else {
@@ -248,10 +245,21 @@ impl<'a, F: Fabric> Serving<'a, F> {
         else {
             return Ok(None);
         };
-        if let (Request::Close { dataset: id }, Some(state)) = (&request, &dataset)
-            && self.needs_open(id, state)
-        {
-            return Ok(None);
+        if let (Request::Close { dataset: id }, Some(state)) = (&request, &dataset) {
+            if self.needs_open(id, state) {
+                return Ok(None);
+            }
+            if self.is_opening() {
+                // What is being opened may be this one.
+                self.closes.push(Command::Request {
+                    generation,
+                    request,
+                    reply,
+                    write,
+                    dataset,
+                });
+                return Ok(None);
+            }
         }
         let ticket = self.next_ticket;
         if let Some(due) = &write {
@@ -369,10 +377,14 @@ impl<'a, F: Fabric> Serving<'a, F> {
         states.retain(|state| state.strong_count() > 0 && !state.ptr_eq(&own));
         if states.is_empty() {
             self.datasets.remove(id);
-            // One that is being opened may be this one.
-            return self.owed.values().any(|owed| owed.opens);
+            return false;
         }
         true
+    }
+
+    /// Whether an OPEN is under way.
+    fn is_opening(&self) -> bool {
+        self.owed.values().any(|owed| owed.opens)
     }
 
     fn answered(&mut self, ticket: u64, reply: Reply) {

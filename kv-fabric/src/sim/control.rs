@@ -264,6 +264,11 @@ impl crate::ControlConnection<Region> for Control {
             return Err(FabricError::Busy("the server takes no frames now"));
         }
         state.unread_by_server += 1;
+        let ahead = state.to_server.waiting.iter().map(|(_, item)| match item {
+            ToServer::Write { len, .. } => *len,
+            ToServer::Frame(_) => 0,
+        });
+        link.faults.write_ahead(ahead.sum());
         let due = state
             .to_server
             .push(ToServer::Frame(frame.to_vec()), &link.faults);

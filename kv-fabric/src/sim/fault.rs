@@ -174,6 +174,7 @@ pub(super) struct Faults {
     pub(super) seed: u64,
     set: RwLock<SimFaults>,
     pub(super) counters: Counters,
+    write_ahead_max_bytes: AtomicU64,
 }
 
 impl Faults {
@@ -182,6 +183,7 @@ impl Faults {
             seed,
             set: RwLock::new(faults),
             counters: Counters::default(),
+            write_ahead_max_bytes: AtomicU64::new(0),
         }
     }
 
@@ -191,6 +193,16 @@ impl Faults {
 
     pub(super) fn set(&self, faults: SimFaults) {
         *self.set.write().unwrap_or_else(PoisonError::into_inner) = faults;
+    }
+
+    /// A frame is sent after so many bytes of WRITEs that have not arrived.
+    pub(super) fn write_ahead(&self, bytes: usize) {
+        self.write_ahead_max_bytes
+            .fetch_max(bytes as u64, Ordering::Relaxed);
+    }
+
+    pub(super) fn write_ahead_max_bytes(&self) -> u64 {
+        self.write_ahead_max_bytes.load(Ordering::Relaxed)
     }
 
     pub(super) fn injected(&self) -> SimInjected {

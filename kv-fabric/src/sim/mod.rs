@@ -138,6 +138,12 @@ impl<const FENCES: bool> Sim<FENCES> {
         }
     }
 
+    /// Most bytes of WRITEs that were under way when a client sent a frame after them.
+    #[must_use]
+    pub fn write_ahead_max_bytes(&self) -> u64 {
+        self.net.faults.write_ahead_max_bytes()
+    }
+
     /// Changes what goes wrong from now on.
     pub fn set_faults(&self, faults: SimFaults) {
         self.net.faults.set(faults);
