@@ -22,6 +22,16 @@ pub enum StorageError {
         /// Why.
         source: Arc<io::Error>,
     },
+    /// The user that runs the server may not do that.
+    #[error("{call} {}: {source} (let the user that runs the server read and write it, or run the server as who made it)", path.display())]
+    Forbidden {
+        /// The call.
+        call: &'static str,
+        /// The file or directory.
+        path: PathBuf,
+        /// Why.
+        source: Arc<io::Error>,
+    },
     /// The file system is full.
     #[error("{call} {}: {source} (free space on this file system; what was answered before is kept)", path.display())]
     NoSpace {
@@ -65,7 +75,7 @@ pub enum StorageError {
         found: u16,
     },
     /// A file does not hold what it should.
-    #[error("{} is damaged: {source}", path.display())]
+    #[error("{} is damaged: {source} (put it back from a backup, and look at the disk)", path.display())]
     Damaged {
         /// The file.
         path: PathBuf,
@@ -166,12 +176,13 @@ fn pid_text(pid: Option<u32>) -> String {
 }
 
 impl StorageError {
-    /// A call on `path` that failed; a full file system is told apart.
+    /// A call on `path` that failed; a full file system and a lack of rights are told apart.
     pub fn io(call: &'static str, path: &Path, source: io::Error) -> Self {
         let path = path.to_owned();
         let source = Arc::new(source);
         match source.kind() {
             io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Self::NoSpace { call, path, source },
+            io::ErrorKind::PermissionDenied => Self::Forbidden { call, path, source },
             _ => Self::Io { call, path, source },
         }
     }
@@ -189,6 +200,7 @@ impl StorageError {
     pub const fn status(&self) -> Status {
         match self {
             Self::Io { .. }
+            | Self::Forbidden { .. }
             | Self::Unwritable { .. }
             | Self::InUse { .. }
             | Self::NotADataDirectory { .. }

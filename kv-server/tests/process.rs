@@ -2,6 +2,7 @@
 
 mod common;
 
+use std::mem::offset_of;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::sync::Arc;
@@ -12,6 +13,7 @@ use kv_fabric::local::Local;
 use kv_fabric::verbs::Verbs;
 use kv_proto::auth::Role;
 use kv_proto::control::{Answer, Bytes, Request, Status};
+use kv_proto::layout::{DatasetDescription, Superblock};
 use kv_server::control::keys::{self, Key};
 use rustix::process::{Pid, Signal, kill_process};
 
@@ -361,6 +363,113 @@ fn what_cannot_be_served_is_said_in_one_line() {
     assert!(line.contains("/nonexistent/socket"), "{line}");
     let line = run(&data, &listen, &keys, &["--staging-bytes", "1K"]);
     assert!(line.contains("--staging-bytes 1K"), "{line}");
+}
+
+/// Runs a server on the data directory of `setup` that must not start; what it says.
+fn refused(setup: &Setup, edit: impl FnOnce(&mut Command)) -> String {
+    let listen = format!("local:{}", setup.folder.path().join("never").display());
+    let mut command = serve(setup, &listen, &[]);
+    edit(&mut command);
+    fails(&command.output().unwrap())
+}
+
+/// Every error of a start names the file, what is wrong with it, and what to do. (A dataset whose description is damaged
+/// is named in the log, and the others are served.)
+#[test]
+fn a_data_directory_of_another_version_or_damaged_is_said_with_a_remedy() {
+    let setup = Setup::new();
+    let mut process: Process = Process::start(&setup, &[]);
+    process.session(&setup.admin).create("cats");
+    process.signal(Signal::TERM);
+    process.end();
+    let data = &setup.store.data;
+    let datasets: Vec<PathBuf> = std::fs::read_dir(data.join("datasets"))
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .collect();
+    let superblock = (data.join("superblock"), offset_of!(Superblock, format));
+    let description = (
+        datasets[0].join("dataset"),
+        offset_of!(DatasetDescription, format),
+    );
+    for (path, format_at) in [superblock, description] {
+        let whole = std::fs::read(&path).unwrap();
+        let said = |bytes: &[u8], words: &[&str]| {
+            std::fs::write(&path, bytes).unwrap();
+            let line = refused(&setup, |_| {});
+            for word in words.iter().chain([&path.to_str().unwrap()]) {
+                assert!(line.contains(word), "{word:?} is not in {line}");
+            }
+        };
+        let mut other = whole.clone();
+        other[format_at..][..2].copy_from_slice(&7_u16.to_le_bytes());
+        said(
+            &other,
+            &["format version 7", "knows 1", "run the server that wrote it"],
+        );
+        // Another version may have another length.
+        said(&other[..other.len() - 8], &["format version 7"]);
+        if path.ends_with("superblock") {
+            let mut flipped = whole.clone();
+            flipped[format_at + 20] ^= 1;
+            said(&flipped, &["is damaged", "checksum", "backup"]);
+            said(&whole[..whole.len() - 1], &["is damaged", "backup"]);
+        }
+        std::fs::write(&path, &whole).unwrap();
+    }
+    let process: Process = Process::start(&setup, &[]);
+    process.session(&setup.admin).open("cats");
+}
+
+#[test]
+fn a_data_directory_that_the_user_may_not_use_is_said_with_a_remedy() {
+    use std::os::unix::fs::PermissionsExt;
+    use std::os::unix::process::CommandExt;
+    const NOBODY: u32 = 65_534;
+    let setup = Setup::new();
+    let folder = setup.folder.path();
+    let set = |path: &Path, mode| {
+        std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).unwrap();
+    };
+    let data = &setup.store.data;
+    let process: Process = Process::start(&setup, &[]);
+    drop(process);
+    set(folder, 0o777);
+    set(&folder.join("keys.toml"), 0o644);
+    // Nobody is somebody else where root runs the test; where not, the user itself is locked out.
+    let root = rustix::process::geteuid().is_root();
+    // Where everybody may run it.
+    let binary = folder.join("kv-server");
+    std::fs::copy(env!("CARGO_BIN_EXE_kv-server"), &binary).unwrap();
+    let as_nobody = |command: &mut Command| {
+        let mut own = Command::new(&binary);
+        own.args(command.get_args()).stdin(Stdio::null());
+        if root {
+            own.uid(NOBODY).gid(NOBODY);
+        }
+        *command = own;
+    };
+    for (mode, words) in [
+        (
+            0o000,
+            ["ermission denied", "let the user that runs the server read"],
+        ),
+        (
+            if root { 0o755 } else { 0o555 },
+            ["cannot write data directory", "may write"],
+        ),
+        (
+            if root { 0o733 } else { 0o333 },
+            ["ermission denied", "let the user that runs the server read"],
+        ),
+    ] {
+        set(data, mode);
+        let line = refused(&setup, as_nobody);
+        set(data, 0o755);
+        for word in words.iter().chain([&data.to_str().unwrap()]) {
+            assert!(line.contains(word), "mode {mode:o}: {word:?} is not in {line}");
+        }
+    }
 }
 
 #[test]

@@ -78,6 +78,16 @@ impl Description {
         let path = path_in(directory);
         let file = files.open(&path)?;
         let have = files.len(&file)?;
+        let mut description = DatasetDescription::new_zeroed();
+        let there = have.min(size_of::<DatasetDescription>() as u64) as usize;
+        files.read_at(&file, &mut description.as_mut_bytes()[..there], 0)?;
+        // Before anything else of it is believed: another format may have another length and another CRC.
+        if description.magic == DATASET_MAGIC && description.format != MEDIA_FORMAT {
+            return Err(StorageError::FormatVersion {
+                path,
+                found: description.format,
+            });
+        }
         if have != size_of::<DatasetDescription>() as u64 {
             return Err(StorageError::Damaged {
                 path,
@@ -88,8 +98,6 @@ impl Description {
                 },
             });
         }
-        let mut description = DatasetDescription::new_zeroed();
-        files.read_at(&file, description.as_mut_bytes(), 0)?;
         Self::decode(&description, id).map_err(|source| StorageError::Damaged { path, source })
     }
 
@@ -105,9 +113,6 @@ impl Description {
         };
         if description.magic != DATASET_MAGIC {
             return range("magic", u64::from(description.magic));
-        }
-        if description.format != MEDIA_FORMAT {
-            return range("format", u64::from(description.format));
         }
         let name_len = usize::from(description.name_len_bytes);
         let name = description.name.get(..name_len).unwrap_or_default();

@@ -38,7 +38,9 @@ impl Home {
     /// Takes the directory, checks or makes its superblock, and raises the epoch durably.
     pub(crate) fn open(files: &Files, root: &Path) -> Result<Self, StorageError> {
         let unwritable = |source: io::Error| match StorageError::io("write to", root, source) {
-            StorageError::Io { path, source, .. } => StorageError::Unwritable { path, source },
+            StorageError::Io { path, source, .. } | StorageError::Forbidden { path, source, .. } => {
+                StorageError::Unwritable { path, source }
+            }
             full => full,
         };
         make_root(files, root, unwritable)?;
@@ -67,11 +69,11 @@ impl Home {
             replaced => replaced,
         };
         replaced.map_err(|error| match error {
+            StorageError::Forbidden { source, .. } => StorageError::Unwritable {
+                path: root.to_owned(),
+                source,
+            },
             StorageError::Io { call, path, source } => match source.kind() {
-                io::ErrorKind::PermissionDenied => StorageError::Unwritable {
-                    path: root.to_owned(),
-                    source,
-                },
                 // Nothing was answered yet: that a sync failed leaves nothing in doubt.
                 io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
                     StorageError::NoSpace { call, path, source }

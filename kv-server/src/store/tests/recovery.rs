@@ -52,7 +52,11 @@ fn a_file_that_cannot_be_opened_now_ends_the_start() {
                 let opened = Rig::with(options(directory.path()), faulty(Box::new(faults)));
                 let error = opened.map(|_| ()).unwrap_err();
                 assert!(
-                    matches!(&error, StorageError::Io { source, .. } if source.raw_os_error() == Some(errno)),
+                    matches!(
+                        &error,
+                        StorageError::Io { source, .. } | StorageError::Forbidden { source, .. }
+                            if source.raw_os_error() == Some(errno)
+                    ),
                     "{error}"
                 );
             }
