@@ -34,3 +34,7 @@ pub mod config;
 pub mod control;
 pub mod error;
 pub mod store;
+
+// Unit tests share the harness of the test programs, which name the crate from outside.
+#[cfg(test)]
+extern crate self as kv_server;

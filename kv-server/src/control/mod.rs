@@ -9,8 +9,9 @@
 //! With a fabric and a store:
 //! - [`server`]: start and stop.
 //! - `run`: the loop; `connections`: who connects and how a session ends; `undestroyed`: where its connections do
-//!   not; `requests` and `writes`: what is answered.
+//!   not; `requests`, `changes` and `writes`: what is answered.
 
+mod changes;
 pub mod clock;
 mod connections;
 pub mod counters;
@@ -31,3 +32,6 @@ mod writes;
 pub use keys::{Key, Keys};
 pub use options::Options;
 pub use server::{Handle, Server, StartError};
+
+#[cfg(test)]
+mod tests;

@@ -15,7 +15,7 @@ use super::session::Refusal;
 use super::telling::told;
 use super::tokens::TOKENS_PER_ANSWER_MAX;
 use crate::error::StorageError;
-use crate::store::{Dataset, Dropped};
+use crate::store::Dataset;
 
 /// Payload of one frame, bytes.
 pub(super) const PAYLOAD_BYTES: usize = FRAME_MAX_BYTES - FRAME_HEADER_BYTES;
@@ -27,7 +27,7 @@ impl From<StorageError> for Refusal {
 }
 
 /// A name that the session was checked to be allowed; names are ASCII.
-fn text(name: &Bytes) -> Result<&str, Refusal> {
+pub(super) fn text(name: &Bytes) -> Result<&str, Refusal> {
     std::str::from_utf8(&name.0).map_err(|_| Status::BadName.into())
 }
 
@@ -76,14 +76,8 @@ impl<F: Fabric> Control<F> {
                     row: row.ok_or_else(stale)?,
                 }
             }
-            Request::Create { name } => {
-                let dataset = self.store.create(text(&name)?)?;
-                Answer::Create { dataset }
-            }
-            Request::Drop { name } => self.drop_dataset(text(&name)?)?,
-            Request::Rename { from, to } => {
-                self.store.rename(text(&from)?, text(&to)?)?;
-                Answer::Rename {}
+            Request::Create { .. } | Request::Drop { .. } | Request::Rename { .. } => {
+                return self.change(id, number, &request);
             }
             Request::Datasets { after } => self.datasets(id, &after.0)?,
             Request::Bye {} => return Ok(Outcome::Bye),
@@ -212,21 +206,6 @@ impl<F: Fabric> Control<F> {
             lease_ms,
             |hold, room_bytes| open.get(&hold.dataset)?.changes(hold.acked, room_bytes),
         ))
-    }
-
-    fn drop_dataset(&mut self, name: &str) -> Result<Answer, Refusal> {
-        let Dropped { dataset, synced } = self.store.drop_dataset(name)?;
-        self.dropped.insert(dataset, self.store.retired());
-        self.releases.touch();
-        // Values that were arriving for it are given up; what was queued is answered by the store.
-        for peer in self.peers.values_mut() {
-            for operation in peer.session.puts.end_dataset(&dataset) {
-                peer.puts.remove(&operation);
-            }
-        }
-        // Gone all the same: what it held is released first.
-        synced?;
-        Ok(Answer::Drop {})
     }
 
     fn datasets(&self, id: ConnectionId, after: &[u8]) -> Result<Answer, Refusal> {

@@ -8,6 +8,7 @@ use kv_fabric::{ConnectionId, Endpoint, EndpointEvent, Fabric, FabricError};
 use kv_proto::control::{Answer, Request, encode_answer, encode_refusal};
 use rustix::event::{PollFd, PollFlags, Timespec, epoll, poll};
 
+use super::changes::Changes;
 use super::clock::BootMs;
 use super::connections::{DataConnection, Ended, Peer};
 use super::counters::Counters;
@@ -47,7 +48,8 @@ struct Woken {
 
 /// Everything that the control thread owns.
 pub(super) struct Control<F: Fabric> {
-    pub(super) store: Store<F::Domain>,
+    pub(super) store: Arc<Store<F::Domain>>,
+    pub(super) changes: Changes,
     pub(super) endpoint: F::Endpoint,
     pub(super) options: Options,
     keys: Keys,
@@ -114,10 +116,16 @@ impl<F: Fabric> Control<F> {
             )
             .map_err(failed)?;
         }
+        let store = Arc::new(store);
+        let changes = Changes::start(Arc::clone(&store)).map_err(|source| StartError::Call {
+            call: "starting the thread that changes datasets",
+            source,
+        })?;
         let mut control = Self {
             wakes,
             retirements: Retirements::new(store.retired()),
             store,
+            changes,
             endpoint,
             options,
             keys,
@@ -414,6 +422,7 @@ impl<F: Fabric> Control<F> {
             "stopping"
         );
         self.refuse_parked();
+        self.changes.finish();
         self.store.shutdown();
         self.completed();
         // Frames that are under way are refused, and answers have time to leave.
@@ -443,12 +452,15 @@ impl<F: Fabric> Control<F> {
         result
     }
 
-    /// Takes finished writes from the store.
+    /// Takes finished writes, and changes of datasets, from the store.
     fn completed(&mut self) {
         let mut completions = std::mem::take(&mut self.completions);
         self.store.completions().drain(&mut completions);
         for completion in completions.drain(..) {
             self.write_done(completion);
+        }
+        for done in self.changes.take() {
+            self.changed(done);
         }
         self.completions = completions;
     }

@@ -99,7 +99,10 @@ impl<F: Fabric> Server<F> {
         keys: Keys,
         options: Options,
     ) -> Result<Handle, StartError> {
-        Self::start_with(fabric, address, (store, u64::MAX), keys, options)
+        Self::start_with(fabric.into(), address, keys, options, |fabric| {
+            let domains = Arc::clone(fabric);
+            Store::open_loading(store, u64::MAX, move || domains.domain())
+        })
     }
 
     /// [`Server::start`] that loads no image before [`Handle::allow_loads`]: for tests of what is served until then.
@@ -114,23 +117,25 @@ impl<F: Fabric> Server<F> {
         keys: Keys,
         options: Options,
     ) -> Result<Handle, StartError> {
-        Self::start_with(fabric, address, (store, 0), keys, options)
+        Self::start_with(fabric.into(), address, keys, options, |fabric| {
+            let domains = Arc::clone(fabric);
+            Store::open_loading(store, 0, move || domains.domain())
+        })
     }
 
-    fn start_with(
-        fabric: impl Into<Arc<F>>,
+    /// [`Server::start`] with a store of the caller's: tests have calls on files fail or wait.
+    pub(super) fn start_with(
+        fabric: Arc<F>,
         address: &str,
-        (store, loads_allowed): (StoreOptions, u64),
         keys: Keys,
         options: Options,
+        open: impl FnOnce(&Arc<F>) -> Result<Store<F::Domain>, StorageError>,
     ) -> Result<Handle, StartError> {
-        let fabric = fabric.into();
         let shared = Arc::new(Shared::new()?);
         // Listening comes first: a taken port is told at once, before a large directory is loaded.
         let endpoint = fabric.listen(address)?;
         let address = endpoint.address();
-        let domains = Arc::clone(&fabric);
-        let store = Store::open_loading(store, loads_allowed, move || domains.domain())?;
+        let store = open(&fabric)?;
         let gate = store.load_gate();
         let mut control = Control::<F>::new(store, endpoint, keys, options, Arc::clone(&shared))?;
         let thread = std::thread::Builder::new()

@@ -33,11 +33,11 @@ pub(super) struct OpenPut<D: Domain> {
     parked: bool,
 }
 
-/// A write that the store has, and who waits for it.
+/// A write, or a change of datasets, that the store has, and who waits for it.
 pub(super) struct Write {
-    connection: ConnectionId,
-    request: u64,
-    kind: u8,
+    pub(super) connection: ConnectionId,
+    pub(super) request: u64,
+    pub(super) kind: u8,
 }
 
 /// An APPEND or COMMIT that waits for memory.
@@ -281,7 +281,7 @@ impl<F: Fabric> Control<F> {
         Ok(Some(Outcome::Deferred))
     }
 
-    fn queue(&mut self, connection: ConnectionId, request: u64, kind: u8) -> u64 {
+    pub(super) fn queue(&mut self, connection: ConnectionId, request: u64, kind: u8) -> u64 {
         let token = self.next_write;
         self.next_write += 1;
         let write = Write {

@@ -144,9 +144,9 @@ impl<D: Domain> Dataset<D> {
         self.dropped.store(dropped, Ordering::Release);
     }
 
-    /// Renames it durably.
+    /// Renames it durably. Callers take turns; who asks for the name does not wait for the disk.
     pub(crate) fn rename(&self, to: &str) -> Result<(), StorageError> {
-        let mut description = lock(&self.description);
+        let description = lock(&self.description).clone();
         let renamed = Description {
             name: to.to_owned(),
             ..description.clone()
@@ -158,7 +158,7 @@ impl<D: Domain> Dataset<D> {
             }
             return Err(error);
         }
-        *description = renamed;
+        *lock(&self.description) = renamed;
         Ok(())
     }
 

@@ -57,7 +57,9 @@ pub use completions::{Committed, Completion, Completions};
 pub use dataset::{BeginDelete, BeginPut, Dataset};
 use dataset::{Contents, Figures};
 use description::{Description, directory_name};
-use files::Files;
+#[cfg(test)]
+pub(crate) use files::Call;
+pub(crate) use files::Files;
 use home::Home;
 use index::{Index, Place};
 use journal::Change;
@@ -142,6 +144,8 @@ struct Datasets<D: Domain> {
 pub struct Dropped {
     /// Its id.
     pub dataset: [u8; 16],
+    /// Number of that retirement.
+    pub number: u64,
     /// Whether it stays gone: where the directory's sync failed it may be back after a power cut.
     pub synced: Result<(), StorageError>,
 }
@@ -293,6 +297,7 @@ impl<D: Domain> Store<D> {
         self.remove(gone);
         Ok(Dropped {
             dataset: dataset.id,
+            number,
             synced,
         })
     }
