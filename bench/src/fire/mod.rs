@@ -6,35 +6,32 @@
 
 mod fabrics;
 mod field;
+mod ground;
 mod hazards;
 mod reader;
+mod shared;
 mod space;
-mod writer;
-
 mod values;
+mod writer;
 
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::sync::{Mutex, RwLock};
 use std::time::{Duration, Instant};
 
 use fastrand::Rng;
 use kv_client::on::SessionOn;
-use kv_client::{AccessKey, ClientOptions};
 use kv_fabric::local::Local;
 use kv_fabric::sim::{Sim, UnfencedSim};
-use kv_fabric::stop::{Stop, StopAt, Stoppable, Stops};
+use kv_fabric::stop::StopAt;
 use kv_fabric::verbs::Verbs;
-use kv_proto::auth::Role;
-use kv_server::control::keys::Key;
-use kv_server::control::{Handle, Keys, Options, Server};
-use kv_server::store::StoreOptions;
 use serde::Serialize;
 
 use crate::Error;
 use fabrics::FireFabric;
-use field::Field;
-use hazards::{Hazard, Seen, hazards};
+use ground::{Ground, cast, ground, session};
+use hazards::{Hazard, Seen};
+use shared::{Plan, Shared, lock};
 use space::Space;
 
 /// How often each hazard must happen in ten million checked reads or more; in fewer, in proportion.
@@ -43,7 +40,6 @@ const HAZARDS_LEAST: u64 = 1000;
 const READS_FULL: u64 = 10_000_000;
 /// Datasets written at once: two that are dropped when they have had their share, and one that is compacted.
 const PLACES: u64 = 3;
-const SECRET: [u8; 32] = [7; 32];
 
 /// The network.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
@@ -106,126 +102,6 @@ fn parse_seed(text: &str) -> Result<u64, std::num::ParseIntError> {
     }
 }
 
-/// What a campaign is made of.
-#[derive(Debug, Clone, Copy)]
-struct Plan {
-    reads: u64,
-    least: u64,
-    readers: usize,
-    lease: Duration,
-    keys: u32,
-    operations: u32,
-    memory_bytes: u64,
-}
-
-/// What all threads of a campaign share.
-struct Shared {
-    plan: Plan,
-    key_names: Vec<Vec<u8>>,
-    fields: RwLock<Vec<Arc<Field>>>,
-    stops: Vec<Stops>,
-    over: AtomicBool,
-    trouble: Mutex<Option<String>>,
-    rng: Mutex<Rng>,
-    space: Space,
-    generations: AtomicU64,
-    checked: AtomicU64,
-    written: AtomicU64,
-    deleted: AtomicU64,
-    stale_locators: AtomicU64,
-    seen: Vec<Mutex<Seen>>,
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-impl Shared {
-    fn is_over(&self) -> bool {
-        self.over.load(Ordering::SeqCst)
-    }
-
-    /// The first trouble ends the campaign.
-    fn fail(&self, why: String) {
-        lock(&self.trouble).get_or_insert(why);
-        self.over.store(true, Ordering::SeqCst);
-    }
-
-    fn key(&self, key: u32) -> &[u8] {
-        &self.key_names[key as usize]
-    }
-
-    fn fields(&self) -> Vec<Arc<Field>> {
-        self.fields.read().unwrap_or_else(PoisonError::into_inner).clone()
-    }
-
-    fn add_field(&self, field: &Arc<Field>) {
-        let mut fields = self.fields.write().unwrap_or_else(PoisonError::into_inner);
-        fields.push(Arc::clone(field));
-    }
-
-    fn remove_field(&self, gone: &Field) {
-        let mut fields = self.fields.write().unwrap_or_else(PoisonError::into_inner);
-        fields.retain(|field| field.generation != gone.generation);
-    }
-
-    /// Has a process stop at a place of chance, for less or more than its lease.
-    fn stop_one(&self, stops: &Stops, at: StopAt) {
-        let mut rng = lock(&self.rng);
-        let lease_us = self.plan.lease.as_micros() as u64;
-        // Who stops before a post is stopped long enough: its READs are to meet the fence.
-        let halves = match at {
-            StopAt::Post => 3..9,
-            _ if rng.bool() => 1..5,
-            _ => 5..16,
-        };
-        let span = Duration::from_micros(lease_us * rng.u64(halves) / 2);
-        let late = if rng.bool() { span } else { Duration::ZERO };
-        stops.arm(Stop { at, span, late });
-    }
-
-    /// Stops half of the readers while READs of theirs are under way.
-    fn stop_readers(&self) {
-        for stops in &self.stops {
-            if lock(&self.rng).bool() {
-                self.stop_one(stops, StopAt::Posted);
-            }
-        }
-    }
-
-    /// How often each hazard has happened so far.
-    fn hazards<F: FireFabric>(&self, network: &F) -> Vec<Hazard> {
-        let failed = self.stops.iter().map(|stops| stops.counters().reads_failed).sum();
-        let injected = network.injected();
-        let mut all = hazards(
-            F::FENCES,
-            &self.seen(),
-            injected.as_ref(),
-            failed,
-            self.plan.least,
-        );
-        all.push(Hazard {
-            name: "locators of records that compaction had moved",
-            count: self.stale_locators.load(Ordering::SeqCst),
-            required: hazards::Required::AtLeast(self.plan.least),
-        });
-        all
-    }
-
-    fn seen(&self) -> Seen {
-        let mut sum = Seen::default();
-        self.seen.iter().for_each(|seen| sum.merge(&lock(seen)));
-        sum
-    }
-
-    fn note_retired<F: kv_fabric::Fabric>(&self, admin: &SessionOn<F>, field: &Field) -> Result<(), String> {
-        let dataset = admin
-            .open(&field.name)
-            .map_err(|error| format!("opening {}: {error}", field.name))?;
-        self.space.retire(&dataset)
-    }
-}
-
 /// Runs a campaign; whether all that is required held.
 pub(crate) fn run(args: &Args) -> Result<bool, Error> {
     match args.fabric {
@@ -234,87 +110,6 @@ pub(crate) fn run(args: &Args) -> Result<bool, Error> {
         Network::Local => campaign::<Local>(args),
         Network::Verbs => campaign::<Verbs>(args),
     }
-}
-
-/// A server in this process, and where it is.
-struct Ground<F: FireFabric> {
-    // In this order: the server ends before its folder goes.
-    _server: Handle,
-    fabric: Arc<F>,
-    address: String,
-    folder: tempfile::TempDir,
-}
-
-fn ground<F: FireFabric>(args: &Args, plan: &Plan, seed: u64) -> Result<Ground<F>, Error> {
-    let memory = PathBuf::from("/dev/shm");
-    let folder = match &args.data {
-        Some(folder) => tempfile::tempdir_in(folder)?,
-        None if memory.is_dir() => tempfile::tempdir_in(memory)?,
-        None => tempfile::tempdir()?,
-    };
-    let address = match F::address(folder.path()) {
-        Some(address) => address,
-        None => {
-            let given = args.address.as_deref();
-            let host = given.ok_or("--address names no address: run inside soft-roce-ci/run")?;
-            if host.contains(':') {
-                host.to_owned()
-            } else {
-                format!("{host}:7990")
-            }
-        }
-    };
-    let fabric = F::server(seed, &address, plan.lease)?;
-    let store = StoreOptions {
-        data: folder.path().join("data"),
-        memory_budget_bytes: plan.memory_bytes,
-        segment_bytes: 1 << 20,
-        part_bytes: 256 << 10,
-        gather_budget_bytes: 64 << 20,
-        // Without rest: what it frees is what the run is for.
-        compaction: kv_server::store::Compaction {
-            dead_share: 0.3,
-            disk_share: 1.0,
-            ..kv_server::store::Compaction::default()
-        },
-    };
-    let roles = [
-        ("reader", Role::Read),
-        ("writer", Role::Write),
-        ("admin", Role::Admin),
-    ];
-    let key = |(name, role): (&str, Role)| Key {
-        name: name.to_owned(),
-        secret: SECRET,
-        role,
-        datasets: vec!["*".to_owned()],
-    };
-    let options = Options {
-        lease_ms: plan.lease.as_millis() as u32,
-        max_lag_ms: plan.lease.as_millis() as u32 * 4,
-        staging_bytes: 1 << 20,
-        ..Options::default()
-    };
-    let keys = Keys::new(roles.map(key).to_vec())?;
-    let server = Server::<F>::start(Arc::clone(&fabric), &address, store, keys, options)?;
-    Ok(Ground {
-        address: server.address().to_owned(),
-        _server: server,
-        fabric,
-        folder,
-    })
-}
-
-/// A session, as one of the roles.
-fn session<F: kv_fabric::Fabric>(fabric: Arc<F>, address: &str, role: &str) -> Result<SessionOn<F>, Error> {
-    let options = ClientOptions {
-        deadline: Duration::from_secs(60),
-        connect_timeout: Duration::from_secs(2),
-        read_buffer_bytes: 1 << 20,
-        spin: Duration::from_micros(20),
-        ..ClientOptions::new(AccessKey::new(role, SECRET))
-    };
-    Ok(SessionOn::connect(fabric, address, options)?)
 }
 
 /// What came of a campaign.
@@ -362,36 +157,6 @@ fn campaign<F: FireFabric>(args: &Args) -> Result<bool, Error> {
     let outcome = fire(args, plan, &ground, seed)?;
     report(args, &outcome)?;
     Ok(outcome.trouble.is_none() && outcome.hazards.iter().all(Hazard::holds))
-}
-
-/// Readers' processes and writers' sessions, made before anything moves.
-struct Cast<F: FireFabric> {
-    readers: Vec<SessionOn<Stoppable<F>>>,
-    places: Vec<writer::Place<F>>,
-}
-
-fn cast<F: FireFabric>(plan: &Plan, ground: &Ground<F>, seed: u64) -> Result<(Cast<F>, Vec<Stops>), Error> {
-    let client = || F::client(&ground.fabric, &ground.address);
-    let mut stops = Vec::new();
-    let mut readers = Vec::new();
-    for _ in 0..plan.readers {
-        let process = Stoppable::new(client()?, F::delay_next);
-        stops.push(process.stops());
-        readers.push(session(Arc::new(process), &ground.address, "reader")?);
-    }
-    let mut places = Vec::new();
-    for place in 0..PLACES {
-        let writers: Result<Vec<_>, Error> = (0..writer::WRITERS)
-            .map(|_| session(client()?, &ground.address, "writer"))
-            .collect();
-        places.push(writer::Place {
-            admin: session(client()?, &ground.address, "admin")?,
-            writers: writers?,
-            seed: values::mix(seed ^ place),
-            standing: place + 1 == PLACES,
-        });
-    }
-    Ok((Cast { readers, places }, stops))
 }
 
 fn fire<F: FireFabric>(args: &Args, plan: Plan, ground: &Ground<F>, seed: u64) -> Result<Outcome, Error> {

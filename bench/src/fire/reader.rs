@@ -12,8 +12,8 @@ use kv_proto::control::Status;
 
 use super::field::Field;
 use super::hazards::Seen;
+use super::shared::{Shared, lock};
 use super::values::Version;
-use super::{Shared, lock};
 
 /// Keys of one batch.
 const BATCH_KEYS: usize = 96;

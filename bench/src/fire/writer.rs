@@ -10,9 +10,9 @@ use kv_client::on::{DatasetOn, SessionOn};
 use kv_fabric::Fabric;
 use kv_proto::control::Status;
 
-use super::Shared;
 use super::field::Field;
 use super::reader::{HOT_KEYS, pick};
+use super::shared::Shared;
 use super::values::{Version, mix};
 
 /// Writers of one dataset; key `k` is writer `k % WRITERS`'s.
