@@ -48,6 +48,8 @@ mod control;
 mod dataset;
 mod error;
 mod key;
+#[cfg(test)]
+mod lease_model;
 mod list;
 mod mailbox;
 mod memory;

@@ -3,7 +3,7 @@
 //! - Requests are numbered, and never more of them are outstanding than the server posts receives for. One place is
 //!   kept for RENEW, so that a renewal never queues behind anything.
 //! - The lease counts from the first send of the request that renewed it, on the clock that the caller reads *before*
-//!   it sends.
+//!   it sends, and ends a little early, in case that clock is slow.
 //! - RENEW acknowledges what the caller said was dropped ([`Session::acknowledge`]), never more.
 
 use std::collections::HashMap;
@@ -17,6 +17,9 @@ use crate::AccessKey;
 
 /// Longest lease that is believed, ms: bounds the arithmetic.
 const LEASE_MAX_MS: u32 = 3_600_000;
+/// The client ends its lease earlier than it was granted for by one part in so many: the rates of its clock and the
+/// server's may differ by as much.
+pub(crate) const LEASE_MARGIN: u64 = 100;
 /// Shortest time between renewals, ns.
 const RENEW_MIN_NS: u64 = 5_000_000;
 /// Requests outstanding at most, whatever the server posts.
@@ -80,7 +83,7 @@ enum Stage {
     Over,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 struct Outstanding {
     kind: u8,
     what: What,
@@ -89,6 +92,7 @@ struct Outstanding {
 }
 
 /// Random and fixed parts of a session's beginning.
+#[derive(Clone)]
 pub(crate) struct Greeting {
     pub(crate) key: AccessKey,
     pub(crate) client_id: u64,
@@ -96,6 +100,7 @@ pub(crate) struct Greeting {
     pub(crate) receives: u16,
 }
 
+#[derive(Clone)]
 pub(crate) struct Session {
     stage: Stage,
     greeting: Greeting,
@@ -248,7 +253,8 @@ impl Session {
 
     fn take_lease(&mut self, lease_ms: u32, sent_ns: u64) {
         self.lease_ns = u64::from(lease_ms.min(LEASE_MAX_MS)) * 1_000_000;
-        self.lease_end_ns = self.lease_end_ns.max(sent_ns.saturating_add(self.lease_ns));
+        let counted_ns = self.lease_ns - self.lease_ns / LEASE_MARGIN;
+        self.lease_end_ns = self.lease_end_ns.max(sent_ns.saturating_add(counted_ns));
         self.renew_at_ns = sent_ns.saturating_add(self.renew_every_ns());
     }
 
@@ -396,6 +402,21 @@ impl Session {
         self.stage = Stage::Up;
         self.take_lease(*lease_ms, sent_ns);
         Ok(Event::Up(established))
+    }
+}
+
+#[cfg(test)]
+impl Session {
+    /// Tells a checker's `hasher` what decides how the session goes on.
+    pub(crate) fn digest(&self, hasher: &mut impl std::hash::Hasher) {
+        use std::hash::Hash;
+        let stage = (self.stage as u8, self.renewing, self.datasets_opened);
+        (stage, self.lease_end_ns, self.retired, self.acknowledged).hash(hasher);
+        let mut outstanding: Vec<_> = self.outstanding.iter().collect();
+        outstanding.sort_by_key(|(request, _)| **request);
+        for (request, asked) in outstanding {
+            (request, asked.kind, asked.sent_ns).hash(hasher);
+        }
     }
 }
 

@@ -353,5 +353,17 @@ impl DatasetState {
 }
 
 #[cfg(test)]
+impl Clone for DatasetState {
+    /// The state as it is now, on its own from here on.
+    fn clone(&self) -> Self {
+        let (version, view) = self.view();
+        Self {
+            view: Mutex::new(view),
+            version: AtomicU64::new(version),
+        }
+    }
+}
+
+#[cfg(test)]
 #[path = "tables_tests.rs"]
 mod tests;

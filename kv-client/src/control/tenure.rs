@@ -4,7 +4,7 @@
 //!   epoch that began after the tables had forgotten what was retired.
 //! - A lease is of one session: what was posted in another one is discarded, whatever it brings.
 //!
-//! No I/O and no clock.
+//! No I/O and no clock; `lease_model` tries these rules in every order.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
@@ -179,6 +179,62 @@ impl Footing {
     #[inline]
     pub(crate) fn leave(&self) {
         self.pin.store(UNPINNED, Ordering::SeqCst);
+    }
+}
+
+/// What a checker needs: copies that go on their own, and what makes two states differ.
+#[cfg(test)]
+mod forks {
+    use super::*;
+    use std::hash::{Hash, Hasher};
+
+    impl Tenure {
+        pub(crate) fn fork(&self) -> Self {
+            let copy = |value: &AtomicU64| AtomicU64::new(value.load(Ordering::SeqCst));
+            Self {
+                generation: copy(&self.generation),
+                lease_end_ns: copy(&self.lease_end_ns),
+                epoch: copy(&self.epoch),
+                pins: Mutex::default(),
+            }
+        }
+
+        pub(crate) fn generation(&self) -> u64 {
+            self.generation.load(Ordering::SeqCst)
+        }
+
+        pub(crate) fn digest(&self, hasher: &mut impl Hasher) {
+            (self.generation(), self.lease_end_ns.load(Ordering::SeqCst)).hash(hasher);
+        }
+    }
+
+    impl Debt {
+        pub(crate) fn digest(&self, tenure: &Tenure, hasher: &mut impl Hasher) {
+            self.0
+                .map(|(number, epoch)| (number, tenure.epoch() - epoch))
+                .hash(hasher);
+        }
+    }
+
+    impl Footing {
+        /// A copy that reads for `tenure`.
+        pub(crate) fn fork(&self, tenure: &Tenure) -> Self {
+            let pin = tenure.add_pin();
+            pin.store(self.pin.load(Ordering::SeqCst), Ordering::SeqCst);
+            Self {
+                pin,
+                pinned: self.pinned,
+                view: Arc::clone(&self.view),
+                view_version: self.view_version,
+                generation: self.generation,
+            }
+        }
+
+        pub(crate) fn digest(&self, tenure: &Tenure, state: &DatasetState, hasher: &mut impl Hasher) {
+            let pin = self.pin.load(Ordering::SeqCst);
+            let behind = (pin != UNPINNED).then(|| tenure.epoch() - pin);
+            (behind, self.generation, state.version() == self.view_version).hash(hasher);
+        }
     }
 }
 

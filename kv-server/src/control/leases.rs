@@ -2,7 +2,7 @@
 //!
 //! A thing retired at `n` may be released when every session that has its dataset open acknowledged at least `n`, or
 //! is over: by its own word, or fenced (**I2**). Where a fabric cannot fence, a session's holds outlive it until its
-//! lease ends.
+//! lease ends. `kv-client/src/lease_model` tries these rules in every order.
 
 use std::collections::{BTreeMap, VecDeque};
 
