@@ -21,7 +21,7 @@
 use std::os::fd::BorrowedFd;
 use std::ptr::NonNull;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 mod bell;
 mod check;
@@ -72,6 +72,9 @@ pub trait Fabric: Send + Sync + Sized + 'static {
     const NAME: &'static str;
     /// Whether [`Endpoint::destroy`] ends a peer's reads: see *Fencing* above.
     const FENCES: bool;
+    /// For how long a client's READs may succeed after the server has gone, its process included. A server that takes
+    /// its place answers nobody before that.
+    const OUTLIVES: Duration = Duration::ZERO;
     /// A protection domain of a server: one for each dataset.
     type Domain: Domain;
     /// A server's listening end and all its connections.

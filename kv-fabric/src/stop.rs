@@ -173,6 +173,7 @@ impl<F: Fabric> Stoppable<F> {
 impl<F: Fabric> Fabric for Stoppable<F> {
     const NAME: &'static str = F::NAME;
     const FENCES: bool = F::FENCES;
+    const OUTLIVES: std::time::Duration = F::OUTLIVES;
     type Domain = F::Domain;
     type Endpoint = F::Endpoint;
     type Region = F::Region;

@@ -2,15 +2,18 @@
 //!
 //! A READ is carried out when the connection is polled, in the order posted, a few at a time, so that what was copied
 //! is still in the processor's cache when it is checked. It costs no system call; the socket is looked at when there
-//! is nothing to copy, when memory is not mapped yet, and once every [`LOOK_EVERY`] READs. So the end of a connection
-//! and memory that the server has dropped are noticed with a delay, and only by a connection that is polled.
+//! is nothing to copy, when memory is not mapped yet, once every [`LOOK_EVERY`] READs, and before a copy counts that was
+//! made in another tick of the kernel's clock than the look before it. So memory that the server has dropped is noticed
+//! with a delay, and only by a connection that is polled; but no READ succeeds on the memory of a server that has been
+//! gone for [`OUTLIVES`].
 
 use std::collections::{HashMap, VecDeque};
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use rustix::io::Errno;
+use rustix::time::{ClockId, Timespec, clock_gettime};
 
 use super::mapping::{Mapping, Mappings};
 use super::message::{self, Message};
@@ -24,6 +27,8 @@ use crate::{
 pub(super) const READS_MAX: u32 = 1 << 16;
 /// READs between two looks at the socket.
 const LOOK_EVERY: u32 = 64;
+/// For how long READs may succeed after the server has gone: two of the longest ticks that Linux knows.
+pub(super) const OUTLIVES: Duration = Duration::from_millis(20);
 /// Copied in one poll, unless no READ has completed by then: about what a core's own cache holds.
 const POLL_BYTES: usize = 256 * 1024;
 
@@ -57,6 +62,7 @@ pub struct Data {
     /// `None` once the connection is over.
     socket: Option<OwnedFd>,
     over: String,
+    peer_gone: bool,
     mappings: Arc<Mappings>,
     slots: HashMap<u32, Slot>,
     posted: VecDeque<Posted>,
@@ -67,8 +73,15 @@ pub struct Data {
     outstanding: usize,
     reads_max: usize,
     since_look: u32,
+    /// Tick in which the socket was looked at last.
+    look_tick: Timespec,
     counters: DataCounters,
     buffer: Vec<u8>,
+}
+
+/// The kernel's clock as of its last tick: read without a system call, and without asking the device that keeps time.
+fn tick() -> Timespec {
+    clock_gettime(ClockId::MonotonicCoarse)
 }
 
 impl Data {
@@ -77,6 +90,7 @@ impl Data {
         Self {
             socket: Some(socket),
             over: String::new(),
+            peer_gone: false,
             mappings,
             slots: HashMap::new(),
             posted: VecDeque::with_capacity(reads_max),
@@ -85,6 +99,7 @@ impl Data {
             outstanding: 0,
             reads_max,
             since_look: 0,
+            look_tick: tick(),
             counters: DataCounters::default(),
             buffer: vec![0; BUFFER_BYTES],
         }
@@ -181,11 +196,16 @@ impl Data {
     /// Takes what the server said.
     fn look(&mut self) {
         self.since_look = 0;
+        // Read before the socket is: what is copied in this tick is copied at most one tick after the look.
+        self.look_tick = tick();
         while let Some(socket) = &self.socket {
             match receive(socket, &mut self.buffer) {
                 Arrival::Message(received) => self.take(received),
                 Arrival::Nothing => return,
-                Arrival::End(reason) => self.fail(ReadStatus::PeerGone, reason),
+                Arrival::End(reason) => {
+                    self.peer_gone = true;
+                    self.fail(ReadStatus::PeerGone, reason);
+                }
             }
         }
     }
@@ -223,12 +243,36 @@ impl Data {
         }
     }
 
+    /// Gives up what was copied if the server may have been gone by then: its memory outlives it, and another server
+    /// may have answered overwrites since.
+    fn vouch(&mut self) {
+        if self.ended.is_empty() {
+            return;
+        }
+        if !self.peer_gone && tick() != self.look_tick {
+            self.look();
+        }
+        if !self.peer_gone {
+            return;
+        }
+        let mut status = ReadStatus::PeerGone;
+        for (completion, _) in &mut self.ended {
+            if completion.status == ReadStatus::Success {
+                completion.status = std::mem::replace(&mut status, ReadStatus::Flushed);
+            } else {
+                status = ReadStatus::Flushed;
+            }
+        }
+    }
+
     /// Whether something can be polled, after doing what can be done now.
     fn progress(&mut self) -> bool {
         self.copy();
+        self.vouch();
         if self.ended.is_empty() {
             self.look();
             self.copy();
+            self.vouch();
         }
         !self.ended.is_empty()
     }

@@ -130,6 +130,7 @@ fn open(
 impl Fabric for Local {
     const NAME: &'static str = "local";
     const FENCES: bool = false;
+    const OUTLIVES: std::time::Duration = data::OUTLIVES;
     type Domain = Domain;
     type Endpoint = Endpoint;
     type Region = Region;

@@ -120,3 +120,34 @@ fn retired_memory_can_be_read_until_it_is_unmapped() {
         .count();
     assert!(failures <= 1, "{done:?}");
 }
+
+/// The memory of a server that has gone is still mapped, and another server may answer overwrites by now.
+#[test]
+fn no_read_succeeds_once_the_server_has_been_gone_for_long() {
+    let place = Place::new();
+    let mut endpoint = place.listen();
+    let domain = place.local.domain().expect("domain");
+    let registration = domain.register(shared(4096)).expect("register");
+    let (mut reader, _) = data(&place, &mut endpoint, &domain);
+    let region = place.local.allocate(4096).expect("allocate");
+    let status = read(&mut endpoint, &mut reader, registration.remote(), &region, 4096);
+    assert_eq!(status, ReadStatus::Success);
+    drop(endpoint);
+    std::thread::sleep(kv_fabric::local::Local::OUTLIVES);
+    let to = [Scatter {
+        region: &region,
+        offset: 0,
+        len: 4096,
+    }];
+    let reads = [1, 2].map(|number| Read {
+        number,
+        from: registration.remote(),
+        to: &to,
+        signaled: true,
+    });
+    reader.post(&reads).expect("post");
+    let mut done = Vec::new();
+    reader.poll(&mut done).expect("poll");
+    let statuses: Vec<_> = done.iter().map(|end| end.status).collect();
+    assert_eq!(statuses, [ReadStatus::PeerGone, ReadStatus::Flushed]);
+}

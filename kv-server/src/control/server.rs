@@ -137,6 +137,8 @@ impl<F: Fabric> Server<F> {
         let address = endpoint.address();
         let store = open(&fabric)?;
         let gate = store.load_gate();
+        // The directory's lock is ours, so the server before us has gone; what it told may still be read for a moment.
+        std::thread::sleep(F::OUTLIVES);
         let mut control = Control::<F>::new(store, endpoint, keys, options, Arc::clone(&shared))?;
         let thread = std::thread::Builder::new()
             .name("kv-control".to_owned())
