@@ -1,12 +1,19 @@
 //! CRC32C (Castagnoli, RFC 3720 section 12.1) of values, blocks and records.
 
 use crate::layout::{BLOCK_BYTES, block_count};
-use crc_fast::{CrcAlgorithm, Digest, checksum};
+use crc_fast::{CrcAlgorithm, Digest, checksum, checksum_combine};
 
 /// CRC32C of `bytes`.
 #[must_use]
 pub fn crc32c(bytes: &[u8]) -> u32 {
     checksum(CrcAlgorithm::Crc32Iscsi, bytes) as u32
+}
+
+/// CRC32C of bytes with the CRC `first` and, behind them, `second_len_bytes` bytes with the CRC `second`.
+#[must_use]
+pub fn combine(first: u32, second: u32, second_len_bytes: u64) -> u32 {
+    let algorithm = CrcAlgorithm::Crc32Iscsi;
+    checksum_combine(algorithm, u64::from(first), u64::from(second), second_len_bytes) as u32
 }
 
 /// A CRC32C fed piece by piece.

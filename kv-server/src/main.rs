@@ -18,6 +18,8 @@ use kv_server::store::sync_kind;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
+mod checking;
+
 /// Exit status of a server that a second signal ended.
 const EXIT_AT_ONCE: i32 = 130;
 
@@ -26,6 +28,7 @@ fn main() -> ExitCode {
     let result = match command.action {
         Action::Serve(serve) => serve_on_fabric(&serve),
         Action::Keygen(keygen) => make_key(&keygen),
+        Action::Check(check) => return checking::run(&check),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

@@ -190,27 +190,42 @@ fn take_lock(root: &Path, unwritable: impl Fn(io::Error) -> StorageError) -> Res
         .truncate(false)
         .open(&path)
         .map_err(&unwritable)?;
-    match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
-        Ok(()) => {}
-        Err(rustix::io::Errno::WOULDBLOCK) => {
-            let mut text = String::new();
-            let pid = file
-                .read_to_string(&mut text)
-                .ok()
-                .and_then(|_| text.trim().parse().ok());
-            return Err(StorageError::InUse {
-                path: root.to_owned(),
-                pid,
-            });
-        }
-        Err(error) => return Err(StorageError::io("flock", &path, error.into())),
-    }
+    flock(root, &path, &mut file)?;
     // For people only: the flock is what counts.
     file.set_len(0).map_err(&unwritable)?;
     file.rewind().map_err(&unwritable)?;
     file.write_all(format!("{}\n", std::process::id()).as_bytes())
         .map_err(unwritable)?;
     Ok(file)
+}
+
+/// Takes the lock of a directory without changing a byte of it; nothing where no server ever ran there.
+pub(crate) fn take_lock_quietly(root: &Path) -> Result<Option<File>, StorageError> {
+    let path = root.join("lock");
+    let mut file = match File::open(&path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        opened => opened.map_err(|error| StorageError::io("open", &path, error))?,
+    };
+    flock(root, &path, &mut file)?;
+    Ok(Some(file))
+}
+
+fn flock(root: &Path, path: &Path, file: &mut File) -> Result<(), StorageError> {
+    match rustix::fs::flock(&*file, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => Ok(()),
+        Err(rustix::io::Errno::WOULDBLOCK) => {
+            let mut text = String::new();
+            let pid = file
+                .read_to_string(&mut text)
+                .ok()
+                .and_then(|_| text.trim().parse().ok());
+            Err(StorageError::InUse {
+                path: root.to_owned(),
+                pid,
+            })
+        }
+        Err(error) => Err(StorageError::io("flock", path, error.into())),
+    }
 }
 
 fn fresh_superblock() -> Result<Superblock, StorageError> {
@@ -230,7 +245,7 @@ fn seal_superblock(superblock: &mut Superblock) {
     superblock.crc = crc32c(&superblock.as_bytes()[..size_of::<Superblock>() - 4]);
 }
 
-fn read_superblock(files: &Files, path: &Path) -> Result<Superblock, StorageError> {
+pub(crate) fn read_superblock(files: &Files, path: &Path) -> Result<Superblock, StorageError> {
     const WHAT: &str = "superblock";
     let file = files.open(path)?;
     let have = files.len(&file)?;

@@ -21,6 +21,7 @@ use crate::error::StorageError;
 mod budget;
 #[doc(hidden)]
 pub mod changes;
+pub mod check;
 mod checkpoint;
 mod compact;
 mod completions;

@@ -6,7 +6,9 @@ use std::sync::Arc;
 
 use kv_fabric::Domain;
 use kv_proto::DecodeError;
-use kv_proto::layout::{EXTENT_BYTES, FooterEntry, OperationEntry, SegmentHeader, SegmentTrailer};
+use kv_proto::layout::{
+    EXTENT_BYTES, FooterEntry, OperationEntry, SEGMENT_MAX_BYTES, SegmentHeader, SegmentTrailer,
+};
 use zerocopy::{FromZeros, IntoBytes};
 
 use super::super::budget::Charge;
@@ -33,6 +35,8 @@ pub(crate) struct SegmentFile {
     /// Bytes that may be records: without FOOTERs and trailer, and within the segment's limit.
     pub(crate) len: u64,
     pub(crate) path: PathBuf,
+    /// Why its header does not validate, where its trailer says what it did.
+    pub(crate) header_damage: Option<DecodeError>,
 }
 
 impl SegmentFile {
@@ -58,13 +62,25 @@ impl SegmentFile {
         }
         let mut header = SegmentHeader::new_zeroed();
         files.read_at(&file, header.as_mut_bytes(), 0)?;
-        segment::check_header(&header, number, dataset).map_err(damaged)?;
         let mut trailer = SegmentTrailer::new_zeroed();
         if file_len >= 2 * HEADER_BYTES {
             files.read_at(&file, trailer.as_mut_bytes(), file_len - HEADER_BYTES)?;
         }
+        let header_damage = match segment::check_header(&header, number, dataset) {
+            Ok(()) => None,
+            Err(error @ DecodeError::Checksum { .. }) => {
+                // Without this segment older values of its keys would be served.
+                header = segment::header(number, trailer.identity, dataset, 0, SEGMENT_MAX_BYTES);
+                if header.identity == 0 || !segment::trailer_is_valid(&trailer, &header, file_len) {
+                    return Err(damaged(error));
+                }
+                Some(error)
+            }
+            Err(error) => return Err(damaged(error)),
+        };
         let trailer = segment::trailer_is_valid(&trailer, &header, file_len).then_some(trailer);
         Ok(Self {
+            header_damage,
             header,
             trailer,
             len: trailer.map_or(file_len.min(header.limit_bytes), |trailer| {

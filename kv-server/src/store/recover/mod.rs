@@ -26,9 +26,9 @@ use super::{Committed, Shared, lock, parse_segment_name};
 use crate::error::StorageError;
 
 mod load;
-mod rebuild;
+pub(crate) mod rebuild;
 pub(crate) mod scan;
-mod source;
+pub(crate) mod source;
 
 pub(crate) use load::SegmentFile;
 use rebuild::{Newest, Spread};
@@ -171,6 +171,11 @@ impl Reading<'_> {
 
     /// Reads what one segment says.
     fn segment(&self, file: SegmentFile, spread: &mut Spread) -> Result<Known, StorageError> {
+        if let Some(error) = &file.header_damage {
+            let number = file.header.segment;
+            tracing::error!(%error, segment = number, "its header is damaged; its trailer says the same");
+            self.figures.damaged_records.fetch_add(1, Ordering::Relaxed);
+        }
         if let Some(trailer) = &file.trailer {
             self.met(trailer.sequence_max);
             if self.footers(&file, spread)? {
@@ -271,23 +276,8 @@ impl Reading<'_> {
 
     /// Takes a record that was walked over, and the operation that it tells of.
     fn take_found(&self, segment: u32, found: &Found<'_>, entry: &FooterEntry) {
-        let header = &found.header;
-        self.met(header.sequence);
-        if header.client_id == 0 || header.kind == record_kind::PART {
-            return;
-        }
-        let deleted = header.kind == record_kind::TOMBSTONE;
-        let outcome = Committed {
-            sequence: header.sequence,
-            locator: if deleted {
-                Locator::default()
-            } else {
-                operations::locator(segment, entry)
-            },
-            existed: header.part != 0,
-        };
-        self.operations
-            .recovered(header.client_id, header.operation, outcome);
+        self.met(found.header.sequence);
+        take_operation(&self.operations, segment, found, entry);
     }
 
     fn take_listed(&self, entries: &[OperationEntry]) {
@@ -301,6 +291,25 @@ impl Reading<'_> {
     fn met(&self, sequence: u64) {
         self.sequence_max.fetch_max(sequence, Ordering::Relaxed);
     }
+}
+
+/// Takes the operation that a record tells of.
+pub(crate) fn take_operation(operations: &Operations, segment: u32, found: &Found<'_>, entry: &FooterEntry) {
+    let header = &found.header;
+    if header.client_id == 0 || header.kind == record_kind::PART {
+        return;
+    }
+    let deleted = header.kind == record_kind::TOMBSTONE;
+    let outcome = Committed {
+        sequence: header.sequence,
+        locator: if deleted {
+            Locator::default()
+        } else {
+            operations::locator(segment, entry)
+        },
+        existed: header.part != 0,
+    };
+    operations.recovered(header.client_id, header.operation, outcome);
 }
 
 /// Lowest and highest sequence that a trailer tells of.

@@ -92,6 +92,17 @@ impl Newest {
         self.tombstones.append(&mut other.tombstones);
     }
 
+    /// Where the VALUE or HEAD of a key lies.
+    pub(crate) fn of(&self, hash: KeyHash) -> Option<Locator> {
+        let from = self.live.partition_point(|(it, _)| it.slot < hash.slot);
+        let run = self.live[from..]
+            .iter()
+            .take_while(|(it, _)| it.slot == hash.slot);
+        run.into_iter()
+            .find(|(it, _)| *it == hash)
+            .map(|(_, locator)| *locator)
+    }
+
     fn take(&mut self, newest: &Candidate) {
         let locator = newest.locator();
         match newest.kind {

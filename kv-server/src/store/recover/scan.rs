@@ -16,6 +16,8 @@ pub(crate) struct Found<'a> {
     pub(crate) header: RecordHeader,
     pub(crate) offset: u64,
     pub(crate) key: &'a [u8],
+    /// Its value; nothing of a damaged one.
+    pub(crate) value: &'a [u8],
     /// Whether the value does not have its CRC, though the record was durable.
     pub(crate) damaged: bool,
 }
@@ -226,6 +228,7 @@ fn report<S>(
         header,
         offset,
         key: &scan.prefix[key_at..key_at + usize::from(header.key_len_bytes)],
+        value: if damaged { &[] } else { &scan.value },
         damaged,
     });
 }

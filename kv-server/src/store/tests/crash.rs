@@ -263,9 +263,10 @@ fn segments_cut_short_deleted_or_unreadable_are_named_and_the_rest_is_served() {
             let contents = std::fs::read(file).unwrap();
             std::fs::write(file, &contents[..contents.len() / 2]).unwrap();
         }),
-        ("header flipped", &|file| {
+        ("header and trailer flipped", &|file| {
             let mut contents = std::fs::read(file).unwrap();
             contents[20] ^= 1;
+            *contents.last_mut().unwrap() ^= 1;
             std::fs::write(file, contents).unwrap();
         }),
         ("emptied", &|file| std::fs::write(file, []).unwrap()),

@@ -3,6 +3,7 @@
 
 mod basic;
 mod changes;
+mod check;
 mod compaction;
 mod compaction_faults;
 mod compaction_races;
