@@ -118,6 +118,7 @@ pub(crate) fn key_of(number: u64) -> [u8; KEY_BYTES] {
 pub(crate) fn run(args: &Args) -> Result<bool, Error> {
     let folder = tempfile::tempdir_in(&args.data)?;
     let options = StoreOptions {
+        scrub_share: 0.0,
         data: folder.path().join("data"),
         // Twice the records, and what an index may have.
         memory_budget_bytes: (args.keys + args.small) * 320 + (1 << 30),

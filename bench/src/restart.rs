@@ -87,6 +87,7 @@ pub(crate) fn run(args: &Args) -> Result<bool, Error> {
         memory_budget_bytes: memory_bytes,
         segment_bytes: 1 << 30,
         part_bytes: 32 << 20,
+        scrub_share: 0.0,
         gather_budget_bytes: 256 << 20,
         compaction: Compaction::default(),
     };

@@ -28,11 +28,12 @@ struct Report<'a> {
 }
 
 impl Watch for Printer {
-    fn progress(&mut self, bytes: u64, of: u64) {
+    fn progress(&mut self, bytes: u64, of: u64) -> bool {
         if let Some(bar) = &self.bar {
             bar.set_length(of.max(bytes));
             bar.set_position(bytes);
         }
+        true
     }
 
     fn found(&mut self, finding: &Finding) {

@@ -11,7 +11,7 @@ use kv_proto::layout::{PART_MAX_BYTES, SEGMENT_DEFAULT_BYTES, SEGMENT_MAX_BYTES,
 use crate::control::{Options, keys};
 use crate::error::StorageError;
 use crate::store::sync_kind::SyncKind;
-use crate::store::{Compaction, StoreOptions};
+use crate::store::{Compaction, SCRUB_SHARE_DEFAULT, StoreOptions};
 
 /// Port that is listened on unless told otherwise.
 pub const PORT_DEFAULT: u16 = 7471;
@@ -126,6 +126,10 @@ pub struct Serve {
     #[arg(long, value_name = "SIZE", default_value_t = Size(Compaction::default().disk_reserve_bytes))]
     pub disk_reserve: Size,
 
+    /// Most of the disk's time that the scrubber takes, which reads what is sealed again to find what has flipped; 0 for none.
+    #[arg(long, value_name = "SHARE", default_value_t = SCRUB_SHARE_DEFAULT, value_parser = share_or_none)]
+    pub scrub_share: f64,
+
     /// Memory that each session with a key that may write is given to write values to.
     #[arg(long, value_name = "SIZE", default_value_t = Size(8 << 20))]
     pub staging_bytes: Size,
@@ -236,6 +240,14 @@ fn share(text: &str) -> Result<f64, String> {
     }
 }
 
+/// A share, from 0 up to 1.
+fn share_or_none(text: &str) -> Result<f64, String> {
+    match text.parse() {
+        Ok(0.0) => Ok(0.0),
+        _ => share(text).map_err(|error| error.replace("above 0, up to 1", "from 0 to 1")),
+    }
+}
+
 /// A number of bytes: `65536`, `64K`, `512M`, `2G`, `1T`, in powers of 1024.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Size(pub u64);
@@ -290,6 +302,7 @@ impl Serve {
                 disk_share: self.compaction_share,
                 disk_reserve_bytes: self.disk_reserve.0,
             },
+            scrub_share: self.scrub_share,
         }
     }
 

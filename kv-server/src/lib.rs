@@ -20,6 +20,7 @@
 //!     part_bytes: 32 << 20,
 //!     gather_budget_bytes: 256 << 20,
 //!     compaction: kv_server::store::Compaction::default(),
+//!     scrub_share: kv_server::store::SCRUB_SHARE_DEFAULT,
 //! };
 //! let keys = Keys::load("keys.toml".as_ref())?;
 //! let server = Server::<Local>::start(Local::new()?, "/run/verbs-kv.sock", store, keys, Options::default())?;

@@ -52,6 +52,7 @@ pub(super) fn ground<F: FireFabric>(args: &Args, plan: &Plan, seed: u64) -> Resu
         memory_budget_bytes: plan.memory_bytes,
         segment_bytes: 1 << 20,
         part_bytes: 256 << 10,
+        scrub_share: 0.0,
         gather_budget_bytes: 64 << 20,
         // Without rest: what it frees is what the run is for.
         compaction: kv_server::store::Compaction {

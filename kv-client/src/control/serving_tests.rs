@@ -33,6 +33,7 @@ impl World {
             memory_budget_bytes: 64 << 20,
             segment_bytes: 8 << 20,
             part_bytes: 2 << 20,
+            scrub_share: 0.0,
             gather_budget_bytes: 16 << 20,
             compaction: kv_server::store::Compaction::default(),
         };

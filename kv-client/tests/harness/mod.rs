@@ -124,6 +124,7 @@ impl<F: TestFabric> World<F> {
             None => tempfile::tempdir().unwrap(),
         };
         let mut store = StoreOptions {
+            scrub_share: 0.0,
             data: folder.path().join("data"),
             memory_budget_bytes: 512 << 20,
             segment_bytes: 8 << 20,

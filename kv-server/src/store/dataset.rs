@@ -20,7 +20,7 @@ use super::journal::{Change, Journal};
 use super::log::Queue;
 use super::operations::Operations;
 use super::segment::{ROW_BYTES, ROW_EXTENT_BYTES, Segment};
-use super::{Shared, lock};
+use super::{Shared, lock, scrub};
 use crate::error::StorageError;
 
 mod list;
@@ -56,6 +56,7 @@ pub struct Dataset<D: Domain> {
     pub(crate) queue: Arc<Queue>,
     pub(crate) figures: Figures,
     pub(crate) compaction: Ledger,
+    pub(crate) scrub: scrub::Ledger,
     pub(crate) shared: Arc<Shared>,
     pub(crate) thread: Mutex<Option<JoinHandle<()>>>,
     dropped: AtomicBool,
@@ -95,6 +96,7 @@ impl<D: Domain> Dataset<D> {
             queue: Arc::default(),
             figures: contents.figures,
             compaction: Ledger::default(),
+            scrub: scrub::Ledger::default(),
             shared,
             thread: Mutex::new(None),
             dropped: AtomicBool::new(false),
@@ -407,6 +409,7 @@ impl<D: Domain> Dataset<D> {
         ]
         .into_iter()
         .chain(self.compaction.figures())
+        .chain(self.scrub.figures())
         .map(|(name, value)| (name.to_owned(), value))
         .collect()
     }

@@ -179,6 +179,11 @@ impl Files {
             .map_err(StorageError::into_unknown)
     }
 
+    /// Has the next reads of a file that is durable ask the device. That it cannot be asked for is no error.
+    pub(crate) fn forget(&self, file: &OpenFile) {
+        let _ = rustix::fs::fadvise(&file.file, 0, None, rustix::fs::Advice::DontNeed);
+    }
+
     pub(crate) fn truncate(&self, file: &OpenFile, len: u64) -> Result<(), StorageError> {
         self.run(Call::Truncate, &file.path, || file.file.set_len(len))
     }

@@ -59,5 +59,7 @@ pub(crate) const TOMBSTONES_JUDGED_MAX: usize = if cfg!(test) { 64 } else { 1 <<
 pub(crate) const DATASETS_MAX: usize = if cfg!(test) { 24 } else { 1024 };
 /// Most groups of an index that one page of a listing looks at: the control thread has others to serve.
 pub(crate) const LIST_GROUPS_MAX: usize = 64;
+/// Most findings of one dataset that the scrubber tells of and counts.
+pub(crate) const SCRUB_FINDINGS_MAX: usize = 1 << 16;
 /// Most records of one dataset that a check tells of one by one as not whole; the others are counted.
 pub(crate) const CHECK_FINDINGS_MAX: usize = 1 << 16;

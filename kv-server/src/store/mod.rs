@@ -43,6 +43,7 @@ mod options;
 mod put;
 mod recover;
 mod reserve;
+mod scrub;
 mod segment;
 #[doc(hidden)]
 pub mod sync_kind;
@@ -68,7 +69,7 @@ use limits::DATASETS_MAX;
 use loader::Loads;
 use log::Close;
 use operations::Operations;
-pub use options::StoreOptions;
+pub use options::{SCRUB_SHARE_DEFAULT, StoreOptions};
 pub use put::Put;
 use reserve::Reserve;
 
@@ -115,6 +116,8 @@ pub(crate) struct Shared {
     pub(crate) completions: Completions,
     /// Room on the disk for what frees room.
     pub(crate) reserve: Reserve,
+    /// Ends the scrubber.
+    pub(crate) scrub: Signal,
     /// Wakes compaction.
     pub(crate) compaction: Signal,
     /// Images that are to be loaded.
@@ -160,6 +163,7 @@ pub struct Store<D: Domain> {
     make_domain: MakeDomain<D>,
     datasets: Arc<Mutex<Datasets<D>>>,
     compacting: Mutex<Option<JoinHandle<()>>>,
+    scrubbing: Mutex<Option<JoinHandle<()>>>,
     /// Held by whoever changes what exists.
     changing: Mutex<()>,
     loading: Mutex<Option<JoinHandle<()>>>,
@@ -434,11 +438,16 @@ impl<D: Domain> Store<D> {
     pub fn shutdown(&self) {
         let datasets: Vec<_> = lock(&self.datasets).by_id.values().cloned().collect();
         self.shared.compaction.stop();
+        self.shared.scrub.stop();
         self.shared.loads.stop();
         for dataset in &datasets {
             dataset.queue.close(Close::Finish);
         }
-        for (what, thread) in [("compaction", &self.compacting), ("loader", &self.loading)] {
+        for (what, thread) in [
+            ("compaction", &self.compacting),
+            ("loader", &self.loading),
+            ("scrubber", &self.scrubbing),
+        ] {
             if let Some(thread) = lock(thread).take()
                 && thread.join().is_err()
             {

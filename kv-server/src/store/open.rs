@@ -17,7 +17,7 @@ use super::home::Home;
 use super::loader::{self, Load, Loads};
 use super::recover::{Opened, Recovered, recover, says_lost};
 use super::reserve::Reserve;
-use super::{Completions, Dataset, Datasets, Shared, Store, StoreOptions, lock, log};
+use super::{Completions, Dataset, Datasets, Shared, Store, StoreOptions, lock, log, scrub};
 use crate::error::StorageError;
 
 /// Memory is kept for compaction where there is room for so many extents.
@@ -81,6 +81,7 @@ impl<D: Domain> Store<D> {
             retired: AtomicU64::new(0),
             completions: Completions::new()?,
             reserve,
+            scrub: Signal::new(1.0),
             compaction: Signal::new(options.compaction.dead_share),
             loads: Loads::new(loads_allowed),
         });
@@ -93,6 +94,7 @@ impl<D: Domain> Store<D> {
                 names: BTreeMap::new(),
             })),
             compacting: Mutex::default(),
+            scrubbing: Mutex::default(),
             changing: Mutex::new(()),
             loading: Mutex::default(),
             removing: Mutex::default(),
@@ -102,6 +104,7 @@ impl<D: Domain> Store<D> {
         store.keep_memory();
         let compacting = compact::start(&store.shared, &store.datasets, store.options.compaction)?;
         *lock(&store.compacting) = Some(compacting);
+        *lock(&store.scrubbing) = scrub::start(&store.shared, &store.datasets, store.options.scrub_share)?;
         Ok(store)
     }
 

@@ -23,7 +23,12 @@ pub struct StoreOptions {
     pub gather_budget_bytes: u64,
     /// When and how fast dead space is freed.
     pub compaction: Compaction,
+    /// Most of the disk's time that the scrubber takes, up to 1; 0 for none.
+    pub scrub_share: f64,
 }
+
+/// Share of the disk's time that the scrubber takes unless told otherwise.
+pub const SCRUB_SHARE_DEFAULT: f64 = 0.02;
 
 impl StoreOptions {
     pub(crate) fn check(&self) -> Result<(), StorageError> {
@@ -41,6 +46,14 @@ impl StoreOptions {
         if !(1..=PART_MAX_BYTES).contains(&self.part_bytes) {
             let remedy = format!("a part has 1 to {PART_MAX_BYTES} bytes");
             return refuse("part length", self.part_bytes, remedy);
+        }
+        if !(0.0..=1.0).contains(&self.scrub_share) {
+            let remedy = "percent: give a share from 0 to 1".to_owned();
+            return refuse(
+                "the scrubber's share of the disk",
+                (self.scrub_share * 100.0) as u64,
+                remedy,
+            );
         }
         self.compaction.check()
     }

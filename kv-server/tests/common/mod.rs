@@ -102,6 +102,7 @@ impl Setup {
         let folder = tempfile::tempdir().unwrap();
         let key = |name: &str, role| keys::generate(name, role, vec!["*".to_owned()]).unwrap();
         let store = StoreOptions {
+            scrub_share: 0.0,
             data: folder.path().join("data"),
             memory_budget_bytes: 256 << 20,
             segment_bytes: 4 << 20,

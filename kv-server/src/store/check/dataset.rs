@@ -5,7 +5,7 @@ use std::path::Path;
 
 use kv_proto::crc::combine;
 use kv_proto::hash::KeyHash;
-use kv_proto::layout::{FooterEntry, HeadValue, PartRef, RecordHeader, record_kind};
+use kv_proto::layout::{FooterEntry, HeadValue, Locator, PartRef, RecordHeader, record_kind};
 use kv_proto::parts::part_len_bytes;
 
 use super::super::files::Files;
@@ -95,14 +95,14 @@ struct Lost {
 }
 
 /// A dataset that is checked.
-pub(super) struct Checking<'a, 'w> {
+pub(crate) struct Checking<'a, 'w> {
     pub(super) files: &'a Files,
     pub(super) reporter: &'a mut Reporter<'w>,
     /// Its name; its id where that is not known.
-    pub(super) name: String,
+    pub(crate) name: String,
     pub(super) id: [u8; 16],
     /// Not known where its description is damaged.
-    pub(super) hash_key: Option<[u8; 16]>,
+    pub(crate) hash_key: Option<[u8; 16]>,
     /// Every number below may have been used, and every epoch up to this; not known where the superblock is damaged.
     pub(super) numbers: Option<(u32, u64)>,
     pub(super) segment_bytes: Option<u64>,
@@ -116,7 +116,7 @@ pub(super) struct Checking<'a, 'w> {
 }
 
 impl<'a, 'w> Checking<'a, 'w> {
-    pub(super) fn new(
+    pub(crate) fn new(
         files: &'a Files,
         reporter: &'a mut Reporter<'w>,
         id: [u8; 16],
@@ -140,8 +140,8 @@ impl<'a, 'w> Checking<'a, 'w> {
         }
     }
 
-    pub(super) fn progress(&mut self) {
-        self.reporter.progress(self.files.read_bytes());
+    pub(super) fn progress(&mut self) -> bool {
+        self.reporter.progress(self.files.read_bytes())
     }
 
     fn finding(&self, level: Level, path: &Path, what: String, remedy: &str) -> Finding {
@@ -261,12 +261,23 @@ impl<'a, 'w> Checking<'a, 'w> {
         let newest = resolve(vec![spread], threads.min(START_THREADS_MAX));
         self.reporter.summary.keys += newest.live.len() as u64;
         let named = self.check_heads(&newest);
+        self.tell_lost(Some(&named), |hash| newest.of(hash));
+    }
+
+    /// Tells of the records that are not whole, and what follows, where `newest` says where the VALUE or HEAD of a key
+    /// lies. `named` are the PARTs of all that; without, any of a key that has a value may be.
+    pub(crate) fn tell_lost(
+        &mut self,
+        named: Option<&HashSet<Place>>,
+        newest: impl Fn(KeyHash) -> Option<Locator>,
+    ) {
         for mut lost in std::mem::take(&mut self.lost) {
-            let has = newest.of(lost.hash);
+            let has = newest(lost.hash);
             let is_newest = has.is_some_and(|it| (it.segment, it.offset_units) == lost.place);
+            let is_named = named.map_or(has.is_some(), |named| named.contains(&lost.place));
             lost.finding.remedy = match lost.kind {
                 _ if is_newest => STORE_AGAIN,
-                record_kind::PART if named.contains(&lost.place) => STORE_AGAIN,
+                record_kind::PART if is_named => STORE_AGAIN,
                 record_kind::TOMBSTONE if has.is_none() => "the key is deleted all the same",
                 _ => "its key has another value, or none: nothing that is read",
             }

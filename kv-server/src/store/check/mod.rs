@@ -23,8 +23,8 @@ mod segment;
 mod source;
 mod tail;
 
-use dataset::Checking;
-use report::Reporter;
+pub(crate) use dataset::Checking;
+pub(crate) use report::Reporter;
 pub use report::{Finding, Level, Summary, Watch};
 
 /// Where the format stands in both.

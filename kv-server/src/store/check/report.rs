@@ -104,21 +104,21 @@ pub struct Summary {
 
 /// Who is told while a check runs.
 pub trait Watch {
-    /// So many bytes were read, of so many.
-    fn progress(&mut self, bytes: u64, of: u64);
+    /// So many bytes were read, of so many; whether to go on.
+    fn progress(&mut self, bytes: u64, of: u64) -> bool;
     /// Something was found.
     fn found(&mut self, finding: &Finding);
 }
 
 /// Counts findings and passes them on.
-pub(super) struct Reporter<'a> {
+pub(crate) struct Reporter<'a> {
     watch: &'a mut dyn Watch,
     pub(super) summary: Summary,
     pub(super) total_bytes: u64,
 }
 
 impl<'a> Reporter<'a> {
-    pub(super) fn new(watch: &'a mut dyn Watch) -> Self {
+    pub(crate) fn new(watch: &'a mut dyn Watch) -> Self {
         Self {
             watch,
             summary: Summary::default(),
@@ -126,9 +126,9 @@ impl<'a> Reporter<'a> {
         }
     }
 
-    pub(super) fn progress(&mut self, bytes: u64) {
+    pub(super) fn progress(&mut self, bytes: u64) -> bool {
         self.summary.bytes = bytes;
-        self.watch.progress(bytes, self.total_bytes);
+        self.watch.progress(bytes, self.total_bytes)
     }
 
     pub(super) fn found(&mut self, finding: &Finding) {

@@ -78,7 +78,9 @@ impl Records<'_, '_, '_, '_> {
         }
         self.end = wire.next_multiple_of(64);
         self.checking.reporter.summary.records += 1;
-        self.checking.progress();
+        if !self.checking.progress() {
+            self.bytes.stop();
+        }
         widen(&mut self.sequences, header.sequence);
         let mut entry = found.entry(&self.checking.hash_key.unwrap_or_default());
         self.compare(&mut entry, found);
@@ -259,7 +261,7 @@ const UNNAMED: &str = "which keys they were of is not known for certain: what wa
 
 impl Checking<'_, '_> {
     /// Checks one segment; nothing where its header does not validate.
-    pub(super) fn segment(&mut self, number: u32, path: &Path, is_last: bool) -> Result<(), StorageError> {
+    pub(crate) fn segment(&mut self, number: u32, path: &Path, is_last: bool) -> Result<(), StorageError> {
         self.reporter.summary.segments += 1;
         let file = match SegmentFile::open(self.files, path, number, self.id) {
             Ok(file) => file,
@@ -280,11 +282,14 @@ impl Checking<'_, '_> {
         }
         let opened = self.files.open(path)?;
         let file_len = self.files.len(&opened)?;
+        // The device is to be asked, not the page cache; and that has better uses than this.
+        self.files.forget(&opened);
         let bytes = Bytes::new(self.files, &opened, file_len);
         let judged = match file.trailer.is_some() {
             true => self.sealed(file, &opened, &bytes, file_len)?,
             false => self.unsealed(file, &bytes, file_len, is_last)?,
         };
+        self.files.forget(&opened);
         for (page, error) in bytes.take_unreadable() {
             let what = format!("cannot be read: {error}");
             let remedy = "the device loses data: copy what can be read to another";

@@ -1,6 +1,6 @@
 //! The bytes of a file that is checked: read in pieces, and where that fails page by page, so that what can be read is.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 
 use super::super::files::{Files, OpenFile};
 use super::super::limits::PAGE_BYTES;
@@ -20,6 +20,7 @@ pub(super) struct Bytes<'a> {
     files: &'a Files,
     file: &'a OpenFile,
     inner: RefCell<Inner<'a>>,
+    stopped: Cell<bool>,
 }
 
 impl<'a> Bytes<'a> {
@@ -32,6 +33,7 @@ impl<'a> Bytes<'a> {
                 source: FileSource::new(files, file, len),
                 unreadable: Vec::new(),
             }),
+            stopped: Cell::new(false),
         }
     }
 
@@ -73,6 +75,11 @@ impl<'a> Bytes<'a> {
         None
     }
 
+    /// Ends the walk.
+    pub(super) fn stop(&self) {
+        self.stopped.set(true);
+    }
+
     /// The bytes from `offset` on.
     pub(super) fn get(&self, offset: u64, len: usize) -> Vec<u8> {
         let mut out = vec![0; len];
@@ -88,6 +95,9 @@ impl<'a> Bytes<'a> {
 
 impl Source for &Bytes<'_> {
     fn read(&mut self, offset: u64, out: &mut [u8]) -> Result<(), StorageError> {
+        if self.stopped.get() {
+            return Err(StorageError::ShuttingDown);
+        }
         self.copy(offset, out);
         Ok(())
     }

@@ -30,7 +30,7 @@ use choose::{Choice, Rules, choose};
 use drain::Drain;
 use ledger::OnDisk;
 pub(crate) use ledger::{Gone, Ledger, Standing};
-use pacer::Pacer;
+pub(crate) use pacer::Pacer;
 pub(crate) use signal::Signal;
 use signal::Woken;
 

@@ -21,9 +21,10 @@ type Values = BTreeMap<(String, Vec<u8>), Option<Vec<u8>>>;
 struct Seen(Vec<Finding>);
 
 impl Watch for Seen {
-    fn progress(&mut self, bytes: u64, of: u64) {
+    fn progress(&mut self, bytes: u64, of: u64) -> bool {
         // Heads of files are read once more to find where the records are.
         assert!(bytes <= of * 2 + 4096, "{bytes} of {of}");
+        true
     }
 
     fn found(&mut self, finding: &Finding) {

@@ -19,5 +19,6 @@ mod parts;
 mod reader;
 mod recovery;
 mod restart;
+mod scrub;
 pub(crate) mod support;
 mod tally;

@@ -97,6 +97,7 @@ pub(crate) struct Rig {
 
 pub(crate) fn options(data: &Path) -> StoreOptions {
     StoreOptions {
+        scrub_share: 0.0,
         data: data.to_owned(),
         memory_budget_bytes: 256 * MIB,
         segment_bytes: MIB,
