@@ -16,7 +16,7 @@ fn fire(args: &[&str]) {
 }
 
 /// A campaign of a few seconds: every hazard 50 times.
-const SHORT: [&str; 4] = ["--reads", "200000", "--hazards", "50"];
+const SHORT: [&str; 6] = ["--reads", "200000", "--hazards", "50", "--limit", "120"];
 
 #[test]
 fn nothing_wrong_is_read_under_fire_over_sim() {
@@ -39,6 +39,8 @@ fn nothing_wrong_is_read_under_fire_over_local() {
         "10",
         "--lease",
         "30",
+        "--limit",
+        "120",
     ]);
 }
 

@@ -58,7 +58,8 @@ pub(super) fn ground<F: FireFabric>(args: &Args, plan: &Plan, seed: u64) -> Resu
         compaction: kv_server::store::Compaction {
             dead_share: 0.3,
             disk_share: 1.0,
-            ..kv_server::store::Compaction::default()
+            // What is left at the end is to be nothing.
+            disk_reserve_bytes: 0,
         },
     };
     let roles = [

@@ -165,7 +165,9 @@ pub(super) fn hazards(
         ]),
         (false, None) => {
             let name = "READs that reached reused memory, all discarded";
-            all.push(hazard(name, seen.expired_reused, at_least));
+            // Simulated without a fence it is required.
+            let seldom = Required::Seldom("the connection is seen to be over first, and the READ fails");
+            all.push(hazard(name, seen.expired_reused, seldom));
         }
     }
     all
