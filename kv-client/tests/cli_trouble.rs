@@ -233,7 +233,7 @@ fn a_reached_memory_budget_stops_and_what_was_answered_stays() {
 /// Needs a file system of its own to fill; made in a mount namespace that ends with the server.
 #[test]
 fn a_full_disk_stops_and_what_was_answered_stays() {
-    let mut server = Server::with_dataset("d", &["--segment-bytes", "16M"]);
+    let mut server = Server::with_dataset("d", &["--segment-bytes", "16M", "--disk-reserve", "1M"]);
     server.kill();
     let tree = server.path("tree");
     let count = 120_u64;
