@@ -23,6 +23,8 @@ const LATENCY_DATASET: &str = "demo-latency";
 /// How long the idle server is watched.
 const IDLE: Duration = Duration::from_secs(3);
 
+/// Longest that the server may take to fill its images.
+const LOAD_PATIENCE: Duration = Duration::from_secs(240);
 /// What the server may still do after its last answer, before its time is read.
 const SETTLE: Duration = Duration::from_millis(100);
 
@@ -182,6 +184,24 @@ impl Frames {
     }
 }
 
+/// Waits until the server has filled all images: that is the work of its start, not of the fetch.
+fn wait_until_loaded(session: &Session) -> Result<(), Error> {
+    let deadline = Instant::now() + LOAD_PATIENCE;
+    while Instant::now() < deadline {
+        let figures = session.stat()?;
+        let loading = figures.iter().find(|(name, _)| name == "segments_loading_count");
+        if loading
+            .ok_or("the server has no figure segments_loading_count")?
+            .1
+            == 0
+        {
+            return Ok(());
+        }
+        std::thread::sleep(SETTLE);
+    }
+    Err(format!("the server had not filled its images within {LOAD_PATIENCE:?}").into())
+}
+
 fn fetch_all(
     args: &Args,
     stage: &Stage,
@@ -198,6 +218,7 @@ fn fetch_all(
         .into_iter()
         .collect::<Result<Vec<_>, _>>()?;
     fetch::pass(&client, &samples[..1], None, args.seed)?;
+    wait_until_loaded(&session)?;
     let device = args.device.clone().unwrap_or_default();
     let packets = environment::packets(&device);
     let before = Frames::of(&session)?;
