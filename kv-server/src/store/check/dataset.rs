@@ -323,9 +323,10 @@ impl<'a, 'w> Checking<'a, 'w> {
             }
             let key = value.key.clone();
             for what in wrong {
-                let path = Path::new("");
+                let file = self.judged.iter().find(|it| it.file.header.segment == at.segment);
+                let path = file.map(|it| it.file.path.clone()).unwrap_or_default();
                 let offset = Some(at.offset_bytes());
-                self.damage(Some(at.segment), path, offset, Some(&key), what, STORE_AGAIN);
+                self.damage(Some(at.segment), &path, offset, Some(&key), what, STORE_AGAIN);
             }
         }
         named
