@@ -1,6 +1,6 @@
 //! A server whose disk is slow or fails, over a simulated network.
 
-#[path = "../../tests/common/mod.rs"]
+#[path = "../../tests/server/common/mod.rs"]
 mod common;
 
 use std::io;

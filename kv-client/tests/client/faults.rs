@@ -1,13 +1,11 @@
 //! A network that delays, tears, reorders, errors and disconnects: never a wrong byte, and nothing done twice.
 
-mod harness;
-
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use harness::{World, options, tell, told};
+use crate::harness::{World, options, tell, told};
 use kv_client::{ClientError, ClientOptions, ReadError};
 use kv_fabric::sim::{ReplayHint, Sim, SimFaults, SimOptions, seed_from_env};
 

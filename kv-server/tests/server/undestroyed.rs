@@ -1,11 +1,9 @@
 //! A device refuses to destroy the connection of a session that was fenced. The queue pair was leaked with a line in the
 //! log, its peer could read on, and the memory was freed and reused all the same.
 
-mod common;
-
 use std::time::{Duration, Instant};
 
-use common::{Setup, eventually};
+use crate::common::{Setup, eventually};
 use kv_fabric::sim::{Sim, SimFaults};
 use kv_proto::control::{Bytes, Request};
 

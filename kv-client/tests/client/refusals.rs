@@ -1,10 +1,8 @@
 //! What cannot be done is refused in one clear line.
 
-mod harness;
-
 use std::time::{Duration, Instant};
 
-use harness::{TestFabric, World, options, value};
+use crate::harness::{TestFabric, World, options, value};
 use kv_client::on::SessionOn;
 use kv_client::{
     AccessKey, Client, ClientError, ClientOptions, GlobalLocator, Locator, ReadError, Server, Target,
@@ -25,7 +23,7 @@ fn a_wrong_secret_an_unknown_key_and_a_weak_role_are_refused() {
     let connect = |options| SessionOn::<Local>::connect(Local::server(""), &world.address, options);
     for key in [
         AccessKey::new("reader", [8; 32]),
-        AccessKey::new("nobody", harness::SECRET),
+        AccessKey::new("nobody", crate::harness::SECRET),
     ] {
         let name = key.name.clone();
         let error = connect(ClientOptions::new(key)).err().expect("refused");

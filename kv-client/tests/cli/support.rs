@@ -1,5 +1,4 @@
-//! A real `kv-server` over `local:`, and the `kv` command that talks to it.
-#![allow(dead_code, reason = "each test program uses a part of it")]
+//! A real `kv-server`, over `local:` unless told otherwise, and the `kv` command that talks to it.
 
 use std::collections::BTreeSet;
 use std::ffi::{OsStr, OsString};
@@ -7,7 +6,7 @@ use std::fs;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Output, Stdio};
+use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
@@ -102,6 +101,8 @@ pub(crate) fn run(command: &mut Command) -> Said {
 /// A running server and its directories.
 pub(crate) struct Server {
     pub(crate) dir: tempfile::TempDir,
+    /// Address of an RDMA device that it listens on; none where that is its socket.
+    rdma: Option<String>,
     arguments: Vec<String>,
     child: Option<Child>,
 }
@@ -109,9 +110,15 @@ pub(crate) struct Server {
 impl Server {
     /// Starts one with a fresh data directory.
     pub(crate) fn start(arguments: &[&str]) -> Self {
+        Self::start_on(None, arguments)
+    }
+
+    /// Starts one that listens on `rdma` (`host:port`), or on a socket.
+    pub(crate) fn start_on(rdma: Option<String>, arguments: &[&str]) -> Self {
         let dir = tempfile::tempdir().expect("a directory");
         let server = Self {
             dir,
+            rdma,
             arguments: arguments.iter().map(|text| (*text).to_owned()).collect(),
             child: None,
         };
@@ -129,9 +136,13 @@ impl Server {
 
     /// Starts one that has the dataset `name`.
     pub(crate) fn with_dataset(name: &str, arguments: &[&str]) -> Self {
-        let server = Self::start(arguments);
-        run(server.kv().args(["dataset", "create", &server.uri(name)])).expect(0, &[]);
-        server
+        Self::start(arguments).create(name)
+    }
+
+    /// The same, with the dataset `name`.
+    pub(crate) fn create(self, name: &str) -> Self {
+        run(self.kv().args(["dataset", "create", &self.uri(name)])).expect(0, &[]);
+        self
     }
 
     pub(crate) fn keygen(&self, name: &str, role: &str, out: &Path) {
@@ -151,24 +162,21 @@ impl Server {
         self.path("data")
     }
 
-    pub(crate) fn pid(&self) -> u32 {
-        self.child.as_ref().expect("the server runs").id()
-    }
-
     /// The server command that runs on this directory.
     pub(crate) fn command(&self) -> Vec<OsString> {
-        let listen = format!("local:{}", self.path("socket").display());
         let mut words: Vec<OsString> = vec![server_program().into(), "serve".into()];
-        words.extend([
-            "--data".into(),
-            self.data().into(),
-            "--listen".into(),
-            listen.into(),
-        ]);
+        words.extend(["--data".into(), self.data().into()]);
+        words.extend(["--listen".into(), self.server_uri().into()]);
         words.extend(["--keys".into(), self.path("keys.toml").into()]);
         words.extend(["--ready-file".into(), self.path("ready").into()]);
         words.extend(self.arguments.iter().map(Into::into));
         words
+    }
+
+    /// Whether it ended by itself, and how.
+    pub(crate) fn ended(&mut self) -> Option<ExitStatus> {
+        let child = self.child.as_mut().expect("the server was started");
+        child.try_wait().expect("it is our child")
     }
 
     /// Kills the server with SIGKILL, if it runs.
@@ -221,11 +229,15 @@ impl Server {
     }
 
     pub(crate) fn uri(&self, dataset: &str) -> String {
-        format!("{}?dataset={dataset}", self.server_uri())
+        let separator = if self.rdma.is_some() { "/" } else { "?dataset=" };
+        format!("{}{separator}{dataset}", self.server_uri())
     }
 
     pub(crate) fn server_uri(&self) -> String {
-        format!("local:{}", self.path("socket").display())
+        match &self.rdma {
+            Some(address) => format!("rdma://{address}"),
+            None => format!("local:{}", self.path("socket").display()),
+        }
     }
 
     /// `kv` with the admin's key.

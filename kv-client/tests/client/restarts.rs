@@ -1,11 +1,9 @@
 //! The server goes away in the middle of things and comes back: calls wait, go on, and lose nothing.
 
-mod harness;
-
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use harness::{TestFabric, World, options, tell, told};
+use crate::harness::{TestFabric, World, options, tell, told};
 use kv_client::{ClientError, ClientOptions, ReadError};
 use kv_fabric::local::Local;
 use kv_fabric::sim::Sim;

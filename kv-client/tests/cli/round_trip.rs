@@ -1,7 +1,5 @@
 //! Files go in by `kv ingest` and come back byte for byte, whatever they are called and however often.
 
-mod cli_support;
-
 use std::ffi::OsStr;
 use std::fs;
 use std::io::{BufRead, BufReader, Read};
@@ -10,7 +8,10 @@ use std::os::unix::net::UnixListener;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-use cli_support::{Server, bytes, files, run, write};
+use crate::support::{Server, bytes, files, run, write};
+
+/// Parts of 8 MiB, so that a value of 20 MB is a large one.
+const SMALL_PARTS: [&str; 4] = ["--segment-bytes", "64M", "--part-bytes", "8M"];
 
 /// Files with the names and lengths that trip programs up; links and special files among them.
 fn hostile(root: &Path, many: u64, large_bytes: usize) -> UnixListener {
@@ -55,8 +56,7 @@ fn hostile(root: &Path, many: u64, large_bytes: usize) -> UnixListener {
     UnixListener::bind(root.join("a socket")).unwrap()
 }
 
-fn round_trip(many: u64, large_bytes: usize, arguments: &[&str]) {
-    let mut server = Server::with_dataset("images", arguments);
+fn round_trip(mut server: Server, many: u64, large_bytes: usize) {
     let tree = server.path("tree");
     let _socket = hostile(&tree, many, large_bytes);
     let names = files(&tree);
@@ -128,18 +128,23 @@ fn round_trip(many: u64, large_bytes: usize, arguments: &[&str]) {
 
 #[test]
 fn hostile_names_and_lengths_come_back_as_they_were() {
-    // Parts of 8 MiB, so that a value of 20 MB is a large one.
-    round_trip(
-        3000,
-        20_000_000,
-        &["--segment-bytes", "64M", "--part-bytes", "8M"],
-    );
+    let server = Server::with_dataset("images", &SMALL_PARTS);
+    round_trip(server, 3000, 20_000_000);
+}
+
+#[test]
+#[ignore = "needs an RDMA device: VKV_TEST_DEVICE=rxe0"]
+fn hostile_names_and_lengths_come_back_as_they_were_over_verbs() {
+    let host = std::env::var("VKV_TEST_ADDR");
+    let host = host.expect("VKV_TEST_ADDR names no address: run inside soft-roce-ci/run");
+    let server = Server::start_on(Some(format!("{host}:7481")), &SMALL_PARTS).create("images");
+    round_trip(server, 300, 20_000_000);
 }
 
 #[test]
 #[ignore = "slow: 300 MB"]
 fn a_value_of_300_mb_comes_back_as_it_was() {
-    round_trip(10, 300_000_000, &[]);
+    round_trip(Server::with_dataset("images", &[]), 10, 300_000_000);
 }
 
 #[test]

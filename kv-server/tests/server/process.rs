@@ -1,14 +1,12 @@
 //! The `kv-server` binary: how it starts, refuses to start, idles, and ends.
 
-mod common;
-
 use std::mem::offset_of;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
 
-use common::{Raw, Setup, TestFabric, eventually};
+use crate::common::{Raw, Setup, TestFabric, eventually};
 use kv_fabric::local::Local;
 use kv_fabric::verbs::Verbs;
 use kv_proto::auth::Role;

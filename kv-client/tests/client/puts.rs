@@ -1,11 +1,9 @@
 //! Storing: streams, batches, and what is refused on the way.
 
-mod harness;
-
 use std::io::{self, Read};
 use std::time::Duration;
 
-use harness::{World, options, value};
+use crate::harness::{World, options, value};
 use kv_client::{ClientError, ReadError};
 use kv_fabric::local::Local;
 use kv_fabric::sim::{Sim, SimFaults};

@@ -1,10 +1,8 @@
 //! What a session takes of the server: memory out of the budget before it is given, and no more places than its share.
 
-mod common;
-
 use std::sync::Arc;
 
-use common::{Raw, Running, Setup, eventually};
+use crate::common::{Raw, Running, Setup, eventually};
 use kv_fabric::FabricError;
 use kv_fabric::sim::Sim;
 use kv_proto::control::{Bytes, Request, Status};

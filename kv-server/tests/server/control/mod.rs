@@ -1,15 +1,9 @@
 //! The server, driven frame by frame over each fabric: the same cases on all of them.
 //!
-//! Over a device: `VKV_TEST_DEVICE=rxe0 VKV_TEST_ADDR=host cargo test -p kv-server --test control verbs -- --ignored
-//! --test-threads 1`. What these cases cannot see: a network that loses connections, and a disk that loses writes.
+//! What these cases cannot see: a network that loses connections, and a disk that loses writes.
 
-mod common;
-
-#[path = "control/attackers.rs"]
 mod attackers;
-#[path = "control/leases.rs"]
 mod leases;
-#[path = "control/session.rs"]
 mod session;
 
 /// Every case, as a test of its own, over each fabric.
@@ -33,7 +27,7 @@ macro_rules! cases {
         #[test]
         $($attribute)*
         fn $case() {
-            crate::$file::$case::<$fabric>();
+            crate::control::$file::$case::<$fabric>();
         }
     };
 }

@@ -4,8 +4,6 @@
 //! # Safety
 //! Declares what the seam declares; registers nothing of a caller's.
 
-mod common;
-
 use std::os::fd::BorrowedFd;
 use std::path::Path;
 use std::ptr::NonNull;
@@ -13,7 +11,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Instant;
 
-use common::{Raw, Setup, TestFabric, eventually};
+use crate::common::{Raw, Setup, TestFabric, eventually};
 use kv_fabric::sim::{self, Sim, SimOptions};
 use kv_fabric::{
     ConnectionId, ControlOptions, Endpoint, EndpointEvent, Fabric, FabricError, RemoteRef, RequestId,

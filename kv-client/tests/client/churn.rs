@@ -1,11 +1,9 @@
 //! Readers beside writers: what is read was current between call and return, whatever moves.
 
-mod harness;
-
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use harness::{TestFabric, World, options, tell, told};
+use crate::harness::{TestFabric, World, options, tell, told};
 use kv_client::ReadError;
 use kv_fabric::local::Local;
 use kv_fabric::sim::Sim;

@@ -1,13 +1,11 @@
 //! A server that has little room and is written to for long: clients are neither refused nor misled.
 
-mod harness;
-
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use harness::{TestFabric, World, options, tell, told, value};
+use crate::harness::{TestFabric, World, options, tell, told, value};
 use kv_client::ClientError;
 use kv_fabric::local::Local;
 use kv_fabric::sim::Sim;

@@ -1,10 +1,8 @@
 //! A server that was restarted answers before its images are loaded: calls ask for the segments that they need.
 
-mod harness;
-
 use std::time::{Duration, Instant};
 
-use harness::{TestFabric, World, options, told};
+use crate::harness::{TestFabric, World, options, told};
 use kv_client::on::DatasetOn;
 use kv_client::{ClientOptions, ReadError};
 use kv_fabric::local::Local;

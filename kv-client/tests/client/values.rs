@@ -1,8 +1,6 @@
 //! Values of every size come back byte for byte, over shared memory and over the simulated network.
 
-mod harness;
-
-use harness::{TestFabric, World, value};
+use crate::harness::{TestFabric, World, value};
 use kv_client::ReadError;
 use kv_client::on::DatasetOn;
 use kv_fabric::local::Local;

@@ -1,12 +1,10 @@
 //! A client that was stopped past its lease notices, discards, and goes on.
 
-mod harness;
-
 use std::io::{BufRead, BufReader};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use harness::{TestFabric, World, options, tell, told};
+use crate::harness::{TestFabric, World, options, tell, told};
 use kv_client::ReadError;
 use kv_client::on::SessionOn;
 use kv_fabric::local::Local;

@@ -1,6 +1,4 @@
 //! A server in this process, and sessions with it over any fabric.
-#![allow(dead_code, reason = "each test program uses its own part of this")]
-#![allow(unreachable_pub, reason = "it is a module of each test program")]
 
 use std::path::Path;
 use std::sync::Arc;
@@ -18,10 +16,10 @@ use kv_server::control::keys::Key;
 use kv_server::control::{Handle, Keys, Options, Server, StartError};
 use kv_server::store::StoreOptions;
 
-pub const SECRET: [u8; 32] = [7; 32];
+pub(crate) const SECRET: [u8; 32] = [7; 32];
 
 /// A fabric that tests can make.
-pub trait TestFabric: Fabric {
+pub(crate) trait TestFabric: Fabric {
     /// By how much leases must be longer than over shared memory.
     const SLOWER: u32 = 1;
     /// An address to listen on, alone.
@@ -79,17 +77,18 @@ impl TestFabric for Verbs {
     }
 }
 
-pub struct World<F: Fabric> {
-    pub folder: tempfile::TempDir,
-    pub fabric: Arc<F>,
-    pub client: Arc<F>,
-    pub address: String,
-    pub store: StoreOptions,
-    pub options: Options,
-    pub server: Option<Handle>,
+pub(crate) struct World<F: Fabric> {
+    pub(crate) fabric: Arc<F>,
+    pub(crate) client: Arc<F>,
+    pub(crate) address: String,
+    pub(crate) store: StoreOptions,
+    pub(crate) options: Options,
+    pub(crate) server: Option<Handle>,
+    /// Removed after the server has gone.
+    _folder: tempfile::TempDir,
 }
 
-pub fn key(name: &str, role: Role) -> Key {
+pub(crate) fn key(name: &str, role: Role) -> Key {
     Key {
         name: name.to_owned(),
         secret: SECRET,
@@ -98,7 +97,7 @@ pub fn key(name: &str, role: Role) -> Key {
     }
 }
 
-pub fn options(key: &str) -> ClientOptions {
+pub(crate) fn options(key: &str) -> ClientOptions {
     ClientOptions {
         deadline: Duration::from_secs(20),
         ..ClientOptions::new(AccessKey::new(key, SECRET))
@@ -106,15 +105,15 @@ pub fn options(key: &str) -> ClientOptions {
 }
 
 impl<F: TestFabric> World<F> {
-    pub fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self::with(|_, _| {})
     }
 
-    pub fn with(edit: impl FnOnce(&mut StoreOptions, &mut Options)) -> Self {
+    pub(crate) fn with(edit: impl FnOnce(&mut StoreOptions, &mut Options)) -> Self {
         Self::over(F::server, edit)
     }
 
-    pub fn over(
+    pub(crate) fn over(
         fabric: impl FnOnce(&str) -> Arc<F>,
         edit: impl FnOnce(&mut StoreOptions, &mut Options),
     ) -> Self {
@@ -139,7 +138,7 @@ impl<F: TestFabric> World<F> {
         let mut world = Self {
             client: F::client(&fabric, &address),
             address,
-            folder,
+            _folder: folder,
             fabric,
             store,
             options,
@@ -149,12 +148,12 @@ impl<F: TestFabric> World<F> {
         world
     }
 
-    pub fn start(&mut self) {
+    pub(crate) fn start(&mut self) {
         self.start_with(Server::<F>::start);
     }
 
     /// Starts a server that loads no image until it is told to.
-    pub fn start_unloaded(&mut self) {
+    pub(crate) fn start_unloaded(&mut self) {
         self.start_with(Server::<F>::start_unloaded);
     }
 
@@ -178,19 +177,19 @@ impl<F: TestFabric> World<F> {
         self.server = Some(server.unwrap());
     }
 
-    pub fn stop(&mut self) {
+    pub(crate) fn stop(&mut self) {
         if let Some(server) = self.server.take() {
             server.stop();
             server.join().unwrap();
         }
     }
 
-    pub fn session(&self, options: ClientOptions) -> SessionOn<F> {
+    pub(crate) fn session(&self, options: ClientOptions) -> SessionOn<F> {
         SessionOn::connect(Arc::clone(&self.client), &self.address, options).unwrap()
     }
 
     /// A dataset that was just created, opened by an admin.
-    pub fn dataset(&self, name: &str) -> DatasetOn<F> {
+    pub(crate) fn dataset(&self, name: &str) -> DatasetOn<F> {
         let session = self.session(options("admin"));
         session.create(name).unwrap();
         session.open(name).unwrap()
@@ -198,7 +197,7 @@ impl<F: TestFabric> World<F> {
 }
 
 /// Bytes that differ for every seed and have no period.
-pub fn value(seed: u64, len: usize) -> Vec<u8> {
+pub(crate) fn value(seed: u64, len: usize) -> Vec<u8> {
     let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
     let mut out = Vec::with_capacity(len + 8);
     while out.len() < len {
@@ -212,14 +211,14 @@ pub fn value(seed: u64, len: usize) -> Vec<u8> {
 }
 
 /// A value that says which one it is, so that a reader can check it without knowing what was stored last.
-pub fn told(seed: u64, len: usize) -> Vec<u8> {
+pub(crate) fn told(seed: u64, len: usize) -> Vec<u8> {
     let mut out = seed.to_le_bytes().to_vec();
     out.extend_from_slice(&value(seed, len));
     out
 }
 
 /// The seed of a value that [`told`] made; panics if a byte of it is wrong.
-pub fn tell(bytes: &[u8]) -> u64 {
+pub(crate) fn tell(bytes: &[u8]) -> u64 {
     let (seed, rest) = bytes.split_first_chunk().expect("a value of 8 bytes or more");
     let seed = u64::from_le_bytes(*seed);
     assert!(rest == value(seed, rest.len()), "wrong bytes in value {seed:#x}");

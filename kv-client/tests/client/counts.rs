@@ -1,8 +1,6 @@
 //! How many READs and doorbells a value costs, exactly.
 
-mod harness;
-
-use harness::{TestFabric, World, options, value};
+use crate::harness::{TestFabric, World, options, value};
 use kv_client::{Counters, GlobalLocator, ReadError};
 use kv_fabric::local::Local;
 use kv_fabric::sim::Sim;

@@ -1,11 +1,9 @@
 //! `kv-server check`: its exit status, what it prints, and that it keeps away from a directory that is served.
 
-mod common;
-
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
 
-use common::{Raw, Setup, TestFabric};
+use crate::common::{Raw, Setup, TestFabric};
 use kv_fabric::local::Local;
 use kv_server::control::{Keys, Options, Server};
 

@@ -1,13 +1,11 @@
 //! What goes wrong with a server, on the way to it, or with the one who asks: one clear line, and nothing lost.
 
-mod cli_support;
-
 use std::ffi::{OsStr, OsString};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Stdio};
 
-use cli_support::{Said, Server, bytes, run, signal, wait_until, write};
+use crate::support::{Said, Server, bytes, run, signal, wait_until, write};
 
 /// Many small files, so that an ingest takes its time.
 fn many(server: &Server, count: u64) -> PathBuf {

@@ -1,11 +1,9 @@
 //! What `kv` says where no server is needed: wrong command lines, key files, inputs.
 
-mod cli_support;
-
 use std::fs;
 use std::process::Stdio;
 
-use cli_support::{kv, run, write};
+use crate::support::{kv, run, write};
 
 #[test]
 fn wrong_command_lines_end_with_2_and_say_what_is_wrong() {

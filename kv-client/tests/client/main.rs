@@ -1,0 +1,17 @@
+//! The client as programs use it, with a server in this process, over each fabric.
+//!
+//! One program holds all of these tests: client and server are generic over the fabric, and are compiled once for each
+//! program that uses them. Over a device: `VKV_TEST_DEVICE=rxe0 VKV_TEST_ADDR=host cargo test -p kv-client --test client
+//! verbs -- --ignored --test-threads 1`.
+
+mod churn;
+mod compaction;
+mod counts;
+mod faults;
+mod harness;
+mod leases;
+mod loading;
+mod puts;
+mod refusals;
+mod restarts;
+mod values;
