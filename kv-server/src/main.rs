@@ -17,6 +17,9 @@ use kv_server::control::{Keys, Options, Server, keys};
 use kv_server::store::sync_kind;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
+use tracing::level_filters::LevelFilter;
+use tracing_subscriber::filter::Targets;
+use tracing_subscriber::prelude::*;
 
 mod checking;
 
@@ -73,14 +76,17 @@ fn serve_on_fabric(arguments: &Serve) -> Result<(), String> {
 }
 
 fn log_to_stderr() {
-    let filter = tracing_subscriber::EnvFilter::builder()
-        .with_default_directive(tracing::level_filters::LevelFilter::INFO.into())
-        .from_env_lossy();
-    tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(std::io::stderr)
+    let asked = std::env::var("RUST_LOG").ok();
+    let mut filter = asked
+        .and_then(|text| text.parse::<Targets>().ok())
+        .unwrap_or_default();
+    if filter.default_level().is_none() {
+        filter = filter.with_default(LevelFilter::INFO);
+    }
+    let log = tracing_subscriber::fmt::layer()
         .with_ansi(std::io::stderr().is_terminal())
-        .init();
+        .with_writer(std::io::stderr);
+    tracing_subscriber::registry().with(log).with(filter).init();
 }
 
 fn serve<F: Fabric>(

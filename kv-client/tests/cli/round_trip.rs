@@ -142,7 +142,6 @@ fn hostile_names_and_lengths_come_back_as_they_were_over_verbs() {
 }
 
 #[test]
-#[ignore = "slow: 300 MB"]
 fn a_value_of_300_mb_comes_back_as_it_was() {
     round_trip(Server::with_dataset("images", &[]), 10, 300_000_000);
 }
