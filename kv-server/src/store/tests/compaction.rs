@@ -1,55 +1,14 @@
 //! Compaction as a client sees it: nothing is lost, nothing comes back, and space does.
 
-use std::collections::BTreeMap;
 use std::path::Path;
-use std::time::{Duration, Instant};
 
-use super::support::{MIB, Rig, bytes, copy_directory, only_dead, options, scratch, segment_files};
+use super::compacting::{Model, check, eager, only_dead, until};
+use super::support::{MIB, Rig, bytes, copy_directory, scratch, segment_files};
+use crate::store::BeginPut;
 use crate::store::files::Files;
-use crate::store::{BeginPut, Compaction, StoreOptions};
-
-const PATIENCE: Duration = Duration::from_secs(60);
-
-fn eager(data: &Path) -> StoreOptions {
-    StoreOptions {
-        compaction: Compaction {
-            dead_share: 0.3,
-            disk_share: 1.0,
-            disk_reserve_bytes: 0,
-        },
-        ..options(data)
-    }
-}
 
 fn open(data: &Path) -> Rig {
     Rig::with(eager(data), Files::default()).unwrap()
-}
-
-/// Does what the control thread does while nobody has the dataset open, until `done`.
-fn until(rig: &Rig, what: &str, done: impl Fn() -> bool) {
-    let deadline = Instant::now() + PATIENCE;
-    while !done() {
-        let id = rig.dataset("set").id();
-        rig.store.release(&id, rig.store.retired());
-        assert!(
-            Instant::now() < deadline,
-            "{what}: {:?}",
-            rig.dataset("set").stat()
-        );
-        std::thread::sleep(Duration::from_millis(1));
-    }
-}
-
-fn check(rig: &Rig, model: &BTreeMap<u64, Vec<u8>>, keys: u64) {
-    for key in 0..keys {
-        let got = rig.get("set", &key.to_le_bytes());
-        assert!(
-            got.as_ref() == model.get(&key),
-            "key {key} of epoch {}",
-            rig.store.epoch()
-        );
-    }
-    assert_eq!(rig.figure("set", "keys_count"), model.len() as u64);
 }
 
 #[test]
@@ -57,7 +16,7 @@ fn overwritten_values_leave_the_disk_and_the_memory() {
     let directory = scratch();
     let rig = open(directory.path());
     rig.store.create("set").unwrap();
-    let mut model = BTreeMap::new();
+    let mut model = Model::new();
     for round in 0..60_u64 {
         for key in 0..20 {
             let value = bytes(round * 100 + key, 20_000 + key as usize * 3000);
@@ -89,7 +48,7 @@ fn what_lives_is_moved_whole() {
     let directory = scratch();
     let rig = open(directory.path());
     rig.store.create("set").unwrap();
-    let mut model = BTreeMap::new();
+    let mut model = Model::new();
     for round in 0..12_u64 {
         for key in 0..60_u64 {
             // A third is never written again.
@@ -140,9 +99,9 @@ fn when_everything_is_deleted_everything_is_freed_and_nothing_comes_back() {
     );
     let copy = scratch();
     copy_directory(directory.path(), copy.path());
-    check(&open(copy.path()), &BTreeMap::new(), 400);
+    check(&open(copy.path()), &Model::new(), 400);
     drop(rig);
-    check(&open(directory.path()), &BTreeMap::new(), 400);
+    check(&open(directory.path()), &Model::new(), 400);
 }
 
 /// Tombstones stay while a file holds a value that they hide, and go when none does.
@@ -152,7 +111,7 @@ fn tombstones_live_as_long_as_what_they_hide() {
     let rig = open(directory.path());
     rig.store.create("set").unwrap();
     // A segment that is not compacted: most of it lives, and it holds values whose tombstones lie in the next.
-    let mut model = BTreeMap::new();
+    let mut model = Model::new();
     for key in 0..36_u64 {
         let value = bytes(key, 30_000);
         rig.put("set", &key.to_le_bytes(), &value).unwrap();

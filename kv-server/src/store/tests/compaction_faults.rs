@@ -9,51 +9,16 @@ use std::time::{Duration, Instant};
 
 use kv_proto::control::Status;
 
-use super::support::{MIB, Rig, bytes, copy_directory, faulty, only_dead, options, scratch, segment_files};
+use super::compacting::{Model, check, eager, only_dead, until};
+use super::support::{MIB, PATIENCE, Rig, bytes, copy_directory, faulty, options, scratch, segment_files};
 use crate::error::StorageError;
 use crate::store::files::{Call, Files};
 use crate::store::{Compaction, StoreOptions};
 
-const PATIENCE: Duration = Duration::from_secs(60);
 const ENOSPC: i32 = 28;
 const EIO: i32 = 5;
 /// States of the directory that a crash test looks at, at most.
 const SNAPSHOTS_MAX: usize = 150;
-
-fn eager(data: &Path) -> StoreOptions {
-    StoreOptions {
-        compaction: Compaction {
-            dead_share: 0.3,
-            disk_share: 1.0,
-            disk_reserve_bytes: 0,
-        },
-        ..options(data)
-    }
-}
-
-fn until(rig: &Rig, what: &str, done: impl Fn() -> bool) {
-    let deadline = Instant::now() + PATIENCE;
-    while !done() {
-        let id = rig.dataset("set").id();
-        rig.store.release(&id, rig.store.retired());
-        assert!(
-            Instant::now() < deadline,
-            "{what}: {:?}",
-            rig.dataset("set").stat()
-        );
-        std::thread::sleep(Duration::from_millis(1));
-    }
-}
-
-type Model = BTreeMap<u64, Vec<u8>>;
-
-fn check(rig: &Rig, model: &Model, keys: u64) {
-    for key in 0..keys {
-        let got = rig.get("set", &key.to_le_bytes());
-        assert!(got.as_ref() == model.get(&key), "key {key}");
-    }
-    assert_eq!(rig.figure("set", "keys_count"), model.len() as u64);
-}
 
 /// A directory in which half of everything is dead: values, large values, tombstones and what they hide.
 fn half_dead(root: &Path) -> Model {
@@ -240,7 +205,7 @@ fn compaction_that_fails_to_write_goes_on_when_it_can() {
 }
 
 /// A disk that is full but for the room that is kept.
-#[derive(Clone, Default)]
+#[derive(Clone)]
 struct Full {
     full: Arc<AtomicBool>,
     /// Whether giving the room up helps.
@@ -248,6 +213,13 @@ struct Full {
 }
 
 impl Full {
+    fn of(root: &Path, full: bool) -> Self {
+        Self {
+            root: root.to_owned(),
+            full: Arc::new(AtomicBool::new(full)),
+        }
+    }
+
     fn rig(&self, reserve_bytes: u64) -> Rig {
         let this = self.clone();
         let faults = move |call: Call, path: &Path| {
@@ -279,10 +251,7 @@ impl Full {
 #[test]
 fn on_a_full_disk_deletes_and_compaction_work_and_puts_resume() {
     let directory = scratch();
-    let full = Full {
-        root: directory.path().to_owned(),
-        ..Full::default()
-    };
+    let full = Full::of(directory.path(), false);
     let rig = full.rig(4 * MIB);
     rig.store.create("set").unwrap();
     assert!(directory.path().join("reserve").exists());
@@ -329,19 +298,13 @@ fn on_a_full_disk_deletes_and_compaction_work_and_puts_resume() {
 #[test]
 fn a_server_starts_on_a_full_disk() {
     let directory = scratch();
-    let full = Full {
-        root: directory.path().to_owned(),
-        ..Full::default()
-    };
+    let full = Full::of(directory.path(), false);
     let rig = full.rig(4 * MIB);
     rig.store.create("set").unwrap();
     rig.put("set", b"key", b"value").unwrap();
     let crashed = scratch();
     copy_directory(directory.path(), crashed.path());
-    let full = Full {
-        root: crashed.path().to_owned(),
-        full: Arc::new(AtomicBool::new(true)),
-    };
+    let full = Full::of(crashed.path(), true);
     let rig = full.rig(4 * MIB);
     assert_eq!(rig.get("set", b"key"), Some(b"value".to_vec()));
     assert!(rig.delete("set", b"key").unwrap().existed);

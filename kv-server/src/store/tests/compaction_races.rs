@@ -4,14 +4,13 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::mpsc::channel;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-use super::support::{Rig, bytes, copy_directory, faulty, only_dead, options, scratch};
+use super::compacting::{eager, only_dead};
+use super::support::{PATIENCE, Rig, bytes, copy_directory, faulty, scratch};
+use crate::store::BeginPut;
 use crate::store::files::{Call, Files};
 use crate::store::log::{Op, Record, Relocation, Task};
-use crate::store::{BeginPut, Compaction, StoreOptions};
-
-const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A value and a deletion that the log took before the copy of what they replace, and publishes with it.
 #[test]
@@ -94,15 +93,7 @@ fn a_copy_never_replaces_what_is_newer() {
 #[test]
 fn a_value_that_is_arriving_keeps_its_parts() {
     let directory = scratch();
-    let eager = StoreOptions {
-        compaction: Compaction {
-            dead_share: 0.3,
-            disk_share: 1.0,
-            disk_reserve_bytes: 0,
-        },
-        ..options(directory.path())
-    };
-    let rig = Rig::with(eager, Files::default()).unwrap();
+    let rig = Rig::with(eager(directory.path()), Files::default()).unwrap();
     rig.store.create("set").unwrap();
     let dataset = rig.dataset("set");
     let value = bytes(9, 300_000);

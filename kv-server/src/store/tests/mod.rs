@@ -4,6 +4,7 @@
 mod basic;
 mod changes;
 mod check;
+pub(crate) mod compacting;
 mod compaction;
 mod compaction_faults;
 mod compaction_races;

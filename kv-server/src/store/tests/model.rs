@@ -1,4 +1,6 @@
-//! The store against a map, with restarts, crashes and a disk that fills up now and then. The seed is printed.
+//! The store against a map, with restarts, crashes and a disk that fills up now and then.
+//!
+//! `VKV_SEED=<seed>` repeats the steps of a run that failed; how compaction interleaves with them is up to the machine.
 
 use std::collections::HashMap;
 use std::io;
@@ -6,9 +8,9 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use proptest::test_runner::{Config, TestRunner};
+use proptest::test_runner::{Config, RngSeed, TestRunner};
 
-use super::support::{Rig, bytes, copy_directory, faulty, options, scratch};
+use super::support::{Rig, bytes, copy_directory, faulty, options, scratch, seed};
 use crate::store::files::{Call, Files};
 
 #[derive(Debug, Clone)]
@@ -113,16 +115,19 @@ fn run(steps: &[Step]) {
 
 #[test]
 fn the_store_is_a_map() {
+    let seed = seed();
     let mut runner = TestRunner::new(Config {
         cases: 60,
+        rng_seed: RngSeed::Fixed(seed),
         failure_persistence: None,
         max_shrink_iters: 200,
         ..Config::default()
     });
-    runner
-        .run(&steps(), |steps| {
-            run(&steps);
-            Ok(())
-        })
-        .unwrap();
+    let ran = runner.run(&steps(), |steps| {
+        run(&steps);
+        Ok(())
+    });
+    if let Err(failure) = ran {
+        panic!("VKV_SEED={seed}: {failure}");
+    }
 }

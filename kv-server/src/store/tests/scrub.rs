@@ -2,14 +2,14 @@
 
 use std::os::unix::fs::FileExt;
 use std::path::Path;
-use std::time::{Duration, Instant};
 
 use kv_proto::layout::Locator;
 
+use super::compacting::{eager, until};
 use super::support::{Miss, Rig, bytes, options, scratch};
+use crate::store::StoreOptions;
 use crate::store::files::Files;
 use crate::store::scrub::{Pace, pass};
-use crate::store::{Compaction, StoreOptions};
 
 /// Goes on as often as it is told to, and needs no clock.
 struct Turns {
@@ -161,17 +161,6 @@ fn the_scrubber_ends_with_its_store() {
     );
 }
 
-fn eager(root: &Path) -> StoreOptions {
-    StoreOptions {
-        compaction: Compaction {
-            dead_share: 0.3,
-            disk_share: 1.0,
-            disk_reserve_bytes: 0,
-        },
-        ..options(root)
-    }
-}
-
 /// Has all of the first segment but one key die, and waits until compaction did as much as it can.
 fn outlived_by(rig: &Rig, key: u64, figure: &str) {
     for other in (0..40_u64).filter(|other| *other != key) {
@@ -179,11 +168,7 @@ fn outlived_by(rig: &Rig, key: u64, figure: &str) {
             .unwrap();
     }
     rig.put("set", b"large", b"small").unwrap();
-    let deadline = Instant::now() + Duration::from_secs(60);
-    while rig.figure("set", figure) == 0 {
-        assert!(Instant::now() < deadline, "{:?}", rig.dataset("set").stat());
-        std::thread::sleep(Duration::from_millis(1));
-    }
+    until(rig, figure, || rig.figure("set", figure) > 0);
 }
 
 fn others(rig: &Rig, key: u64) {

@@ -1,7 +1,8 @@
 //! A domain whose memory is read by rkey, and a store with the part of its control thread.
 
 use std::collections::HashMap;
-use std::path::Path;
+use std::hash::{BuildHasher, RandomState};
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, RwLock};
 use std::time::{Duration, Instant};
@@ -17,7 +18,7 @@ pub(crate) use super::reader::{Miss, RawReader};
 use crate::error::StorageError;
 
 pub(crate) const MIB: u64 = 1 << 20;
-const PATIENCE: Duration = Duration::from_secs(60);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 /// How often a value may move while it is looked up.
 const STALE_MAX: usize = 8;
 
@@ -107,18 +108,6 @@ pub(crate) fn options(data: &Path) -> StoreOptions {
             disk_reserve_bytes: 0,
             ..crate::store::Compaction::default()
         },
-    }
-}
-
-/// Has compaction free what is all dead, and copy nothing.
-pub(crate) fn only_dead(data: &Path) -> StoreOptions {
-    StoreOptions {
-        compaction: crate::store::Compaction {
-            dead_share: 1.0,
-            disk_share: 1.0,
-            disk_reserve_bytes: 0,
-        },
-        ..options(data)
     }
 }
 
@@ -246,17 +235,24 @@ impl Rig {
 
     /// What a client with fresh knowledge reads.
     pub(crate) fn get(&self, name: &str, key: &[u8]) -> Option<Vec<u8>> {
+        let dataset = self.dataset(name);
         for _ in 0..STALE_MAX {
-            match self.reader(name).lookup(key) {
+            let reader = self.reader(name);
+            // Compaction may have the index name a copy at any time, and what is being changed reads as torn: here
+            // nobody changes it.
+            let index = dataset.read_index();
+            let found = reader.lookup(key);
+            drop(index);
+            match found {
                 Ok((_, value)) => {
-                    assert!(self.dataset(name).lookup(key).is_some());
+                    assert!(dataset.lookup(key).is_some());
                     return Some(value);
                 }
                 Err(Miss::NotFound) => {
-                    assert_eq!(self.dataset(name).lookup(key), None);
+                    assert_eq!(dataset.lookup(key), None);
                     return None;
                 }
-                // Compaction may move it meanwhile.
+                // It was moved since the reader asked where everything lies.
                 Err(Miss::Stale) => {}
                 Err(Miss::Torn) => panic!("torn with nobody writing"),
             }
@@ -288,6 +284,14 @@ pub(crate) fn scratch() -> tempfile::TempDir {
     made.unwrap()
 }
 
+/// `VKV_SEED`, or a seed of its own; printed, so that a failure shows it.
+pub(crate) fn seed() -> u64 {
+    let from_env = std::env::var("VKV_SEED").ok().map(|text| text.parse().unwrap());
+    let seed = from_env.unwrap_or_else(|| RandomState::new().hash_one(0));
+    println!("VKV_SEED={seed}");
+    seed
+}
+
 /// Bytes that follow from a seed.
 pub(crate) fn bytes(seed: u64, len: usize) -> Vec<u8> {
     let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
@@ -302,31 +306,64 @@ pub(crate) fn bytes(seed: u64, len: usize) -> Vec<u8> {
 }
 
 /// Copies a data directory as a crash would leave it: what was written so far, and no lock.
+///
+/// Files only grow, so a copy of them one by one is a state that the disk was in, or could have been, as long as no name
+/// came or went meanwhile. Where one did, by compaction say, it is copied again.
 pub(crate) fn copy_directory(from: &Path, to: &Path) {
-    std::fs::create_dir_all(to).unwrap();
-    // A checkpoint before its segment, so that it covers no more than is there.
-    let mut entries: Vec<_> = std::fs::read_dir(from)
-        .unwrap()
-        .map(|entry| entry.unwrap())
-        .collect();
-    entries.sort_by_key(std::fs::DirEntry::file_name);
-    for entry in entries {
-        let (source, target) = (entry.path(), to.join(entry.file_name()));
-        if entry.file_type().unwrap().is_dir() {
-            copy_directory(&source, &target);
-        } else if let Err(error) = std::fs::copy(&source, target) {
-            // It goes when its segment is sealed.
-            assert!(source.extension().is_some_and(|it| it == "checkpoint"), "{error}");
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let before = files_below(from);
+        if copy_files(&before, from, to) && files_below(from) == before {
+            return;
         }
+        assert!(Instant::now() < deadline, "{} is never still", from.display());
+        std::fs::remove_dir_all(to).unwrap();
     }
 }
 
+/// Every directory and file below `root`, in order: a checkpoint before its segment, so that a copy of it covers no more
+/// than is copied of that.
+fn files_below(root: &Path) -> Vec<(PathBuf, bool)> {
+    let mut found = Vec::new();
+    let entries = match std::fs::read_dir(root) {
+        // A dataset that was dropped meanwhile.
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return found,
+        entries => entries.unwrap(),
+    };
+    for entry in entries.map(Result::unwrap) {
+        let is_directory = entry.file_type().is_ok_and(|it| it.is_dir());
+        found.push((entry.path(), is_directory));
+        if is_directory {
+            found.extend(files_below(&entry.path()));
+        }
+    }
+    found.sort();
+    found
+}
+
+/// Whether all were there to be copied.
+fn copy_files(files: &[(PathBuf, bool)], from: &Path, to: &Path) -> bool {
+    std::fs::create_dir_all(to).unwrap();
+    files.iter().all(|(path, is_directory)| {
+        let target = to.join(path.strip_prefix(from).unwrap());
+        let copied = if *is_directory {
+            std::fs::create_dir(target)
+        } else {
+            std::fs::copy(path, target).map(drop)
+        };
+        match copied {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => false,
+            copied => copied.map(|()| true).unwrap(),
+        }
+    })
+}
+
 /// Segment files of a dataset, in order.
-pub(crate) fn segment_files(dataset: &Dataset<TestDomain>) -> Vec<std::path::PathBuf> {
+pub(crate) fn segment_files(dataset: &Dataset<TestDomain>) -> Vec<PathBuf> {
     segment_files_in(&dataset.directory)
 }
 
-pub(crate) fn segment_files_in(directory: &Path) -> Vec<std::path::PathBuf> {
+pub(crate) fn segment_files_in(directory: &Path) -> Vec<PathBuf> {
     let mut files: Vec<_> = std::fs::read_dir(directory)
         .unwrap()
         .map(|entry| entry.unwrap().path())

@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 
 use kv_proto::layout::{units, wire_len};
 
-use super::support::{Rig, bytes, only_dead, scratch};
+use super::compacting::only_dead;
+use super::support::{Rig, bytes, scratch};
 use crate::store::files::Files;
 
 fn open(data: &std::path::Path) -> Rig {

@@ -2,7 +2,6 @@
 //! `VKV_SEED=<seed>` replays the writer's part.
 
 use std::collections::{HashMap, VecDeque};
-use std::hash::{BuildHasher, RandomState};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
@@ -14,6 +13,7 @@ use zerocopy::{FromZeros, IntoBytes};
 
 use super::*;
 use crate::store::limits::DIRECTORY_DEPTH_MIN;
+use crate::store::tests::support::seed;
 
 const KEYS: u64 = 120_000;
 const READERS: usize = 2;
@@ -284,9 +284,7 @@ impl Writer<'_> {
 
 #[test]
 fn the_index_is_a_map_to_every_reader() {
-    let from_env = std::env::var("VKV_SEED").ok().and_then(|text| text.parse().ok());
-    let seed = from_env.unwrap_or_else(|| RandomState::new().hash_one(0));
-    println!("VKV_SEED={seed}");
+    let seed = seed();
     let network = Network::default();
     let domain = network.domain();
     let budget = Budget::new(256 * MIB);
