@@ -1,9 +1,10 @@
 //! `kv-server check`: its exit status, what it prints, and that it keeps away from a directory that is served.
 
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
 
-use crate::common::{Raw, Setup, TestFabric};
+use crate::common::{Raw, Setup, TestFabric, as_other_user};
 use kv_fabric::local::Local;
 use kv_server::control::{Keys, Options, Server};
 
@@ -90,4 +91,55 @@ fn its_exit_status_says_what_it_found() {
     assert_eq!(status, Some(1));
     assert!(out.contains("repaired: dataset cats, segment 1, "), "{out}");
     assert_eq!(check(&data, &[]).status.code(), Some(0));
+}
+
+/// A segment that could not be opened for want of rights was called lost, and its keys to be restored.
+#[test]
+fn what_the_user_may_not_read_is_said_and_is_no_damage() {
+    let mut server = Setup::new().start::<Local>();
+    let (mut raw, opened) = server.with_dataset("cats");
+    raw.put(opened.dataset, b"tom", &[7; 1000]).unwrap();
+    let handle = server.handle.take().unwrap();
+    handle.stop();
+    handle.join().unwrap();
+    let data = &server.setup.store.data;
+    let set = |path: &Path, mode| {
+        std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).unwrap();
+    };
+    let segment = segment(data);
+    let dataset = segment.parent().unwrap();
+    let datasets = data.join("datasets");
+    let (superblock, description, lock) = (
+        data.join("superblock"),
+        dataset.join("dataset"),
+        data.join("lock"),
+    );
+    let open_to_all = [
+        (data.as_path(), 0o755),
+        (&datasets, 0o755),
+        (dataset, 0o755),
+        (&lock, 0o644),
+        (&superblock, 0o644),
+        (&description, 0o644),
+        (&segment, 0o644),
+    ];
+    for (path, mode) in open_to_all {
+        set(path, mode);
+    }
+    let check = || {
+        let mut command = as_other_user(env!("CARGO_BIN_EXE_kv-server"), server.setup.folder.path());
+        command.args(["check", "--data", data.to_str().unwrap()]);
+        text(&command.stdin(Stdio::null()).output().unwrap())
+    };
+    let (status, out, error) = check();
+    assert_eq!((status, error.as_str()), (Some(0), ""), "{out}");
+    for (path, mode) in open_to_all {
+        set(path, 0o000);
+        let (status, out, error) = check();
+        set(path, mode);
+        assert_eq!((status, out.as_str()), (Some(2), ""), "{path:?}: {error}");
+        for word in [path.to_str().unwrap(), "ermission denied", "let the user"] {
+            assert!(error.contains(word), "{word:?} is not in {error}");
+        }
+    }
 }

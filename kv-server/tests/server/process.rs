@@ -6,7 +6,7 @@ use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::common::{Raw, Setup, TestFabric, eventually};
+use crate::common::{Raw, Setup, TestFabric, as_other_user, eventually};
 use kv_fabric::local::Local;
 use kv_fabric::verbs::Verbs;
 use kv_proto::auth::Role;
@@ -422,8 +422,6 @@ fn a_data_directory_of_another_version_or_damaged_is_said_with_a_remedy() {
 #[test]
 fn a_data_directory_that_the_user_may_not_use_is_said_with_a_remedy() {
     use std::os::unix::fs::PermissionsExt;
-    use std::os::unix::process::CommandExt;
-    const NOBODY: u32 = 65_534;
     let setup = Setup::new();
     let folder = setup.folder.path();
     let set = |path: &Path, mode| {
@@ -432,19 +430,11 @@ fn a_data_directory_that_the_user_may_not_use_is_said_with_a_remedy() {
     let data = &setup.store.data;
     let process: Process = Process::start(&setup, &[]);
     drop(process);
-    set(folder, 0o777);
     set(&folder.join("keys.toml"), 0o644);
-    // Nobody is somebody else where root runs the test; where not, the user itself is locked out.
     let root = rustix::process::geteuid().is_root();
-    // Where everybody may run it.
-    let binary = folder.join("kv-server");
-    std::fs::copy(env!("CARGO_BIN_EXE_kv-server"), &binary).unwrap();
-    let as_nobody = |command: &mut Command| {
-        let mut own = Command::new(&binary);
+    let as_other = |command: &mut Command| {
+        let mut own = as_other_user(env!("CARGO_BIN_EXE_kv-server"), folder);
         own.args(command.get_args()).stdin(Stdio::null());
-        if root {
-            own.uid(NOBODY).gid(NOBODY);
-        }
         *command = own;
     };
     for (mode, words) in [
@@ -462,7 +452,7 @@ fn a_data_directory_that_the_user_may_not_use_is_said_with_a_remedy() {
         ),
     ] {
         set(data, mode);
-        let line = refused(&setup, as_nobody);
+        let line = refused(&setup, as_other);
         set(data, 0o755);
         for word in words.iter().chain([&data.to_str().unwrap()]) {
             assert!(line.contains(word), "mode {mode:o}: {word:?} is not in {line}");

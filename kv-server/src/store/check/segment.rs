@@ -13,8 +13,8 @@ use kv_proto::record::{parse_head, parse_header};
 
 use super::super::files::OpenFile;
 use super::super::footer;
-use super::super::recover::SegmentFile;
 use super::super::recover::scan::{Found, Span, scan};
+use super::super::recover::{SegmentFile, says_lost};
 use super::super::segment::{HEADER_BYTES, widen};
 use super::dataset::{Checking, Part, Value};
 use super::source::Bytes;
@@ -265,6 +265,8 @@ impl Checking<'_, '_> {
         self.reporter.summary.segments += 1;
         let file = match SegmentFile::open(self.files, path, number, self.id) {
             Ok(file) => file,
+            // Its bytes may all be there.
+            Err(error) if !says_lost(&error) => return Err(error),
             Err(error) => {
                 self.lost_segments.insert(number);
                 let what = format!("segment lost: {error}");

@@ -8,7 +8,10 @@
 
 mod raw;
 
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::{Duration, Instant};
@@ -193,6 +196,22 @@ impl<F: TestFabric> Running<F> {
     pub fn figure(&self, name: &str) -> u64 {
         self.session(&self.setup.reader).figure([0; 16], name)
     }
+}
+
+/// A command, to be run by somebody who may do no more than anybody; in a folder of the test, which all may then use.
+/// Nobody is somebody else where root runs the test; where not, what the user locks itself out of does.
+pub fn as_other_user(binary: &str, folder: &Path) -> Command {
+    const NOBODY: u32 = 65_534;
+    let everybody = std::fs::Permissions::from_mode(0o777);
+    std::fs::set_permissions(folder, everybody).unwrap();
+    // Where everybody may run it.
+    let own = folder.join("kv-server");
+    std::fs::copy(binary, &own).unwrap();
+    let mut command = Command::new(&own);
+    if rustix::process::geteuid().is_root() {
+        command.uid(NOBODY).gid(NOBODY);
+    }
+    command
 }
 
 /// Waits until `check` gives something.
