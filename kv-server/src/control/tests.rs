@@ -3,53 +3,100 @@
 #[path = "../../tests/server/common/mod.rs"]
 mod common;
 
+use std::collections::BTreeSet;
 use std::io;
+use std::ops::Deref;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
 
-use common::{Raw, Running, Setup, TestFabric, eventually};
+use common::{Opened, Raw, Running, Setup, TestFabric, eventually};
 use kv_fabric::Fabric;
 use kv_fabric::sim::Sim;
 use kv_proto::control::{Bytes, Request, Status};
+use kv_proto::crc::crc32c;
 
 use super::Server;
 use super::changes::CHANGES_MAX;
 use crate::store::{Call, Files, Store};
 
-/// What the disk does with a sync of a directory.
+/// What the disk does with syncs.
 #[derive(Default)]
 struct Disk {
-    held: Mutex<bool>,
+    /// Those of a path with one of these in it wait.
+    held: Mutex<BTreeSet<String>>,
     moved: Condvar,
     /// Syncs that wait.
     waiting: AtomicUsize,
+    /// Those of directories fail.
     fails: AtomicBool,
 }
 
 impl Disk {
-    fn hold(&self, held: bool) {
-        *self.held.lock().unwrap() = held;
+    fn hold(&self, path: &str) {
+        self.held.lock().unwrap().insert(path.to_owned());
+    }
+
+    fn free(&self, path: &str) {
+        self.held.lock().unwrap().remove(path);
         self.moved.notify_all();
     }
 
-    fn sync(&self) -> Option<(usize, io::Error)> {
-        self.waiting.fetch_add(1, Ordering::SeqCst);
-        let held = self.held.lock().unwrap();
-        drop(self.moved.wait_while(held, |held| *held).unwrap());
-        self.waiting.fetch_sub(1, Ordering::SeqCst);
+    fn sync(&self, call: Call, path: &Path) -> Option<(usize, io::Error)> {
+        let path = path.to_string_lossy();
+        let is_held = |held: &mut BTreeSet<String>| held.iter().any(|it| path.contains(it.as_str()));
+        let mut held = self.held.lock().unwrap();
+        if is_held(&mut held) {
+            self.waiting.fetch_add(1, Ordering::SeqCst);
+            held = self.moved.wait_while(held, is_held).unwrap();
+            self.waiting.fetch_sub(1, Ordering::SeqCst);
+        }
+        drop(held);
         let failed = || (0, io::Error::other("the disk is gone"));
-        self.fails.load(Ordering::SeqCst).then(failed)
+        (call == Call::SyncDirectory && self.fails.load(Ordering::SeqCst)).then(failed)
     }
 
-    fn start(self: &Arc<Self>) -> Running<Sim> {
-        let setup = Setup::new();
+    /// Waits until a sync does.
+    fn until_it_waits(&self) {
+        eventually("the sync waits", || {
+            (self.waiting.load(Ordering::SeqCst) == 1).then_some(())
+        });
+    }
+}
+
+/// A server on such a disk. The disk goes on when the test ends, however it does: a server waits for its disk.
+struct OnDisk {
+    server: Running<Sim>,
+    disk: Arc<Disk>,
+}
+
+impl Deref for OnDisk {
+    type Target = Running<Sim>;
+
+    fn deref(&self) -> &Running<Sim> {
+        &self.server
+    }
+}
+
+impl Drop for OnDisk {
+    fn drop(&mut self) {
+        self.disk.held.lock().unwrap().clear();
+        self.disk.moved.notify_all();
+    }
+}
+
+impl OnDisk {
+    fn start(edit: impl FnOnce(&mut Setup)) -> Self {
+        let mut setup = Setup::new();
+        edit(&mut setup);
         let address = Sim::address(setup.folder.path());
         let fabric = Sim::server(&address);
-        let disk = Arc::clone(self);
+        let disk = Arc::new(Disk::default());
         let mut files = Files::default();
-        files.faults = Some(Box::new(move |call: Call, _: &Path| {
-            (call == Call::SyncDirectory).then(|| disk.sync()).flatten()
+        let syncs = Arc::clone(&disk);
+        files.faults = Some(Box::new(move |call: Call, path: &Path| {
+            let is_sync = matches!(call, Call::Sync | Call::SyncDirectory);
+            is_sync.then(|| syncs.sync(call, path)).flatten()
         }));
         let store = setup.store.clone();
         let handle = Server::start_with(
@@ -62,12 +109,13 @@ impl Disk {
                 Store::open_with(store, files, u64::MAX, move || domains.domain())
             },
         );
-        Running {
+        let server = Running {
             fabric,
             address,
             handle: Some(handle.unwrap()),
             setup,
-        }
+        };
+        Self { server, disk }
     }
 }
 
@@ -82,8 +130,8 @@ fn create(text: &str) -> Request {
 /// CREATE, RENAME and DROP synced on the control thread: on a slow disk the lease of every session ran out meanwhile.
 #[test]
 fn renewals_are_answered_while_a_change_of_datasets_waits_for_the_disk() {
-    let disk = Arc::new(Disk::default());
-    let server = disk.start();
+    let server = OnDisk::start(|_| ());
+    let disk = &server.disk;
     let mut admin = server.session(&server.setup.admin);
     let mut other = server.session(&server.setup.reader);
     let changes = [
@@ -95,11 +143,9 @@ fn renewals_are_answered_while_a_change_of_datasets_waits_for_the_disk() {
         Request::Drop { name: name("dogs") },
     ];
     for change in changes {
-        disk.hold(true);
+        disk.hold("datasets");
         let number = admin.send(&change);
-        eventually("the sync waits", || {
-            (disk.waiting.load(Ordering::SeqCst) == 1).then_some(())
-        });
+        disk.until_it_waits();
         for raw in [&mut other, &mut admin] {
             raw.renew(0);
             raw.figure([0; 16], "datasets_count");
@@ -109,7 +155,7 @@ fn renewals_are_answered_while_a_change_of_datasets_waits_for_the_disk() {
             .unwrap();
         }
         assert_eq!(disk.waiting.load(Ordering::SeqCst), 1, "{change:?}");
-        disk.hold(false);
+        disk.free("datasets");
         admin.answer(number).unwrap().unwrap();
     }
     assert_eq!(other.figure([0; 16], "datasets_count"), 0);
@@ -117,14 +163,12 @@ fn renewals_are_answered_while_a_change_of_datasets_waits_for_the_disk() {
 
 #[test]
 fn changes_that_wait_for_the_disk_are_bounded() {
-    let disk = Arc::new(Disk::default());
-    let server = disk.start();
+    let server = OnDisk::start(|_| ());
+    let disk = &server.disk;
     let mut admins: Vec<Raw<Sim>> = (0..3).map(|_| server.session(&server.setup.admin)).collect();
-    disk.hold(true);
+    disk.hold("datasets");
     let first = admins[0].send(&create("first"));
-    eventually("the sync waits", || {
-        (disk.waiting.load(Ordering::SeqCst) == 1).then_some(())
-    });
+    disk.until_it_waits();
     let drop = Request::Drop { name: name("none") };
     let asked: Vec<(usize, u64)> = (0..3 * 28)
         .map(|index| (index % 3, admins[index % 3].send(&drop)))
@@ -133,7 +177,7 @@ fn changes_that_wait_for_the_disk_are_bounded() {
         // Answered after all that came before it was looked at.
         admin.renew(0);
     }
-    disk.hold(false);
+    disk.free("datasets");
     admins[0].answer(first).unwrap().unwrap();
     let mut busy = 0;
     for (index, number) in asked {
@@ -148,8 +192,8 @@ fn changes_that_wait_for_the_disk_are_bounded() {
 /// A DROP whose directory could not be synced was answered as if the dataset were there as before.
 #[test]
 fn a_drop_that_may_not_last_is_said_to_be_one() {
-    let disk = Arc::new(Disk::default());
-    let server = disk.start();
+    let server = OnDisk::start(|_| ());
+    let disk = &server.disk;
     let mut admin = server.session(&server.setup.admin);
     admin.create("cats");
     disk.fails.store(true, Ordering::SeqCst);
@@ -166,4 +210,74 @@ fn a_drop_that_may_not_last_is_said_to_be_one() {
     }
     assert_eq!(admin.figure([0; 16], "datasets_count"), 0);
     admin.create("cats");
+}
+
+/// Length of a value of four windows, of which the server gathers two.
+const LARGE_BYTES: usize = 4 << 20;
+
+/// Where a dataset lies on the disk.
+fn place(opened: &Opened) -> String {
+    opened.dataset.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// Sends windows of a large value until one waits for memory, the first of which so many others may be: its operation,
+/// and the number of the APPEND.
+fn park(raw: &mut Raw<Sim>, dataset: [u8; 16], others: u64) -> (u64, u64) {
+    let operation = raw.operation();
+    let (offset, len_bytes) = raw.alloc(dataset, operation, b"large", LARGE_BYTES).unwrap();
+    assert_eq!(len_bytes as usize, LARGE_BYTES / 4);
+    for _ in 0..3 {
+        raw.write(offset, &vec![7; len_bytes as usize]);
+        let number = raw.send(&Request::Append { operation, len_bytes });
+        if raw.figure([0; 16], "writes_waiting_count") > others {
+            return (operation, number);
+        }
+        raw.answer(number).unwrap().unwrap();
+    }
+    panic!("nothing waited");
+}
+
+/// The first write that waited for memory held up those of every other session and dataset.
+#[test]
+fn a_write_that_waits_for_memory_holds_up_no_other() {
+    let server = OnDisk::start(|_| ());
+    let (mut first, cats) = server.with_dataset("cats");
+    let (mut second, dogs) = server.with_dataset("dogs");
+    for opened in [&cats, &dogs] {
+        server.disk.hold(&place(opened));
+    }
+    let (_, waits) = park(&mut first, cats.dataset, 0);
+    let (operation, goes_on) = park(&mut second, dogs.dataset, 1);
+    server.disk.free(&place(&dogs));
+    second.answer(goes_on).unwrap().unwrap();
+    // What lies in the window is the rest too.
+    let commit = Request::Commit {
+        operation,
+        len_bytes: LARGE_BYTES as u32 / 4,
+        value_crc: crc32c(&vec![7; LARGE_BYTES]),
+    };
+    second.ask(&commit).unwrap();
+    assert_eq!(second.figure(dogs.dataset, "keys_count"), 1);
+    assert_eq!(second.figure([0; 16], "writes_waiting_count"), 1);
+    server.disk.free(&place(&cats));
+    first.answer(waits).unwrap().unwrap();
+}
+
+/// A write that waited for a disk that stood still was given up as one whose client says nothing.
+#[test]
+fn a_write_that_waits_for_memory_is_not_silent() {
+    let server = OnDisk::start(|setup| setup.options.max_lag_ms = 300);
+    let (mut raw, cats) = server.with_dataset("cats");
+    server.disk.hold(&place(&cats));
+    let (_, waits) = park(&mut raw, cats.dataset, 0);
+    // Heard of later than that, and then no more.
+    let silent = raw.operation();
+    raw.alloc(cats.dataset, silent, b"silent", 1).unwrap();
+    let mut retired = cats.retired;
+    eventually("who is silent is given up", || {
+        retired = raw.renew(retired).0;
+        (raw.figure([0; 16], "puts_in_progress_count") < 2).then_some(())
+    });
+    server.disk.free(&place(&cats));
+    raw.answer(waits).unwrap().unwrap();
 }
