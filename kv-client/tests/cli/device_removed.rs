@@ -3,7 +3,9 @@
 //! The kernel's part in it: it tells the connection manager's users (`RDMA_CM_EVENT_DEVICE_REMOVAL`, `rdma_get_cm_event(3)`)
 //! and waits until they have let go of what they had there.
 
-use std::process::{Child, Command};
+use std::io::{BufRead, BufReader, Write};
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use crate::support::{Server, wait_until};
@@ -62,23 +64,49 @@ impl Drop for Device {
             // What fails leaves a device in a guest that ends soon.
             let _ = command(&format!("rdma link delete {DEVICE}")).status();
         }
-        let _ = command(&format!("ip link delete {NETDEV}")).status();
+        // Not waited for: it would wait for who still holds the device.
+        let _ = command(&format!("ip link delete {NETDEV}")).spawn();
     }
+}
+
+/// Where the client's process finds its server, and its key.
+const CHILD: (&str, &str) = ("VKV_DEVICE_REMOVED_URI", "VKV_DEVICE_REMOVED_KEY");
+
+/// The client, in a process of its own: librdmacm holds every device open until the process ends (`rdma_get_devices(3)`).
+/// Told so by a line, it reads once more.
+fn client(uri: &str, key_file: &Path) {
+    let options = ClientOptions {
+        deadline: Duration::from_secs(3),
+        ..ClientOptions::new(AccessKey::load(key_file, None).unwrap())
+    };
+    let client = Client::connect(uri, options).unwrap();
+    client.put(b"key", b"value").unwrap();
+    assert_eq!(client.get(b"key").unwrap(), b"value");
+    println!("ready");
+    std::io::stdin().read_line(&mut String::new()).unwrap();
+    println!("then {:?}", client.get(b"key"));
 }
 
 #[test]
 #[ignore = "needs root and Soft-RoCE: VKV_TEST_DEVICE=rxe0"]
 fn a_device_that_is_removed_ends_the_server_and_fails_the_clients_calls() {
+    if let (Ok(uri), Some(key)) = (std::env::var(CHILD.0), std::env::var_os(CHILD.1)) {
+        return client(&uri, Path::new(&key));
+    }
     let mut device = Device::new();
     let mut server = Server::start_on(Some(format!("{ADDRESS}:7471")), &[]).create("d");
-    let key = AccessKey::load(&server.path("admin.toml"), None).unwrap();
-    let options = ClientOptions {
-        deadline: Duration::from_secs(3),
-        ..ClientOptions::new(key)
-    };
-    let client = Client::connect(&server.uri("d"), options).unwrap();
-    client.put(b"key", b"value").unwrap();
-    assert_eq!(client.get(b"key").unwrap(), b"value");
+    let mut child = Command::new(std::env::current_exe().unwrap())
+        .args(["--include-ignored", "--nocapture", "--exact"])
+        .arg("device_removed::a_device_that_is_removed_ends_the_server_and_fails_the_clients_calls")
+        .env(CHILD.0, server.uri("d"))
+        .env(CHILD.1, server.path("admin.toml"))
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut said = BufReader::new(child.stdout.take().unwrap()).lines();
+    let mut says = |what: &str| said.find_map(|line| Some(line.unwrap()).filter(|line| line.contains(what)));
+    assert!(says("ready").is_some(), "the client never read");
 
     device.remove();
     let mut ended = None;
@@ -94,8 +122,10 @@ fn a_device_that_is_removed_ends_the_server_and_fails_the_clients_calls() {
         line.contains(&format!("device {DEVICE} was removed")) && line.contains("start again"),
         "{line}"
     );
-    // There is no other server: the call ends at its deadline.
-    client.get(b"key").unwrap_err();
-    drop(client);
+    // There is no other server: the call ends at its deadline, and its process goes.
+    child.stdin.take().unwrap().write_all(b"\n").unwrap();
+    let then = says("then ").expect("the client's last call ends");
+    assert!(then.contains("Err("), "{then}");
+    assert!(child.wait().unwrap().success());
     wait_until("was the device let go of", || device.is_removed());
 }

@@ -47,13 +47,13 @@ fn child<F: TestFabric>(address: &str) {
 
 #[test]
 fn a_stopped_client_discards_what_it_had_and_goes_on() {
-    stopped::<Local>("a_stopped_client_discards_what_it_had_and_goes_on");
+    stopped::<Local>("leases::a_stopped_client_discards_what_it_had_and_goes_on");
 }
 
 #[test]
 #[ignore = "needs an RDMA device: VKV_TEST_DEVICE=rxe0"]
 fn a_stopped_client_discards_what_it_had_and_goes_on_over_verbs() {
-    stopped::<Verbs>("a_stopped_client_discards_what_it_had_and_goes_on_over_verbs");
+    stopped::<Verbs>("leases::a_stopped_client_discards_what_it_had_and_goes_on_over_verbs");
 }
 
 fn stopped<F: TestFabric>(test: &str) {

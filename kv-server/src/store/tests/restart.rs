@@ -430,7 +430,7 @@ fn images_that_do_not_fit_are_refused_before_any_is_loaded() {
 /// What a start costs with 10 million records of 256 bytes: their places are not there, for nothing reads them.
 #[test]
 #[ignore = "measures: run it alone, with --nocapture"]
-fn ten_million_records() {
+fn by_hand_ten_million_records() {
     const COUNT: u64 = 10_000_000;
     const EACH: u64 = 4_000_000;
     let directory = tempfile::tempdir().unwrap();

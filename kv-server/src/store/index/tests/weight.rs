@@ -93,7 +93,7 @@ fn a_key_costs_little_at_every_size_of_a_table_that_grows() {
 
 #[test]
 #[ignore = "takes about a minute and 2 GiB: run with --ignored"]
-fn a_key_costs_little_at_every_size_up_to_twelve_million() {
+fn by_hand_a_key_costs_little_at_every_size_up_to_twelve_million() {
     grow_and_weigh(12_000_000);
     let domain = Network::default().domain();
     let budget = Budget::new(u64::MAX);
