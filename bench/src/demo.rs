@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use clap::ValueEnum;
 use kv_client::Server as Session;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::Error;
 use crate::environment::{self, Environment};
@@ -29,7 +29,8 @@ const LOAD_PATIENCE: Duration = Duration::from_secs(240);
 const SETTLE: Duration = Duration::from_millis(100);
 
 /// Which network the demo uses.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub(crate) enum Network {
     /// RDMA verbs.
     Verbs,

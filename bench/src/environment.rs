@@ -1,12 +1,12 @@
 //! What a result was measured on.
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 /// The machine of a run, as far as a result depends on it.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Environment {
     /// Kernel release.
     pub(crate) kernel: String,
@@ -16,6 +16,9 @@ pub(crate) struct Environment {
     pub(crate) cpus: usize,
     /// RDMA device; empty without one.
     pub(crate) device: String,
+    /// Active MTU of its first port, bytes; 0 without a device.
+    #[serde(default)]
+    pub(crate) mtu_bytes: u32,
     /// Package version of rdma-core; empty where it cannot be told.
     pub(crate) rdma_core: String,
     /// Commit of this program; empty where it cannot be told.
@@ -63,15 +66,41 @@ impl Environment {
                     .map(|(_, name)| name.trim().to_owned())
             })
             .unwrap_or_default();
+        let device = devices().into_iter().next().unwrap_or_default();
         Self {
+            mtu_bytes: mtu_bytes(&device).unwrap_or(0),
             kernel: line_of("/proc/sys/kernel/osrelease"),
             cpu,
             cpus: std::thread::available_parallelism().map_or(0, usize::from),
-            device: devices().into_iter().next().unwrap_or_default(),
+            device,
             rdma_core: output_of("dpkg-query", &["-W", "-f", "${Version}", "libibverbs1"]),
             commit: option_env!("VKV_COMMIT").unwrap_or_default().to_owned(),
         }
     }
+}
+
+fn mtu_bytes(device: &str) -> Option<u32> {
+    let context = rdma_core_rs::Context::open(device).ok()?;
+    context.query_port(1).ok()?.active_mtu.bytes()
+}
+
+/// Where a program of this name lies, of those that a shell would find.
+pub(crate) fn program(name: &str) -> Option<PathBuf> {
+    let path = std::env::var_os("PATH")?;
+    std::env::split_paths(&path)
+        .map(|folder| folder.join(name))
+        .find(|program| program.is_file())
+}
+
+/// The last level of cache, bytes, as the kernel tells it; the largest of all levels.
+pub(crate) fn last_level_cache_bytes() -> Option<u64> {
+    let entries = fs::read_dir("/sys/devices/system/cpu/cpu0/cache").ok()?;
+    let size = |entry: fs::DirEntry| {
+        let text = line_of(entry.path().join("size").to_str()?);
+        let kib: u64 = text.strip_suffix('K')?.parse().ok()?;
+        Some(kib * 1024)
+    };
+    entries.flatten().filter_map(size).max()
 }
 
 /// Packets that `device` has sent and received, by its own counters, over all its ports; `None` where it keeps none.

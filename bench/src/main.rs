@@ -1,5 +1,6 @@
 //! The harness: what a READ costs on the wire, and what verbs-kv makes of it, measured in one run.
 //!
+//! - `bench run`: what a DEF.toml says, beside floors and peers; `bench compare` tells two such runs apart.
 //! - `bench floor`: raw READs over `rdma-core-rs` beside perftest, alternating.
 //! - `bench fire`: readers against writers and reclamation, on networks that are late, in processes that stop.
 //! - `bench crash`: a server killed at random moments; nothing that was answered is lost.
@@ -23,6 +24,7 @@ mod processes;
 mod put;
 mod raw;
 mod restart;
+mod run;
 mod source;
 mod stage;
 mod stats;
@@ -44,6 +46,8 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
+    /// What a DEF.toml says (see --example), beside floors and peers, in alternating blocks, with checked values.
+    Run(run::Args),
     /// Raw READs beside perftest (ib_read_lat, ib_read_bw), alternating, on the RDMA device of this machine.
     Floor(floor::Args),
     /// Ingests real files, kills the server, fetches every file back by READs and compares every byte.
@@ -63,10 +67,15 @@ enum Command {
     /// One block of `demo`'s latency, in a process of its own.
     #[command(hide = true)]
     Block(latency::BlockArgs),
+    /// One block of one side of `run`, in a process of its own.
+    #[command(hide = true)]
+    Side,
 }
 
 fn main() -> ExitCode {
     let outcome = match Cli::parse().command {
+        Command::Run(args) => run::run(&args),
+        Command::Side => run::run_side(),
         Command::Floor(args) => floor::run(&args),
         Command::Demo(args) => demo::run(&args),
         Command::Fire(args) => fire::run(&args),

@@ -43,7 +43,8 @@ pub(crate) struct Perftest<'a> {
     pub(crate) port: u16,
 }
 
-struct Reaped(Child);
+/// A child that is killed and reaped when dropped.
+pub(crate) struct Reaped(pub(crate) Child);
 
 impl Drop for Reaped {
     fn drop(&mut self) {
@@ -131,7 +132,7 @@ fn figure(test: Test, size_bytes: u64, text: &str) -> Option<f64> {
 }
 
 /// Waits until some socket of this machine listens on `port`, without connecting to it: perftest takes one peer.
-fn wait_until_listening(port: u16, server: &mut Child) -> Result<(), Error> {
+pub(crate) fn wait_until_listening(port: u16, server: &mut Child) -> Result<(), Error> {
     let needle = format!(":{port:04X}");
     let deadline = Instant::now() + PATIENCE;
     while Instant::now() < deadline {

@@ -112,21 +112,40 @@ impl Server {
         end_of(&mut self.child, READY_PATIENCE)
     }
 
-    /// Time on a processor of all its threads so far, us, from `/proc/PID/task/*/schedstat`.
-    pub(crate) fn cpu_us(&self) -> Result<f64, Error> {
-        let tasks = PathBuf::from(format!("/proc/{}/task", self.child.id()));
-        let mut total_ns = 0_u64;
-        for task in fs::read_dir(tasks)? {
-            let text = fs::read_to_string(task?.path().join("schedstat"))?;
-            let first = text
-                .split_whitespace()
-                .next()
-                .and_then(|word| word.parse::<u64>().ok());
-            total_ns +=
-                first.ok_or("schedstat holds no number: this kernel keeps no scheduler statistics")?;
-        }
-        Ok(total_ns as f64 / 1000.0)
+    /// Its process.
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.id()
     }
+
+    /// Time on a processor of all its threads so far, us.
+    pub(crate) fn cpu_us(&self) -> Result<f64, Error> {
+        cpu_us(self.pid())
+    }
+}
+
+/// Time on a processor of all threads of a process so far, us, from `/proc/PID/task/*/schedstat`.
+pub(crate) fn cpu_us(pid: u32) -> Result<f64, Error> {
+    let mut total_ns = 0_u64;
+    for task in fs::read_dir(format!("/proc/{pid}/task"))? {
+        let text = fs::read_to_string(task?.path().join("schedstat"))?;
+        let first = text
+            .split_whitespace()
+            .next()
+            .and_then(|word| word.parse::<u64>().ok());
+        total_ns += first.ok_or("schedstat holds no number: this kernel keeps no scheduler statistics")?;
+    }
+    Ok(total_ns as f64 / 1000.0)
+}
+
+/// Memory of a process, of this one where none is named, bytes: `field` of its status, such as `VmRSS`.
+pub(crate) fn memory_bytes(pid: Option<u32>, field: &str) -> Option<u64> {
+    let whose = pid.map_or_else(|| "self".to_owned(), |pid| pid.to_string());
+    let text = fs::read_to_string(format!("/proc/{whose}/status")).ok()?;
+    let line = text
+        .lines()
+        .find_map(|line| line.strip_prefix(field)?.strip_prefix(':'))?;
+    let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
+    Some(kib * 1024)
 }
 
 impl Drop for Server {

@@ -1,8 +1,8 @@
 //! Bare READs over `rdma-core-rs`: no key, no seam, nothing between the loop and the queue pair.
 //!
 //! # Safety
-//! The two regions of a [`Pair`] are declared behind its queue pairs and so outlive them; the destination is looked at
-//! only after the last READ to it has completed.
+//! The regions of a [`Pair`] and of a [`Replay`] are declared behind their queue pairs and so outlive them; a destination
+//! is looked at only after the last READ to it has completed.
 #![allow(unsafe_code)]
 
 use std::sync::Arc;
@@ -16,17 +16,71 @@ use crate::stats::median;
 /// Longest wait for a completion.
 const PATIENCE: Duration = Duration::from_secs(60);
 const PORT: u8 = 1;
+/// Most places that one READ goes to.
+const PIECES: u32 = 2;
+/// READs behind one doorbell at most, and from one completion to the next, as the client has them.
+const CHAIN_MAX: usize = 32;
+const SIGNAL_READS: usize = 8;
 
-/// Two connected queue pairs of one process, and the memory between them.
-pub(crate) struct Pair {
-    // Dropped in this order: queue pairs before the memory that they reach.
+/// Two connected queue pairs of one process.
+struct Link {
     reader: rdma::QueuePair,
     _server: rdma::QueuePair,
     cq: Arc<rdma::CompletionQueue>,
+    batch: rdma::WorkBatch,
+}
+
+impl Link {
+    /// On the device of `pd`, for up to `depth` READs at a time.
+    fn new(
+        pd: &Arc<rdma::ProtectionDomain>,
+        context: &Arc<rdma::Context>,
+        depth: usize,
+    ) -> Result<Self, Error> {
+        let cq = rdma::CompletionQueue::new(context, depth as u32 + 1, None)?;
+        let qp = || {
+            rdma::QueuePair::builder(pd, &cq, &cq)
+                .max_send_wr(depth as u32)
+                .max_send_sge(PIECES)
+                .max_recv_wr(1)
+                .build()
+        };
+        let (reader, server) = (qp()?, qp()?);
+        connect(&reader, &server, rdma::Access::NONE)?;
+        connect(&server, &reader, rdma::Access::REMOTE_READ)?;
+        Ok(Self {
+            reader,
+            _server: server,
+            cq,
+            batch: rdma::WorkBatch::with_capacity(depth, depth * PIECES as usize),
+        })
+    }
+
+    /// Spins for one completion, as perftest does; its number.
+    fn wait(&self) -> Result<u64, Error> {
+        let deadline = Instant::now() + PATIENCE;
+        let mut completions = [rdma::WorkCompletion::default(); 1];
+        loop {
+            if let [completion] = self.cq.poll(&mut completions)? {
+                if completion.status().is_success() {
+                    return Ok(completion.wr_id());
+                }
+                return Err(format!("a READ ended with {}", completion.status()).into());
+            }
+            if Instant::now() > deadline {
+                return Err(format!("no completion within {PATIENCE:?}").into());
+            }
+        }
+    }
+}
+
+/// A link, and the memory between its ends.
+pub(crate) struct Pair {
+    // Dropped in this order: queue pairs before the memory that they reach.
+    link: Link,
     source: rdma::MemoryRegion<rdma::Buffer>,
     destination: rdma::MemoryRegion<rdma::Buffer>,
     expected: Vec<u8>,
-    batch: rdma::WorkBatch,
 }
 
 impl Pair {
@@ -34,30 +88,17 @@ impl Pair {
     pub(crate) fn new(device: &str, size_bytes: usize, depth: usize) -> Result<Self, Error> {
         let context = rdma::Context::open(device)?;
         let pd = rdma::ProtectionDomain::new(&context)?;
-        let cq = rdma::CompletionQueue::new(&context, depth as u32 + 1, None)?;
-        let qp = || {
-            rdma::QueuePair::builder(&pd, &cq, &cq)
-                .max_send_wr(depth as u32)
-                .max_recv_wr(1)
-                .build()
-        };
-        let (reader, server) = (qp()?, qp()?);
-        connect(&reader, &server, rdma::Access::NONE)?;
-        connect(&server, &reader, rdma::Access::REMOTE_READ)?;
+        let link = Link::new(&pd, &context, depth)?;
         let expected: Vec<u8> = (0..size_bytes).map(|n| (n * 31 + n / 256) as u8).collect();
         let memory = rdma::Buffer::new(size_bytes)?;
         memory.copy_in(0, &expected)?;
         let source = pd.register(memory, rdma::Access::REMOTE_READ)?;
         let destination = pd.register(rdma::Buffer::new(size_bytes)?, rdma::Access::LOCAL_WRITE)?;
-        let batch = rdma::WorkBatch::with_capacity(depth, depth);
         Ok(Self {
-            reader,
-            _server: server,
-            cq,
+            link,
             source,
             destination,
             expected,
-            batch,
         })
     }
 
@@ -67,7 +108,7 @@ impl Pair {
         for _ in 0..iterations {
             let started = Instant::now();
             self.post(1)?;
-            self.wait()?;
+            self.link.wait()?;
             times.push(started.elapsed().as_secs_f64() * 1e6);
         }
         self.check()?;
@@ -80,7 +121,7 @@ impl Pair {
         let started = Instant::now();
         for _ in 0..chains {
             self.post(depth)?;
-            self.wait()?;
+            self.link.wait()?;
         }
         let bytes = (chains * depth * self.expected.len()) as f64;
         let rate = bytes / (1 << 20) as f64 / started.elapsed().as_secs_f64();
@@ -94,30 +135,14 @@ impl Pair {
             rkey: self.source.rkey(),
         };
         let to = [self.destination.sge(0, self.expected.len())?];
+        let batch = &mut self.link.batch;
         for number in 0..count {
-            self.batch.read(number as u64, from, &to, rdma::SendFlags::NONE);
+            batch.read(number as u64, from, &to, rdma::SendFlags::NONE);
         }
-        self.batch.signal_last();
+        batch.signal_last();
         // SAFETY: the destination outlives the queue pair and is not looked at before `wait` saw the last completion.
-        unsafe { self.reader.post_send(&mut self.batch) }?;
+        unsafe { self.link.reader.post_send(&mut self.link.batch) }?;
         Ok(())
-    }
-
-    /// Spins for one completion, as perftest does.
-    fn wait(&self) -> Result<(), Error> {
-        let deadline = Instant::now() + PATIENCE;
-        let mut completions = [rdma::WorkCompletion::default(); 1];
-        loop {
-            if let [completion] = self.cq.poll(&mut completions)? {
-                if completion.status().is_success() {
-                    return Ok(());
-                }
-                return Err(format!("a READ ended with {}", completion.status()).into());
-            }
-            if Instant::now() > deadline {
-                return Err(format!("no completion within {PATIENCE:?}").into());
-            }
-        }
     }
 
     /// Whether the bytes that arrived are the source's; clears them for the next time.
@@ -127,6 +152,103 @@ impl Pair {
         }
         self.destination.memory().fill(0);
         Ok(())
+    }
+}
+
+/// One READ of a list that is replayed: a run of the source to one or two places of the destination.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Bare {
+    /// Where it begins in the source.
+    pub(crate) from: usize,
+    /// Offset and length of each place, bytes; a length of 0 is none.
+    pub(crate) to: [(usize, usize); PIECES as usize],
+}
+
+/// A link that replays lists of READs.
+pub(crate) struct Replay {
+    // In this order: see `Pair`.
+    link: Link,
+    source: rdma::MemoryRegion<rdma::Buffer>,
+    destination: rdma::MemoryRegion<rdma::Buffer>,
+    depth: usize,
+    posted: u64,
+    completed: u64,
+}
+
+impl Replay {
+    /// A source of `source` bytes that `fill` fills, a destination of `destination` bytes, up to `depth` READs at a time.
+    pub(crate) fn new(
+        device: &str,
+        source: usize,
+        destination: usize,
+        depth: usize,
+        fill: impl FnOnce(&rdma::Buffer) -> Result<(), Error>,
+    ) -> Result<Self, Error> {
+        let context = rdma::Context::open(device)?;
+        let pd = rdma::ProtectionDomain::new(&context)?;
+        let memory = rdma::Buffer::new(source)?;
+        fill(&memory)?;
+        Ok(Self {
+            link: Link::new(&pd, &context, depth)?,
+            source: pd.register(memory, rdma::Access::REMOTE_READ)?,
+            destination: pd.register(rdma::Buffer::new(destination)?, rdma::Access::LOCAL_WRITE)?,
+            depth,
+            posted: 0,
+            completed: 0,
+        })
+    }
+
+    /// Carries out all `reads`; as many as `depth` are outstanding.
+    pub(crate) fn run(&mut self, reads: &[Bare]) -> Result<(), Error> {
+        let mut rest = reads;
+        while !rest.is_empty() {
+            let wanted = rest.len().min(CHAIN_MAX).min(self.depth.div_ceil(2));
+            while self.depth - ((self.posted - self.completed) as usize) < wanted {
+                self.completed = self.link.wait()?;
+            }
+            let (chain, behind) = rest.split_at(wanted);
+            self.post(chain)?;
+            rest = behind;
+        }
+        while self.completed < self.posted {
+            self.completed = self.link.wait()?;
+        }
+        Ok(())
+    }
+
+    fn post(&mut self, chain: &[Bare]) -> Result<(), Error> {
+        for (index, read) in chain.iter().enumerate() {
+            self.posted += 1;
+            let from = rdma::RemoteAddr {
+                addr: self.source.addr() + read.from as u64,
+                rkey: self.source.rkey(),
+            };
+            let flags = if (index + 1) % SIGNAL_READS == 0 {
+                rdma::SendFlags::SIGNALED
+            } else {
+                rdma::SendFlags::NONE
+            };
+            let [first, second] = read.to;
+            let sge = |(offset, len)| self.destination.sge(offset, len);
+            if second.1 == 0 {
+                self.link.batch.read(self.posted, from, &[sge(first)?], flags);
+            } else {
+                let both = [sge(first)?, sge(second)?];
+                self.link.batch.read(self.posted, from, &both, flags);
+            }
+        }
+        self.link.batch.signal_last();
+        // SAFETY: the destination outlives the queue pair; `bytes` is called when `run` has seen the last completion.
+        unsafe { self.link.reader.post_send(&mut self.link.batch) }?;
+        Ok(())
+    }
+
+    /// Bytes that arrived. After an error of `run` nothing may be asked for.
+    pub(crate) fn bytes(&self, offset: usize, len: usize) -> Result<Vec<u8>, Error> {
+        if self.completed < self.posted {
+            return Err("READs are in flight".into());
+        }
+        Ok(self.destination.memory().to_vec(offset, len)?)
     }
 }
 

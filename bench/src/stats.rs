@@ -12,7 +12,7 @@ pub(crate) fn median(samples: &mut [f64]) -> Option<f64> {
 }
 
 /// A median with its 95 % interval.
-#[derive(Debug, Clone, Copy, PartialEq, serde::Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, serde::Serialize, serde::Deserialize)]
 pub(crate) struct Interval {
     /// Median.
     pub(crate) median: f64,

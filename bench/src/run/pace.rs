@@ -1,0 +1,359 @@
+//! Asking, and taking the time: one call after the other, or each at its own moment.
+//!
+//! A closed loop times calls and nothing else: values are compared between them. An open loop has moments at which GETs
+//! are to begin, drawn beforehand; the latency of one counts from its moment, whether or not anybody was free to ask
+//! then, so a slow call is seen in every GET that it held up (no coordinated omission). What its checks take holds up
+//! what is due, as any other work of its thread.
+
+use std::sync::Barrier;
+use std::time::{Duration, Instant};
+
+use hdrhistogram::Histogram;
+use rustix::time::{ClockId, clock_gettime};
+
+use super::values::hash;
+use crate::Error;
+
+/// Latencies are kept to three digits, up to a minute.
+const LATENCY_MAX_NS: u64 = 60_000_000_000;
+/// Nearer than this to a moment nobody sleeps.
+const SPIN: Duration = Duration::from_micros(200);
+/// One part of the GETs of a block in so many is repeated to see what they cost the processor.
+const CPU_SHARE: usize = 4;
+
+/// Something that values can be got from. One belongs to one thread.
+pub(crate) trait Getter {
+    /// Makes ready what a caller would have at hand; not timed in a closed loop.
+    fn prepare(&mut self, batch: &[u32]) {
+        let _ = batch;
+    }
+
+    /// Gets these values; they lie there until the next call.
+    fn get(&mut self, batch: &[u32]) -> Result<(), Error>;
+
+    /// Lets `judge` look at the bytes of the `at`-th value of the last call; what it says.
+    fn look(&self, at: usize, judge: &mut dyn FnMut(&[u8]) -> bool) -> Result<bool, Error>;
+}
+
+/// What one thread, or all of a block, measured.
+pub(crate) struct Tally {
+    /// Time of calls, or of GETs from their moments, ns.
+    pub(crate) latency: Histogram<u64>,
+    /// GETs.
+    pub(crate) gets: u64,
+    /// GETs a second: inside calls where the loop is closed, altogether where it is open.
+    pub(crate) gets_s: f64,
+    /// Values compared in the timed pass.
+    pub(crate) checked: u64,
+    /// Of those, what was not right.
+    pub(crate) wrong: u64,
+    /// Time on a processor of the asking threads, us for each GET.
+    pub(crate) cpu_us_per_get: f64,
+    /// GETs that were repeated to see that.
+    pub(crate) repeated: u64,
+}
+
+impl<G: Getter + ?Sized> Getter for Box<G> {
+    fn prepare(&mut self, batch: &[u32]) {
+        (**self).prepare(batch);
+    }
+
+    fn get(&mut self, batch: &[u32]) -> Result<(), Error> {
+        (**self).get(batch)
+    }
+
+    fn look(&self, at: usize, judge: &mut dyn FnMut(&[u8]) -> bool) -> Result<bool, Error> {
+        (**self).look(at, judge)
+    }
+}
+
+/// How a block is run.
+pub(crate) struct Run<'a> {
+    /// GETs of one call, at most.
+    pub(crate) batch: usize,
+    /// GETs a second of all threads; none for a closed loop.
+    pub(crate) rate: Option<f64>,
+    /// What the moments of an open loop are drawn from.
+    pub(crate) seed: u64,
+    /// Hash of each value, where they are compared.
+    pub(crate) hashes: Option<&'a [u64]>,
+}
+
+/// A histogram of latencies.
+pub(crate) fn histogram() -> Result<Histogram<u64>, Error> {
+    Ok(Histogram::new_with_bounds(1, LATENCY_MAX_NS, 3)?)
+}
+
+impl Run<'_> {
+    /// Runs `list` over `getters`, a thread each.
+    pub(crate) fn run<G: Getter + Send>(&self, getters: &mut [G], list: &[u32]) -> Result<Tally, Error> {
+        let share = list.len().div_ceil(getters.len().max(1)).max(1);
+        let together = Barrier::new(getters.len().min(list.len().div_ceil(share)));
+        let rate = self.rate.map(|rate| rate / getters.len() as f64);
+        let tallies: Vec<Result<Tally, String>> = std::thread::scope(|scope| {
+            let mut threads = Vec::new();
+            for (number, (getter, part)) in getters.iter_mut().zip(list.chunks(share)).enumerate() {
+                let together = &together;
+                threads.push(scope.spawn(move || {
+                    let outcome = self.thread(getter, part, rate, number as u64, together);
+                    outcome.map_err(|error| error.to_string())
+                }));
+            }
+            let join = |thread: std::thread::ScopedJoinHandle<'_, _>| {
+                thread
+                    .join()
+                    .unwrap_or_else(|_| Err("a thread that measures panicked".to_owned()))
+            };
+            threads.into_iter().map(join).collect()
+        });
+        let mut sum: Option<Tally> = None;
+        for tally in tallies {
+            let tally = tally?;
+            sum = Some(match sum {
+                None => tally,
+                Some(sum) => sum.and(tally)?,
+            });
+        }
+        sum.ok_or_else(|| "nothing was asked for".into())
+    }
+
+    fn thread<G: Getter>(
+        &self,
+        getter: &mut G,
+        list: &[u32],
+        rate: Option<f64>,
+        number: u64,
+        together: &Barrier,
+    ) -> Result<Tally, Error> {
+        let mut tally = Tally {
+            latency: histogram()?,
+            gets: list.len() as u64,
+            gets_s: 0.0,
+            checked: 0,
+            wrong: 0,
+            cpu_us_per_get: 0.0,
+            repeated: list.len().div_ceil(CPU_SHARE) as u64,
+        };
+        together.wait();
+        match rate {
+            None => self.closed(getter, list, &mut tally)?,
+            Some(rate) => self.open(getter, list, rate, number, &mut tally)?,
+        }
+        tally.cpu_us_per_get = self.cpu_us_per_get(getter, list)?;
+        Ok(tally)
+    }
+
+    fn closed<G: Getter>(&self, getter: &mut G, list: &[u32], tally: &mut Tally) -> Result<(), Error> {
+        let mut inside = Duration::ZERO;
+        for batch in list.chunks(self.batch) {
+            getter.prepare(batch);
+            let started = Instant::now();
+            getter.get(batch)?;
+            let took = started.elapsed();
+            inside += took;
+            tally.latency.saturating_record(took.as_nanos() as u64);
+            self.check(getter, batch, tally)?;
+        }
+        tally.gets_s = list.len() as f64 / inside.as_secs_f64();
+        Ok(())
+    }
+
+    fn open<G: Getter>(
+        &self,
+        getter: &mut G,
+        list: &[u32],
+        rate: f64,
+        number: u64,
+        tally: &mut Tally,
+    ) -> Result<(), Error> {
+        let moments = moments(
+            list.len(),
+            rate,
+            self.seed ^ (number + 1).wrapping_mul(0x9e37_79b9),
+        );
+        let began = Instant::now();
+        let mut done = 0;
+        while done < list.len() {
+            wait_until(began + moments[done]);
+            let now = began.elapsed();
+            let due = moments[done..]
+                .iter()
+                .take(self.batch)
+                .take_while(|moment| **moment <= now);
+            let batch = &list[done..done + due.count().max(1)];
+            getter.prepare(batch);
+            getter.get(batch)?;
+            let ended = began.elapsed();
+            for moment in &moments[done..done + batch.len()] {
+                tally
+                    .latency
+                    .saturating_record((ended - *moment).as_nanos() as u64);
+            }
+            self.check(getter, batch, tally)?;
+            done += batch.len();
+        }
+        tally.gets_s = list.len() as f64 / began.elapsed().as_secs_f64();
+        Ok(())
+    }
+
+    fn check<G: Getter>(&self, getter: &G, batch: &[u32], tally: &mut Tally) -> Result<(), Error> {
+        let Some(hashes) = self.hashes else { return Ok(()) };
+        for (at, &index) in batch.iter().enumerate() {
+            let right = getter.look(at, &mut |bytes| hash(bytes) == hashes[index as usize])?;
+            tally.checked += 1;
+            tally.wrong += u64::from(!right);
+        }
+        Ok(())
+    }
+
+    /// Time on a processor for each GET, us: of a repetition without checks, as the clock of it is slow to read.
+    fn cpu_us_per_get<G: Getter>(&self, getter: &mut G, list: &[u32]) -> Result<f64, Error> {
+        let part = &list[..list.len().div_ceil(CPU_SHARE)];
+        let before = thread_cpu();
+        for batch in part.chunks(self.batch) {
+            getter.prepare(batch);
+            getter.get(batch)?;
+        }
+        Ok((thread_cpu() - before).as_secs_f64() * 1e6 / part.len() as f64)
+    }
+}
+
+impl Tally {
+    /// Of two threads that ran beside each other.
+    fn and(mut self, other: Self) -> Result<Self, Error> {
+        let gets = (self.gets + other.gets) as f64;
+        let cpu = self.cpu_us_per_get * self.gets as f64 + other.cpu_us_per_get * other.gets as f64;
+        self.latency.add(other.latency)?;
+        self.cpu_us_per_get = cpu / gets;
+        self.gets += other.gets;
+        self.repeated += other.repeated;
+        self.gets_s += other.gets_s;
+        self.checked += other.checked;
+        self.wrong += other.wrong;
+        Ok(self)
+    }
+}
+
+/// When each of `count` GETs is to begin, at `rate` a second on average and at random.
+fn moments(count: usize, rate: f64, seed: u64) -> Vec<Duration> {
+    let mut random = fastrand::Rng::with_seed(seed);
+    let mut at = 0.0;
+    let next = |_| {
+        // From 0 to below 1, so the logarithm is that of something above 0.
+        at -= (1.0 - random.f64()).ln() / rate;
+        Duration::from_secs_f64(at)
+    };
+    (0..count).map(next).collect()
+}
+
+fn wait_until(moment: Instant) {
+    loop {
+        let left = moment.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return;
+        }
+        match left.checked_sub(SPIN) {
+            Some(sleep) if !sleep.is_zero() => std::thread::sleep(sleep),
+            _ => std::hint::spin_loop(),
+        }
+    }
+}
+
+fn thread_cpu() -> Duration {
+    let now = clock_gettime(ClockId::ThreadCPUTime);
+    Duration::new(now.tv_sec as u64, now.tv_nsec as u32)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Values are their numbers; `held_up` makes one call slow.
+    struct Numbers {
+        got: Vec<u32>,
+        calls: usize,
+        held_up: Option<(usize, Duration)>,
+        broken: Option<u32>,
+    }
+
+    impl Numbers {
+        fn new() -> Self {
+            Self {
+                got: Vec::new(),
+                calls: 0,
+                held_up: None,
+                broken: None,
+            }
+        }
+    }
+
+    impl Getter for Numbers {
+        fn get(&mut self, batch: &[u32]) -> Result<(), Error> {
+            if let Some((_, long)) = self.held_up.filter(|(call, _)| *call == self.calls) {
+                std::thread::sleep(long);
+            }
+            self.calls += 1;
+            self.got.clear();
+            self.got.extend_from_slice(batch);
+            Ok(())
+        }
+
+        fn look(&self, at: usize, judge: &mut dyn FnMut(&[u8]) -> bool) -> Result<bool, Error> {
+            let value = self.got[at] + u32::from(self.broken == Some(self.got[at]));
+            Ok(judge(&value.to_le_bytes()))
+        }
+    }
+
+    fn hashes() -> Vec<u64> {
+        (0..1000_u32).map(|index| hash(&index.to_le_bytes())).collect()
+    }
+
+    #[test]
+    fn every_value_is_got_and_compared_by_some_thread() {
+        let hashes = hashes();
+        let list: Vec<u32> = (0..1000).collect();
+        let run = Run {
+            batch: 7,
+            rate: None,
+            seed: 1,
+            hashes: Some(&hashes),
+        };
+        let mut getters = [Numbers::new(), Numbers::new(), Numbers::new()];
+        let tally = run.run(&mut getters, &list).unwrap();
+        assert_eq!((tally.gets, tally.checked, tally.wrong), (1000, 1000, 0));
+        // 334, 334 and 332 values in calls of 7.
+        assert_eq!(tally.latency.len(), 48 + 48 + 48);
+        getters[1].broken = Some(400);
+        assert_eq!(run.run(&mut getters, &list).unwrap().wrong, 1);
+        let unchecked = Run { hashes: None, ..run };
+        assert_eq!(unchecked.run(&mut getters, &list).unwrap().checked, 0);
+    }
+
+    #[test]
+    fn what_a_slow_call_holds_up_counts_from_its_moment() {
+        let list: Vec<u32> = (0..1000).collect();
+        let mut getters = [Numbers {
+            held_up: Some((10, Duration::from_millis(300))),
+            ..Numbers::new()
+        }];
+        let run = Run {
+            batch: 4,
+            rate: Some(2000.0),
+            seed: 1,
+            hashes: None,
+        };
+        let tally = run.run(&mut getters, &list).unwrap();
+        assert_eq!(tally.latency.len(), 1000);
+        // Some 600 GETs were due while one call took 300 ms; a clock that starts with the call would see 4 slow ones.
+        let slow = tally.latency.count_between(20_000_000, u64::MAX);
+        assert!(slow > 300, "{slow} GETs waited longer than 20 ms");
+    }
+
+    #[test]
+    fn moments_come_at_the_rate() {
+        let moments = moments(10_000, 1000.0, 5);
+        assert!(moments.is_sorted());
+        let last = moments.last().unwrap().as_secs_f64();
+        assert!((9.5..10.5).contains(&last), "{last}");
+    }
+}

@@ -1,0 +1,125 @@
+//! LMDB: a get and a memcpy.
+//!
+//! # Safety
+//! The environment lies in a directory that this run made; one process after the other opens it, each once, and nobody
+//! else changes its files.
+#![cfg_attr(feature = "lmdb", allow(unsafe_code))]
+
+use std::path::Path;
+
+use super::AnyGetter;
+use crate::Error;
+use crate::run::values::Values;
+
+#[cfg(not(feature = "lmdb"))]
+const WITHOUT: &str = "this program was built without the feature `lmdb`";
+
+/// Why it cannot be measured.
+pub(crate) fn missing() -> Option<String> {
+    #[cfg(not(feature = "lmdb"))]
+    return Some(WITHOUT.to_owned());
+    #[cfg(feature = "lmdb")]
+    None
+}
+
+#[cfg(not(feature = "lmdb"))]
+pub(crate) fn write(_path: &Path, _values: &Values) -> Result<(), Error> {
+    Err(WITHOUT.into())
+}
+
+#[cfg(not(feature = "lmdb"))]
+pub(crate) fn getter(_path: &Path, _values: &Values, _batch: usize, _crc: bool) -> Result<AnyGetter, Error> {
+    Err(WITHOUT.into())
+}
+
+#[cfg(feature = "lmdb")]
+pub(crate) use with::{getter, write};
+
+#[cfg(feature = "lmdb")]
+mod with {
+    use heed::types::Bytes;
+    use heed::{Database, Env, EnvFlags, EnvOpenOptions};
+    use kv_proto::crc::crc32c;
+
+    use super::{AnyGetter, Error, Path, Values};
+    use crate::run::pace::Getter;
+    use crate::run::sides::Slots;
+
+    /// Values of one transaction while it is filled.
+    const FILL: usize = 4096;
+
+    fn open(path: &Path, values: &Values, flags: EnvFlags) -> Result<Env, Error> {
+        let keys = values.count() as u64 * 1024;
+        let room = values.places().1 * 2 + keys + (64 << 20);
+        let mut options = EnvOpenOptions::new();
+        options.map_size(room.next_multiple_of(1 << 20) as usize);
+        // SAFETY: without these flags' syncs a crash can damage the environment, which nobody needs after this run.
+        unsafe { options.flags(flags) };
+        // SAFETY: nobody but this run changes the file, as the head of this file says.
+        Ok(unsafe { options.open(path) }?)
+    }
+
+    /// Fills an environment, in the order of the keys, so that its pages are full.
+    pub(crate) fn write(path: &Path, values: &Values) -> Result<(), Error> {
+        std::fs::create_dir_all(path)?;
+        let env = open(path, values, EnvFlags::NO_SYNC)?;
+        let mut order: Vec<usize> = (0..values.count()).collect();
+        order.sort_by_key(|&index| values.key(index));
+        for some in order.chunks(FILL) {
+            let mut transaction = env.write_txn()?;
+            let database: Database<Bytes, Bytes> = env.create_database(&mut transaction, None)?;
+            for &index in some {
+                database.put(&mut transaction, &values.key(index), &values.bytes(index)?)?;
+            }
+            transaction.commit()?;
+        }
+        Ok(env.force_sync()?)
+    }
+
+    /// Gets, each call a transaction.
+    struct Lmdb {
+        env: Env,
+        database: Database<Bytes, Bytes>,
+        keys: Vec<Vec<u8>>,
+        slots: Slots,
+        crc: bool,
+    }
+
+    /// A getter; with `crc` it takes the CRC32C of each copy.
+    pub(crate) fn getter(path: &Path, values: &Values, batch: usize, crc: bool) -> Result<AnyGetter, Error> {
+        let env = open(path, values, EnvFlags::READ_ONLY)?;
+        let transaction = env.read_txn()?;
+        let database = env
+            .open_database(&transaction, None)?
+            .ok_or("the environment is empty")?;
+        transaction.commit()?;
+        Ok(Box::new(Lmdb {
+            env,
+            database,
+            keys: (0..values.count()).map(|index| values.key(index)).collect(),
+            slots: Slots::new(values, batch),
+            crc,
+        }))
+    }
+
+    impl Getter for Lmdb {
+        fn get(&mut self, batch: &[u32]) -> Result<(), Error> {
+            self.slots.clear();
+            let transaction = self.env.read_txn()?;
+            for &index in batch {
+                let found = self.database.get(&transaction, &self.keys[index as usize])?;
+                let found = found.ok_or("LMDB lost a key")?;
+                let copy = self.slots.next(found.len());
+                copy.copy_from_slice(found);
+                if self.crc {
+                    std::hint::black_box(crc32c(copy));
+                }
+            }
+            Ok(())
+        }
+
+        fn look(&self, at: usize, judge: &mut dyn FnMut(&[u8]) -> bool) -> Result<bool, Error> {
+            Ok(judge(self.slots.value(at)))
+        }
+    }
+}
