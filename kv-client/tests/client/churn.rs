@@ -139,6 +139,95 @@ fn keys_are_found_while_the_index_splits_over_sim() {
     growth::<Sim>(3000);
 }
 
+/// While most keys are deleted and groups of the index are joined, a key that stays is always found; one that was
+/// deleted is not, once that was answered.
+fn shrinking<F: TestFabric>(count: u64) {
+    const WRITERS: u64 = 4;
+    let world = World::<F>::new();
+    let writer = world.dataset("d");
+    let name = |index: u64| format!("key {index}");
+    let stays = |index: u64| index.is_multiple_of(10);
+    let items: Vec<_> = (0..count).map(|index| (name(index), told(index, 40))).collect();
+    for outcome in writer.put_many(&items) {
+        outcome.unwrap();
+    }
+    // Each writer has its share, in order: what is done of it.
+    let done: Vec<AtomicU64> = (0..WRITERS).map(|_| AtomicU64::new(0)).collect();
+    let stop = AtomicBool::new(false);
+    let session = world.session(options("reader"));
+    std::thread::scope(|scope| {
+        let readers: Vec<_> = (0..2_u64)
+            .map(|reader| {
+                let dataset = session.open("d").unwrap();
+                let (done, stop) = (&done, &stop);
+                scope.spawn(move || {
+                    // All of the directory is known before a group is joined.
+                    for found in dataset.locate_many(&(0..count).map(name).collect::<Vec<_>>()) {
+                        assert!(found.is_ok() || found == Err(ReadError::NotFound));
+                    }
+                    let before = dataset.counters().stale;
+                    let (mut state, mut rounds) = (reader + 1, 0_u64);
+                    while !stop.load(Ordering::SeqCst) {
+                        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+                        let index = (state >> 33) % count;
+                        let gone = done[(index % WRITERS) as usize].load(Ordering::SeqCst) > index;
+                        match dataset.get(name(index).as_bytes()) {
+                            Ok(value) => {
+                                assert_eq!(tell(&value), index);
+                                assert!(stays(index) || !gone, "key {index} was deleted");
+                            }
+                            Err(error) => {
+                                assert_eq!(error, ReadError::NotFound);
+                                assert!(!stays(index), "key {index} was there");
+                            }
+                        }
+                        rounds += 1;
+                    }
+                    (rounds, dataset.counters().stale - before)
+                })
+            })
+            .collect();
+        let writers: Vec<_> = (0..WRITERS)
+            .map(|number| {
+                let (writer, done) = (&writer, &done);
+                scope.spawn(move || {
+                    for index in (number..count).step_by(WRITERS as usize) {
+                        if !stays(index) {
+                            assert!(writer.delete(name(index).as_bytes()).unwrap());
+                        }
+                        done[number as usize].store(index + 1, Ordering::SeqCst);
+                    }
+                })
+            })
+            .collect();
+        writers.into_iter().for_each(|writer| writer.join().unwrap());
+        stop.store(true, Ordering::SeqCst);
+        for reader in readers {
+            let (rounds, stale) = reader.join().unwrap();
+            assert!(
+                rounds > 0 && stale > 0,
+                "{rounds} rounds, {stale} that met a joined group"
+            );
+        }
+    });
+    let mut listed = 0;
+    for entry in writer.list() {
+        entry.unwrap();
+        listed += 1;
+    }
+    assert_eq!(listed, count.div_ceil(10));
+}
+
+#[test]
+fn keys_are_found_while_groups_of_the_index_are_joined_over_local() {
+    shrinking::<Local>(6000);
+}
+
+#[test]
+fn keys_are_found_while_groups_of_the_index_are_joined_over_sim() {
+    shrinking::<Sim>(3000);
+}
+
 #[test]
 #[ignore = "needs an RDMA device: VKV_TEST_DEVICE=rxe0"]
 fn overwritten_values_are_current_over_verbs() {

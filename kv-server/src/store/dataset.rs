@@ -219,6 +219,11 @@ impl<D: Domain> Dataset<D> {
                 }
             }
         }
+        if !self.is_dropped() {
+            let mut replaced = Vec::new();
+            index.tidy(&self.place(), &mut replaced);
+            self.note_replaced(replaced);
+        }
         drop(index);
         if images {
             // Its memory may be what compaction, or a value, waits for.

@@ -39,12 +39,12 @@ pub(crate) struct Ending<'a> {
 }
 
 impl Ending<'_> {
-    /// Seals the segment durably: `list` gives every record of it, in order, to the writer of its FOOTERs.
+    /// Seals the segment durably: `list` gives every record of it, in order, to the writer of its FOOTERs. Its trailer.
     pub(crate) fn seal(
         &self,
         list: impl FnOnce(&mut Writer<'_>) -> Result<(), StorageError>,
         operations: &[OperationEntry],
-    ) -> Result<(), StorageError> {
+    ) -> Result<SegmentTrailer, StorageError> {
         let mut writer = Writer {
             ending: self,
             at: self.end,
@@ -58,7 +58,8 @@ impl Ending<'_> {
         let trailer = segment::trailer(self.number, self.identity, self.end, writer.count, self.sequences);
         self.files
             .write_at(self.file, &mut [IoSlice::new(trailer.as_bytes())], writer.at)?;
-        self.files.sync(self.file, SyncKind::Trailer)
+        self.files.sync(self.file, SyncKind::Trailer)?;
+        Ok(trailer)
     }
 }
 

@@ -21,8 +21,17 @@ pub(crate) const ARENA_BLOCKS_MIN: usize = 8;
 pub(crate) const ARENA_FRACTION: usize = 32;
 /// Blocks of the longest arena of an index: as long as an extent.
 pub(crate) const ARENA_BLOCKS_MAX: usize = 4096;
+/// Free blocks of an index that are left for joining two groups: that takes one, and frees two.
+pub(crate) const BLOCKS_KEPT: usize = 1;
 /// Most keys of a group of an index, nine for ten slots: to this the two candidate buckets can be kept even.
 pub(crate) const GROUP_KEYS_MAX: usize = 576;
+/// Two groups of an index are joined at so many keys in both: low enough that the one is not split again soon.
+pub(crate) const GROUP_KEYS_JOINED: usize = 528;
+/// Most groups of an index that are replaced at once when blocks came back: to join what could not be joined before, and
+/// to empty arenas.
+pub(crate) const TIDIED_MAX: usize = 64;
+/// Groups are moved to empty an arena where so many times the blocks of the next arena are free.
+pub(crate) const FREE_ARENAS_MAX: usize = 4;
 /// Groups by which the table of groups grows at least.
 pub(crate) const GROUPS_GROWTH_MIN: usize = 16;
 /// Most rounds in which the keys of a group are moved between their buckets; four are rarely needed.
@@ -43,6 +52,9 @@ pub(crate) const CHECKPOINT_EVERY_BYTES: u64 = if cfg!(test) { 128 << 10 } else 
 pub(crate) const TAIL_BYTES_MAX: u64 = if cfg!(test) { 512 << 10 } else { 64 << 20 };
 /// Most threads that read segments at a start, and that build the index then.
 pub(crate) const START_THREADS_MAX: usize = 8;
+/// Most memory in which a start finds the newest record of each key, bytes, beside the index. Where the records of a
+/// dataset need more, what its segments list is read again for each range of the hashes.
+pub(crate) const REBUILD_BYTES_MAX: usize = if cfg!(test) { 1 << 20 } else { 2 << 30 };
 /// Pause after which an image is tried again that could not be loaded, ms.
 pub(crate) const LOAD_PAUSE_MS: u64 = if cfg!(test) { 1 } else { 1000 };
 /// Times that an image is tried before its segment counts as lost until the next start.

@@ -9,7 +9,9 @@ use zerocopy::{FromZeros, IntoBytes};
 
 use crate::error::StorageError;
 use crate::store::budget::{Budget, Charge};
-use crate::store::limits::{ARENA_BLOCKS_MAX, ARENA_BLOCKS_MIN, ARENA_FRACTION, PAGE_BYTES};
+use crate::store::limits::{
+    ARENA_BLOCKS_MAX, ARENA_BLOCKS_MIN, ARENA_FRACTION, BLOCKS_KEPT, FREE_ARENAS_MAX, PAGE_BYTES,
+};
 
 const BUCKET_BYTES: usize = size_of::<Bucket>();
 const ENTRY_BYTES: usize = size_of::<DirectoryEntry>();
@@ -67,40 +69,60 @@ pub(crate) struct Place<'a, D: Domain> {
 /// One group's block.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct BlockRef {
-    arena: u16,
+    pub(super) arena: u16,
     block: u16,
 }
 
 const _: () = assert!(ARENA_BLOCKS_MAX <= 1 << u16::BITS);
 
-/// All blocks of an index.
+/// Memory of some blocks, which is taken and freed at once.
+struct Arena<D: Domain> {
+    readable: Readable<D>,
+    /// Those of its blocks that nobody reads.
+    free: Vec<u16>,
+    /// How many it has.
+    blocks: usize,
+}
+
+/// All blocks of an index. They are taken from the first arenas, so that the last ones are empty when there are fewer.
 pub(crate) struct Blocks<D: Domain> {
-    arenas: Vec<Readable<D>>,
-    free: Vec<BlockRef>,
+    /// By number; `None` where one was freed.
+    arenas: Vec<Option<Arena<D>>>,
     /// Blocks in all arenas.
     count: usize,
+    /// Blocks that nobody reads.
+    free: usize,
 }
 
 impl<D: Domain> Blocks<D> {
     pub(crate) const fn new() -> Self {
         Self {
             arenas: Vec::new(),
-            free: Vec::new(),
             count: 0,
+            free: 0,
         }
     }
 
     /// All memory of the blocks and of these lists, bytes.
     pub(crate) fn bytes(&self) -> u64 {
-        let lists =
-            self.arenas.capacity() * size_of::<Readable<D>>() + self.free.capacity() * size_of::<BlockRef>();
-        self.arenas.iter().map(Readable::charged_bytes).sum::<u64>() + lists as u64
+        let list = self.arenas.capacity() * size_of::<Option<Arena<D>>>();
+        let arenas =
+            self.arenas.iter().flatten().map(|arena| {
+                arena.readable.charged_bytes() + (arena.free.capacity() * size_of::<u16>()) as u64
+            });
+        arenas.sum::<u64>() + list as u64
     }
 
-    /// A block that nobody reads. Where the budget does not allow the next arena, a smaller one is tried.
+    /// Blocks that nobody reads.
+    pub(crate) const fn free(&self) -> usize {
+        self.free
+    }
+
+    /// A block that nobody reads; some are left for [`Blocks::take_kept`]. Where the budget does not allow the next
+    /// arena, a smaller one is tried.
     pub(crate) fn take(&mut self, place: &Place<'_, D>) -> Result<BlockRef, StorageError> {
-        if self.free.is_empty() {
-            let mut blocks = (self.count / ARENA_FRACTION).clamp(ARENA_BLOCKS_MIN, ARENA_BLOCKS_MAX);
+        if self.free <= BLOCKS_KEPT {
+            let mut blocks = self.arena_blocks();
             while let Err(error) = self.add_arena(blocks, place) {
                 if blocks == 1 || !matches!(error, StorageError::Memory { .. }) {
                     return Err(error);
@@ -108,43 +130,108 @@ impl<D: Domain> Blocks<D> {
                 blocks /= 2;
             }
         }
-        Ok(self.free.pop().expect("an arena has blocks"))
+        Ok(self.take_kept().expect("an arena has blocks"))
     }
 
-    /// Has at least `blocks` free, and no more than before where there were fewer.
+    /// A block that nobody reads, for what frees others: the last one too, and no more memory.
+    pub(crate) fn take_kept(&mut self) -> Option<BlockRef> {
+        let (number, arena) = (0_u16..)
+            .zip(&mut self.arenas)
+            .filter_map(|(number, arena)| Some((number, arena.as_mut()?)))
+            .find(|(_, arena)| !arena.free.is_empty())?;
+        self.free -= 1;
+        let block = arena.free.pop().expect("it has a free one");
+        Some(BlockRef { arena: number, block })
+    }
+
+    /// Has at least `blocks` to take, and no more than that where there were fewer.
     pub(crate) fn reserve(&mut self, blocks: usize, place: &Place<'_, D>) -> Result<(), StorageError> {
-        while self.free.len() < blocks {
-            self.add_arena((blocks - self.free.len()).min(ARENA_BLOCKS_MAX), place)?;
+        let wanted = blocks + BLOCKS_KEPT;
+        while self.free < wanted {
+            self.add_arena((wanted - self.free).min(ARENA_BLOCKS_MAX), place)?;
         }
         Ok(())
     }
 
+    /// Blocks of the next arena.
+    fn arena_blocks(&self) -> usize {
+        (self.count / ARENA_FRACTION).clamp(ARENA_BLOCKS_MIN, ARENA_BLOCKS_MAX)
+    }
+
     fn add_arena(&mut self, blocks: usize, place: &Place<'_, D>) -> Result<(), StorageError> {
-        let arena = u16::try_from(self.arenas.len()).map_err(|_| StorageError::Limit {
-            what: "arenas of the index",
-            limit: 1 << u16::BITS,
-        })?;
-        self.arenas.push(Readable::new(place, blocks * GROUP_BYTES)?);
+        let number = self.arenas.iter().position(Option::is_none);
+        let number = number.unwrap_or(self.arenas.len());
+        if number > usize::from(u16::MAX) {
+            return Err(StorageError::Limit {
+                what: "arenas of the index",
+                limit: 1 << u16::BITS,
+            });
+        }
+        let arena = Arena {
+            readable: Readable::new(place, blocks * GROUP_BYTES)?,
+            free: (0..blocks).rev().map(|block| block as u16).collect(),
+            blocks,
+        };
+        if number == self.arenas.len() {
+            self.arenas.push(None);
+        }
+        self.arenas[number] = Some(arena);
         self.count += blocks;
-        let new = (0..blocks).rev().map(|block| BlockRef {
-            arena,
-            block: block as u16,
-        });
-        self.free.extend(new);
+        self.free += blocks;
         Ok(())
+    }
+
+    /// The last arena that has blocks in use, where so many are free that all of them can be moved to those before it, and
+    /// that it is worth it.
+    pub(crate) fn to_be_emptied(&self) -> Option<u16> {
+        if self.free <= FREE_ARENAS_MAX * self.arena_blocks() {
+            return None;
+        }
+        let used = |arena: &Arena<D>| arena.blocks - arena.free.len();
+        let last = self
+            .arenas
+            .iter()
+            .rposition(|arena| arena.as_ref().is_some_and(|it| used(it) > 0))?;
+        let before = self.arenas[..last].iter().flatten();
+        let room: usize = before.map(|arena| arena.free.len()).sum();
+        let needed = self.arenas[last].as_ref().map_or(0, used);
+        (needed <= room).then_some(last as u16)
     }
 
     /// Takes a block back that no session can read any more.
     pub(crate) fn give_back(&mut self, block: BlockRef) {
         let at = usize::from(block.block) * GROUP_BYTES;
-        self.arenas[usize::from(block.arena)]
-            .registration
-            .reused(at, GROUP_BYTES);
-        self.free.push(block);
+        let arena = self.arenas[usize::from(block.arena)].as_mut();
+        let arena = arena.expect("an arena with a used block is there");
+        arena.readable.registration.reused(at, GROUP_BYTES);
+        arena.free.push(block.block);
+        self.free += 1;
+        self.free_arenas();
+    }
+
+    /// Frees arenas that are not used, but for as many blocks as the next arena has: none is taken again soon.
+    fn free_arenas(&mut self) {
+        while self.free > self.arena_blocks() {
+            let spare = self.free - self.arena_blocks();
+            let unused = |arena: &Arena<D>| arena.free.len() == arena.blocks && arena.blocks <= spare;
+            // The last, which is needed last.
+            let found = self.arenas.iter_mut().rev();
+            let mut found = found.filter(|arena| arena.as_ref().is_some_and(unused));
+            let Some(arena) = found.next().and_then(Option::take) else {
+                return;
+            };
+            self.count -= arena.blocks;
+            self.free -= arena.blocks;
+        }
+    }
+
+    fn arena(&self, block: BlockRef) -> &Readable<D> {
+        let arena = self.arenas[usize::from(block.arena)].as_ref();
+        &arena.expect("an arena with a used block is there").readable
     }
 
     pub(crate) fn remote(&self, block: BlockRef) -> RemoteRef {
-        self.arenas[usize::from(block.arena)]
+        self.arena(block)
             .remote()
             .offset((usize::from(block.block) * GROUP_BYTES) as u64)
     }
@@ -152,7 +239,7 @@ impl<D: Domain> Blocks<D> {
     fn bucket_at(&self, block: BlockRef, index: u32) -> (&Memory, usize) {
         debug_assert!(index < GROUP_BUCKETS);
         let at = usize::from(block.block) * GROUP_BYTES + index as usize * BUCKET_BYTES;
-        (self.arenas[usize::from(block.arena)].memory(), at)
+        (self.arena(block).memory(), at)
     }
 
     pub(crate) fn read(&self, block: BlockRef, index: u32) -> Bucket {

@@ -6,14 +6,17 @@
 //!   anything is changed in what replaced it.
 //! - Memory is taken in [`Index::reserve`], before the record is written; [`Index::put`] cannot fail.
 //! - A group has at most [`GROUP_KEYS_MAX`] keys, and is split for no other reason than that it would have more, so the
-//!   groups follow from the most keys that each prefix ever had, in whatever order they came. Groups are never joined.
+//!   groups of an index that grew follow from its keys, in whatever order they came. Two are joined where keys that were
+//!   removed leave at most [`limits::GROUP_KEYS_JOINED`](super::limits::GROUP_KEYS_JOINED) in both.
 
 use std::collections::VecDeque;
 
 use kv_fabric::Domain;
 use kv_proto::bucket::IndexScope;
 use kv_proto::hash::{KeyHash, candidate_buckets, directory_index, first_hash, slot_matches};
-use kv_proto::layout::{BUCKET_SLOTS, Bucket, DirectoryEntry, GROUP_BUCKETS, Locator, STAMP_MOVED, Slot};
+use kv_proto::layout::{
+    BUCKET_SLOTS, Bucket, DIRECTORY_DEPTH_MAX, DirectoryEntry, GROUP_BUCKETS, Locator, STAMP_MOVED, Slot,
+};
 
 use super::limits::{DIRECTORY_DEPTH_MIN, GROUP_KEYS_MAX, GROUPS_GROWTH_MIN};
 use crate::error::StorageError;
@@ -21,12 +24,14 @@ use crate::error::StorageError;
 mod block;
 mod build;
 mod group;
+mod join;
 mod replace;
 #[cfg(test)]
 mod tests;
 
 use block::Blocks;
 pub(crate) use block::{BlockRef, Directory, Place, Readable};
+pub(crate) use build::Builder;
 use group::Group;
 
 /// A slot promised to a record that is not durable yet.
@@ -76,6 +81,10 @@ pub(crate) struct Index<D: Domain> {
     /// For each entry of the directory, the group's place in `groups`.
     entries: Vec<u32>,
     groups: Vec<Group>,
+    /// Groups of each depth.
+    of_depth: [u32; DIRECTORY_DEPTH_MAX as usize + 1],
+    /// Whether groups may be left that were not joined for want of a free block.
+    joins_missed: bool,
     group_next: u32,
     promises: VecDeque<Promise>,
     keys: u64,
@@ -90,6 +99,8 @@ impl<D: Domain> Index<D> {
             directory: Directory::new(place, DIRECTORY_DEPTH_MIN, 1)?,
             entries: vec![0; 1 << DIRECTORY_DEPTH_MIN],
             groups: Vec::new(),
+            of_depth: [0; DIRECTORY_DEPTH_MAX as usize + 1],
+            joins_missed: false,
             group_next: 1,
             promises: VecDeque::new(),
             keys: 0,
@@ -274,6 +285,7 @@ impl<D: Domain> Index<D> {
             let more = (self.groups.len() / 8).max(GROUPS_GROWTH_MIN);
             self.groups.reserve_exact(more);
         }
+        self.of_depth[usize::from(group.depth)] += 1;
         self.groups.push(group);
     }
 
@@ -297,6 +309,12 @@ impl<D: Domain> Index<D> {
         changed.slots[slot] = value;
         self.blocks
             .write(&self.scope, group.block, group.number, bucket, &mut changed);
+    }
+
+    /// Depth of the deepest group.
+    fn deepest(&self) -> u8 {
+        let deepest = self.of_depth.iter().rposition(|groups| *groups > 0);
+        deepest.unwrap_or(0) as u8
     }
 
     /// First directory entry that a group has, and how many.

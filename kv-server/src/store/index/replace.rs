@@ -1,5 +1,5 @@
 //! Replacing a group: by one with its slots spread evenly, or by two; and doubling the directory where that takes
-//! another bit.
+//! another bit. (Replacing two by one: `join.rs`.)
 //!
 //! All memory is taken before anything changes. What replaces a group is filled first, then the old buckets are
 //! stamped, then the directory names the new ones. The work is bounded: it is of one group, or, where the directory
@@ -10,16 +10,23 @@ use kv_proto::hash::{KeyHash, directory_index};
 use kv_proto::layout::{DIRECTORY_DEPTH_MAX, GROUP_BUCKETS, STAMP_MOVED, Slot};
 
 use super::super::limits::DIRECTORY_ENTRIES_PER_GROUP_MAX;
-use super::group::{Filled, Group, spread};
+use super::group::{Filled, GROUP_SLOTS, Group, spread};
 use super::{BlockRef, Directory, Index, Place, Promise, Replaced, Retired};
 use crate::error::StorageError;
 
 /// A group as it is replaced.
-struct Old {
+pub(super) struct Old {
     number: u32,
-    depth: u8,
-    prefix: u32,
-    block: BlockRef,
+    pub(super) depth: u8,
+    pub(super) prefix: u32,
+    pub(super) block: BlockRef,
+}
+
+/// Slots and promises of groups that become one.
+pub(super) struct Gathered {
+    slots: Vec<(u32, Slot)>,
+    /// Bucket of each slot, then of each promise.
+    chosen: [u8; GROUP_SLOTS],
 }
 
 impl<D: Domain> Index<D> {
@@ -30,45 +37,71 @@ impl<D: Domain> Index<D> {
         hash: KeyHash,
         place: &Place<'_, D>,
     ) -> Result<Option<Replaced<D>>, StorageError> {
-        let slots = self.slots_of(at);
-        let promised = |promise: &&mut Promise| promise.group as usize == at;
-        // Slots first, then promises in their order, then the new one.
-        let mut hashes: Vec<u64> = slots.iter().map(|(_, slot)| slot.hash).collect();
-        hashes.extend(
-            self.promises
-                .iter_mut()
-                .filter(promised)
-                .map(|promise| promise.hash.slot),
-        );
-        hashes.push(hash.slot);
-        let Some(chosen) = spread(&hashes, |hash| *hash) else {
+        let Some(gathered) = self.gather(&[at], Some(hash)) else {
             return Ok(None);
         };
         let number = self.number()?;
         let block = self.blocks.take(place)?;
-        let old = self.old(at);
-        let mut filled = Filled::new();
-        for ((_, slot), bucket) in slots.iter().zip(chosen) {
-            filled.put(u32::from(bucket), *slot);
-        }
         self.promises.push_back(Promise {
             hash,
             group: at as u32,
             bucket: 0,
         });
-        let promises = self.promises.iter_mut().filter(promised);
-        for (promise, bucket) in promises.zip(&chosen[slots.len()..]) {
-            promise.bucket = *bucket;
-            filled.promise(u32::from(*bucket));
-        }
+        Ok(Some(self.replace_by_one(at, &gathered, number, block)))
+    }
+
+    /// Replaces a group by one of what was gathered of it.
+    pub(super) fn replace_by_one(
+        &mut self,
+        at: usize,
+        gathered: &Gathered,
+        number: u32,
+        block: BlockRef,
+    ) -> Replaced<D> {
+        let old = self.old(at);
+        let filled = self.fill(&[at], at, gathered);
         self.groups[at] = self.filled_group(number, old.depth, old.prefix, block, &filled);
         self.stamp_moved(&old);
         let range = self.range_of(at);
         self.point_at(at);
-        Ok(Some(Replaced {
+        Replaced {
             range: Some(range),
             retired: vec![Retired::Block(old.block)],
-        }))
+        }
+    }
+
+    /// Spreads the slots and promises of groups over the buckets of one, and one more; `None` where that cannot be.
+    pub(super) fn gather(&self, of: &[usize], more: Option<KeyHash>) -> Option<Gathered> {
+        let slots: Vec<_> = of.iter().flat_map(|at| self.slots_of(*at)).collect();
+        let promised = self
+            .promises
+            .iter()
+            .filter(|promise| of.contains(&(promise.group as usize)))
+            .map(|promise| promise.hash);
+        let hashes: Vec<u64> = slots
+            .iter()
+            .map(|(_, slot)| slot.hash)
+            .chain(promised.chain(more).map(|hash| hash.slot))
+            .collect();
+        let chosen = spread(&hashes, |hash| *hash)?;
+        Some(Gathered { slots, chosen })
+    }
+
+    /// What was gathered of groups, which becomes group `to`; the promises are its own from here on.
+    pub(super) fn fill(&mut self, of: &[usize], to: usize, gathered: &Gathered) -> Filled {
+        let mut filled = Filled::new();
+        let (slots, promised) = gathered.chosen.split_at(gathered.slots.len());
+        for ((_, slot), bucket) in gathered.slots.iter().zip(slots) {
+            filled.put(u32::from(*bucket), *slot);
+        }
+        let promises = self.promises.iter_mut();
+        let promises = promises.filter(|promise| of.contains(&(promise.group as usize)));
+        for (promise, bucket) in promises.zip(promised) {
+            promise.group = to as u32;
+            promise.bucket = *bucket;
+            filled.promise(u32::from(*bucket));
+        }
+        filled
     }
 
     /// Replaces a group by two, each with one more bit of the position; slots and promises keep their buckets.
@@ -105,6 +138,8 @@ impl<D: Domain> Index<D> {
             let prefix = old.prefix << 1 | bit as u32;
             self.filled_group(numbers[bit], depth, prefix, block, &halves[bit])
         });
+        self.of_depth[usize::from(old.depth)] -= 1;
+        self.of_depth[usize::from(depth)] += 1;
         self.groups[at] = low;
         self.add_group(high);
         self.stamp_moved(&old);
@@ -116,11 +151,16 @@ impl<D: Domain> Index<D> {
                 retired,
             });
         };
-        let outgrown = std::mem::replace(&mut self.directory, directory);
-        retired.push(Retired::Directory(Box::new(outgrown)));
+        retired.push(self.turn_to(directory));
+        Ok(Replaced { range: None, retired })
+    }
+
+    /// Has another directory name all groups.
+    pub(super) fn turn_to(&mut self, directory: Directory<D>) -> Retired<D> {
+        let old = std::mem::replace(&mut self.directory, directory);
         self.entries = vec![0; 1 << self.directory.depth];
         (0..self.groups.len()).for_each(|place| self.point_at(place));
-        Ok(Replaced { range: None, retired })
+        Retired::Directory(Box::new(old))
     }
 
     /// The directory that a group of `depth` needs when it is split, where that is another one.
@@ -144,7 +184,7 @@ impl<D: Domain> Index<D> {
         Directory::new(place, depth + 1, self.directory.version + 1).map(Some)
     }
 
-    fn old(&self, at: usize) -> Old {
+    pub(super) fn old(&self, at: usize) -> Old {
         let group = &self.groups[at];
         Old {
             number: group.number,
@@ -190,7 +230,7 @@ impl<D: Domain> Index<D> {
         group
     }
 
-    fn stamp_moved(&self, old: &Old) {
+    pub(super) fn stamp_moved(&self, old: &Old) {
         for index in 0..GROUP_BUCKETS {
             let mut bucket = self.blocks.read(old.block, index);
             bucket.stamp |= STAMP_MOVED;

@@ -252,7 +252,7 @@ impl<D: Domain> Log<D> {
                 Err(error)
             });
             match sealed {
-                Ok(()) => {
+                Ok(_) => {
                     active.segment.standing.set_tells_operations();
                     checkpoint.remove(files);
                 }

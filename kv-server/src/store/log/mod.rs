@@ -299,6 +299,7 @@ impl<D: Domain> Log<D> {
         let dataset = Arc::clone(&self.dataset);
         let figures = &dataset.figures;
         let mut index = dataset.write_index();
+        let mut replaced = Vec::new();
         for entry in group.entries {
             let Entry {
                 record,
@@ -331,6 +332,7 @@ impl<D: Domain> Log<D> {
                 }
                 Then::Delete { token, existed } => {
                     let old = index.remove(record.hash, is_key);
+                    index.join_around(record.hash, &dataset.place(), &mut replaced);
                     committed.existed = existed;
                     if let Some(segment) = dataset.segment(committed.locator.segment) {
                         segment
@@ -358,6 +360,7 @@ impl<D: Domain> Log<D> {
             });
         }
         index.forget_promises();
+        dataset.note_replaced(replaced);
     }
 }
 

@@ -202,7 +202,8 @@ impl SegmentFile {
             sequences: scanned.sequences,
             footer_entries: FOOTER_ENTRIES_MAX,
         };
-        ending.seal(|footers| footers.push(entries), operations)?;
+        let trailer = ending.seal(|footers| footers.push(entries), operations)?;
+        self.trailer = Some(trailer);
         self.len = scanned.end;
         let checkpoint = checkpoint::path_of(&self.path);
         if checkpoint.exists()

@@ -3,36 +3,37 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::path::Path;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
 use kv_fabric::Domain;
 use kv_proto::bucket::IndexScope;
-use kv_proto::layout::{
-    FooterEntry, Locator, OperationEntry, SegmentTrailer, record_kind, segment_state, units,
-};
+use kv_proto::layout::{Locator, segment_state, units};
 
 use super::checkpoint;
 use super::compact::footprint::Footprint;
 use super::dataset::{Contents, Figures};
 use super::description::Description;
 use super::files::Call;
-use super::footer;
-use super::index::{Index, Place};
-use super::limits::START_THREADS_MAX;
-use super::operations::{self, Operations, outcome};
-use super::segment::{HEADER_BYTES, Segment, widen};
-use super::{Committed, Shared, lock, parse_segment_name};
+use super::index::{Builder, Place};
+use super::limits::{REBUILD_BYTES_MAX, START_THREADS_MAX};
+use super::operations::Operations;
+use super::segment::Segment;
+use super::{Shared, lock, parse_segment_name};
 use crate::error::StorageError;
 
+mod gather;
 mod load;
+mod reading;
 pub(crate) mod rebuild;
 pub(crate) mod scan;
 pub(crate) mod source;
 
+use gather::Gather;
 pub(crate) use load::SegmentFile;
-use rebuild::{Newest, Spread};
-use scan::{Found, Scanned};
+use reading::{Judged, Known, Reading, Unsealed};
+pub(crate) use reading::{report_damage, take_operation};
+use rebuild::{Newest, RECORD_BYTES_MAX};
 
 /// An epoch's sequences begin at its number, shifted left by this.
 pub(crate) const EPOCH_SEQUENCE_BITS: u32 = 32;
@@ -105,231 +106,6 @@ pub(crate) struct Recovered<D: Domain> {
     pub(crate) images: Vec<ToLoad<D>>,
 }
 
-/// What is known of a segment that is there.
-struct Known {
-    file: SegmentFile,
-    unseen_end: u64,
-    /// Lowest and highest sequence.
-    sequences: Option<(u64, u64)>,
-    /// Whether its FOOTERs tell of operations.
-    listed: bool,
-    unsealed: Option<Unsealed>,
-}
-
-/// A segment that was not sealed, walked, with what its FOOTERs are to list.
-struct Unsealed {
-    /// All before this was known to be durable.
-    from: u64,
-    scanned: Scanned,
-    entries: Vec<FooterEntry>,
-}
-
-/// Reads segments, several at a time.
-struct Reading<'a> {
-    shared: &'a Shared,
-    hash_key: &'a [u8; 16],
-    operations: Operations,
-    /// Operations that the FOOTERs of the newest segment list which has some.
-    listed: Mutex<Option<(u32, Vec<OperationEntry>)>>,
-    figures: Figures,
-    sequence_max: AtomicU64,
-}
-
-type Judged = (u32, Result<Known, StorageError>);
-
-impl Reading<'_> {
-    /// Reads what all files say, with at most `threads` threads.
-    fn all(&self, files: Vec<SegmentFile>, threads: usize) -> (Vec<Judged>, Vec<Spread>) {
-        let jobs: Vec<_> = files.into_iter().map(|file| Mutex::new(Some(file))).collect();
-        let next = AtomicUsize::new(0);
-        let work = || {
-            let (mut judged, mut spread) = (Vec::new(), Spread::new());
-            while let Some(job) = jobs.get(next.fetch_add(1, Ordering::Relaxed)) {
-                if let Some(file) = lock(job).take() {
-                    judged.push((file.header.segment, self.segment(file, &mut spread)));
-                }
-            }
-            (judged, spread)
-        };
-        std::thread::scope(|scope| {
-            let workers: Vec<_> = (0..threads.clamp(1, jobs.len().max(1)))
-                .map(|_| scope.spawn(work))
-                .collect();
-            let (mut judged, mut spreads) = (Vec::new(), Vec::new());
-            for worker in workers {
-                match worker.join() {
-                    Ok((some, spread)) => {
-                        judged.extend(some);
-                        spreads.push(spread);
-                    }
-                    Err(panic) => std::panic::resume_unwind(panic),
-                }
-            }
-            (judged, spreads)
-        })
-    }
-
-    /// Reads what one segment says.
-    fn segment(&self, file: SegmentFile, spread: &mut Spread) -> Result<Known, StorageError> {
-        if let Some(error) = &file.header_damage {
-            let number = file.header.segment;
-            tracing::error!(%error, segment = number, "its header is damaged; its trailer says the same");
-            self.figures.damaged_records.fetch_add(1, Ordering::Relaxed);
-        }
-        if let Some(trailer) = &file.trailer {
-            self.met(trailer.sequence_max);
-            if self.footers(&file, spread)? {
-                return Ok(Known {
-                    unseen_end: file.len,
-                    sequences: sequences(trailer),
-                    listed: true,
-                    unsealed: None,
-                    file,
-                });
-            }
-        }
-        let unsealed = self.walk(&file, spread)?;
-        Ok(Known {
-            unseen_end: unsealed.from.min(file.len),
-            sequences: unsealed.scanned.sequences,
-            listed: file.trailer.is_none(),
-            unsealed: file.trailer.is_none().then_some(unsealed),
-            file,
-        })
-    }
-
-    /// Reads the FOOTERs of a sealed segment; whether it has some and all validate.
-    fn footers(&self, file: &SegmentFile, spread: &mut Spread) -> Result<bool, StorageError> {
-        let Some(trailer) = file.trailer.as_ref().filter(|trailer| trailer.footer_count > 0) else {
-            return Ok(false);
-        };
-        let number = file.header.segment;
-        let opened = self.shared.files.open(&file.path)?;
-        let mut operations = Vec::new();
-        let read = footer::read(&self.shared.files, &opened, trailer, |entries, listed| {
-            entries.iter().for_each(|entry| spread.push(number, entry));
-            operations.extend_from_slice(listed);
-        });
-        match read {
-            Ok(()) => {
-                let mut listed = lock(&self.listed);
-                if listed.as_ref().is_none_or(|(newest, _)| *newest < number) {
-                    *listed = Some((number, operations));
-                }
-                Ok(true)
-            }
-            Err(error) if says_lost(&error) => {
-                tracing::error!(%error, segment = number, "its FOOTERs cannot be read; its records are");
-                Ok(false)
-            }
-            Err(error) => Err(error),
-        }
-    }
-
-    /// Walks the records of a segment that no checkpoint covers.
-    fn walk(&self, file: &SegmentFile, spread: &mut Spread) -> Result<Unsealed, StorageError> {
-        let files = &self.shared.files;
-        let (number, identity) = (file.header.segment, file.header.identity);
-        let mut entries: Vec<FooterEntry> = Vec::new();
-        let mut from = HEADER_BYTES;
-        let is_sealed = file.trailer.is_some();
-        if !is_sealed {
-            let path = checkpoint::path_of(&file.path);
-            let known = checkpoint::read(files, &path, number, identity, |records, operations| {
-                entries.extend_from_slice(records);
-                self.take_listed(operations);
-            })?;
-            self.met(known.sequence_max);
-            from = known.covered;
-        }
-        entries.iter().for_each(|entry| spread.push(number, entry));
-        let opened = files.open(&file.path)?;
-        let mut scanned = file.walk(files, &opened, from, |found| {
-            if found.damaged {
-                tracing::error!(
-                    segment = number,
-                    offset = found.offset,
-                    "a record's value is damaged"
-                );
-            }
-            let entry = found.entry(self.hash_key);
-            self.take_found(number, &found, &entry);
-            spread.push(number, &entry);
-            if !is_sealed {
-                entries.push(entry);
-            }
-        })?;
-        if from > file.len {
-            // Its file was cut short below what was durable.
-            scanned.damaged.push((file.len, from));
-        }
-        report_damage(&self.figures, number, &scanned.damaged);
-        for entry in &entries {
-            widen(&mut scanned.sequences, entry.sequence);
-        }
-        Ok(Unsealed {
-            from,
-            scanned,
-            entries,
-        })
-    }
-
-    /// Takes a record that was walked over, and the operation that it tells of.
-    fn take_found(&self, segment: u32, found: &Found<'_>, entry: &FooterEntry) {
-        self.met(found.header.sequence);
-        take_operation(&self.operations, segment, found, entry);
-    }
-
-    fn take_listed(&self, entries: &[OperationEntry]) {
-        for entry in entries {
-            self.met(entry.sequence);
-            self.operations
-                .recovered(entry.client_id, entry.operation, outcome(entry));
-        }
-    }
-
-    fn met(&self, sequence: u64) {
-        self.sequence_max.fetch_max(sequence, Ordering::Relaxed);
-    }
-}
-
-/// Takes the operation that a record tells of.
-pub(crate) fn take_operation(operations: &Operations, segment: u32, found: &Found<'_>, entry: &FooterEntry) {
-    let header = &found.header;
-    if header.client_id == 0 || header.kind == record_kind::PART {
-        return;
-    }
-    let deleted = header.kind == record_kind::TOMBSTONE;
-    let outcome = Committed {
-        sequence: header.sequence,
-        locator: if deleted {
-            Locator::default()
-        } else {
-            operations::locator(segment, entry)
-        },
-        existed: header.part != 0,
-    };
-    operations.recovered(header.client_id, header.operation, outcome);
-}
-
-/// Lowest and highest sequence that a trailer tells of.
-fn sequences(trailer: &SegmentTrailer) -> Option<(u64, u64)> {
-    (trailer.sequence_max != 0).then_some((trailer.sequence_min, trailer.sequence_max))
-}
-
-/// Counts and names runs of bytes that are damaged.
-pub(crate) fn report_damage(figures: &Figures, segment: u32, damaged: &[(u64, u64)]) {
-    for (first, end) in damaged {
-        tracing::error!(
-            segment,
-            first,
-            end,
-            "durable bytes are damaged; they are kept and skipped"
-        );
-        figures.damaged_records.fetch_add(1, Ordering::Relaxed);
-    }
-}
-
 /// Brings a dataset back: learns what its segments hold, seals what was active, builds its index.
 pub(crate) fn recover<D: Domain>(
     shared: &Arc<Shared>,
@@ -353,35 +129,61 @@ pub(crate) fn recover<D: Domain>(
     let last = opened.files.keys().next_back().copied();
     let mut files = Vec::new();
     let mut judged: Vec<Judged> = Vec::new();
-    for (number, file) in opened.files {
+    for (segment, file) in opened.files {
         match file {
             Ok(file) => files.push(file),
-            Err(error) => judged.push((number, Err(error))),
+            Err(error) => judged.push(Judged {
+                segment,
+                file: None,
+                known: Err(error),
+            }),
         }
     }
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     let threads = cores.min(START_THREADS_MAX);
-    let (read, spreads) = reading.all(files, threads);
-    judged.extend(read);
-    judged.sort_unstable_by_key(|(number, _)| *number);
+    let records_max = REBUILD_BYTES_MAX / RECORD_BYTES_MAX;
+    let mut gather = Gather::new(0, records_max, threads);
+    judged.extend(reading.all(files, &gather));
+    judged.sort_unstable_by_key(|judged| judged.segment);
     if let Some((_, listed)) = lock(&reading.listed).take() {
         reading.take_listed(&listed);
     }
     reading.operations.all_recovered();
-    let newest = rebuild::resolve(spreads, threads);
     // Only now all operations are known that the FOOTERs are to list.
-    let (mut segments, images) = seal_all(shared, description, judged, last, &reading)?;
-    count(&newest, &mut segments, &reading.figures, directory);
+    let Sealed {
+        mut segments,
+        images,
+        lost,
+    } = seal_all(shared, description, judged, last, &reading)?;
     let scope = IndexScope {
         dataset: description.id,
         epoch: shared.home.epoch(),
     };
+    let mut builder = Builder::new(scope, &place)?;
+    let mut missing = BTreeSet::new();
+    loop {
+        let (spreads, next, _) = gather.finish();
+        let newest = rebuild::resolve(spreads, threads);
+        missing.extend(count(&newest, &segments, &reading.figures));
+        builder.push(&newest.live, &place)?;
+        let Some(first) = next else {
+            break;
+        };
+        drop(newest);
+        tracing::info!(directory = %directory.display(), first, "its segments are read again for the keys that are left");
+        gather = Gather::new(first, records_max, threads);
+        reading.again(images.iter().map(|image: &ToLoad<D>| &image.file), &lost, &gather)?;
+    }
+    for number in missing {
+        tracing::error!(directory = %directory.display(), segment = number, "segment lost: its file is gone, and large values have parts in it");
+        segments.insert(number, lost_segment(number, &reading.figures));
+    }
     // A lost segment may be back at a later start, with sequences that nothing else tells of: each epoch has its own.
     let sequence_next = (reading.sequence_max.into_inner())
         .saturating_add(1)
         .max(shared.home.epoch() << EPOCH_SEQUENCE_BITS);
     let contents = Contents {
-        index: Index::build(scope, &newest.live, &place)?,
+        index: builder.finish(&place)?,
         segments,
         operations: reading.operations,
         figures: reading.figures,
@@ -395,6 +197,14 @@ pub(crate) fn recover<D: Domain>(
 
 type Table<D> = BTreeMap<u32, Arc<Segment<D>>>;
 
+/// Segments, all of them sealed.
+struct Sealed<D: Domain> {
+    segments: Table<D>,
+    images: Vec<ToLoad<D>>,
+    /// Files of lost segments, of which a part could be read.
+    lost: Vec<SegmentFile>,
+}
+
 /// Seals what is not sealed, durably, and makes the segment table.
 fn seal_all<D: Domain>(
     shared: &Arc<Shared>,
@@ -402,25 +212,38 @@ fn seal_all<D: Domain>(
     judged: Vec<Judged>,
     last: Option<u32>,
     reading: &Reading<'_>,
-) -> Result<(Table<D>, Vec<ToLoad<D>>), StorageError> {
+) -> Result<Sealed<D>, StorageError> {
     let operations = reading.operations.entries();
-    let (mut segments, mut images) = (BTreeMap::new(), Vec::new());
-    for (number, known) in judged {
+    let mut sealed = Sealed {
+        segments: BTreeMap::new(),
+        images: Vec::new(),
+        lost: Vec::new(),
+    };
+    for Judged {
+        segment: number,
+        file,
+        known,
+    } in judged
+    {
+        let (known, mut file) = match (known, file) {
+            (Ok(known), Some(file)) => (known, file),
+            (Err(error), _) if !says_lost(&error) => return Err(error),
+            (Ok(_), None) => continue,
+            (Err(error), file) => {
+                tracing::error!(%error, dataset = %description.name, segment = number, "segment lost: what lies in it cannot be served");
+                sealed
+                    .segments
+                    .insert(number, lost_segment(number, &reading.figures));
+                sealed.lost.extend(file);
+                continue;
+            }
+        };
         let Known {
-            mut file,
             unseen_end,
             sequences,
             listed,
             unsealed,
-        } = match known {
-            Ok(known) => known,
-            Err(error) if !says_lost(&error) => return Err(error),
-            Err(error) => {
-                tracing::error!(%error, dataset = %description.name, segment = number, "segment lost: what lies in it cannot be served");
-                segments.insert(number, lost(number, &reading.figures));
-                continue;
-            }
-        };
+        } = known;
         if let Some(Unsealed {
             from,
             scanned,
@@ -442,14 +265,14 @@ fn seal_all<D: Domain>(
         if listed {
             segment.standing.set_tells_operations();
         }
-        segments.insert(number, Arc::clone(&segment));
-        images.push(ToLoad {
+        sealed.segments.insert(number, Arc::clone(&segment));
+        sealed.images.push(ToLoad {
             file,
             segment,
             unseen_end,
         });
     }
-    Ok((segments, images))
+    Ok(sealed)
 }
 
 /// Whether an error says that the bytes of a file are gone. Any other is of the whole server, or may be over at the
@@ -469,13 +292,13 @@ pub(crate) fn says_lost(error: &StorageError) -> bool {
     }
 }
 
-fn lost<D: Domain>(number: u32, figures: &Figures) -> Arc<Segment<D>> {
+fn lost_segment<D: Domain>(number: u32, figures: &Figures) -> Arc<Segment<D>> {
     figures.lost_segments.fetch_add(1, Ordering::Relaxed);
     Arc::new(Segment::new(number, 0, segment_state::LOST))
 }
 
-/// Counts what is live, by segment; segments that heads name and that are not there are lost.
-fn count<D: Domain>(newest: &Newest, segments: &mut Table<D>, figures: &Figures, directory: &Path) {
+/// Counts what is live, by segment; the segments that heads name and that are not there.
+fn count<D: Domain>(newest: &Newest, segments: &Table<D>, figures: &Figures) -> BTreeSet<u32> {
     let bytes = |locator: &Locator| units(locator.wire_len_bytes()) * 64;
     let mut value_bytes = 0;
     for (_, locator) in &newest.live {
@@ -504,9 +327,6 @@ fn count<D: Domain>(newest: &Newest, segments: &mut Table<D>, figures: &Figures,
             }
         }
     }
-    figures.value_bytes.store(value_bytes, Ordering::Relaxed);
-    for number in missing {
-        tracing::error!(directory = %directory.display(), segment = number, "segment lost: its file is gone, and large values have parts in it");
-        segments.insert(number, lost(number, figures));
-    }
+    figures.value_bytes.fetch_add(value_bytes, Ordering::Relaxed);
+    missing
 }

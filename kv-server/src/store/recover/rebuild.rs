@@ -1,5 +1,5 @@
 //! Finding the newest record of every key among all that segments list: spread by hash, sorted part by part, on every
-//! core.
+//! core; in one pass over what they list, or in as many as memory asks for ([`super::gather`]).
 
 use kv_proto::hash::KeyHash;
 use kv_proto::layout::{FooterEntry, Locator, record_kind};
@@ -7,6 +7,10 @@ use kv_proto::layout::{FooterEntry, Locator, record_kind};
 /// Top bits of a slot hash that say which part a record belongs to: a part of a large dataset fits a cache.
 const PART_BITS: u32 = 8;
 const PARTS: usize = 1 << PART_BITS;
+
+/// Most memory that one record takes while keys are resolved, bytes: a [`Candidate`] in a vector that may have grown to
+/// twice its length, and what [`Newest`] says of it, in a vector that is copied once.
+pub(super) const RECORD_BYTES_MAX: usize = 2 * size_of::<Candidate>() + 2 * size_of::<(KeyHash, Locator)>();
 
 /// A record that may be the newest of its key.
 #[derive(Debug, Clone, Copy)]
@@ -46,6 +50,7 @@ impl Candidate {
 }
 
 /// Records of some segments, spread by the top bits of their slot hashes.
+#[derive(Debug)]
 pub(crate) struct Spread(Vec<Vec<Candidate>>);
 
 impl Spread {
@@ -53,10 +58,10 @@ impl Spread {
         Self(std::iter::repeat_with(Vec::new).take(PARTS).collect())
     }
 
-    /// Adds a record of `segment`. PARTs are named by their heads alone.
-    pub(crate) fn push(&mut self, segment: u32, entry: &FooterEntry) {
+    /// Adds a record of `segment`, if it can be the newest of a key: PARTs are named by their heads alone.
+    pub(crate) fn push(&mut self, segment: u32, entry: &FooterEntry) -> bool {
         if entry.kind == record_kind::PART {
-            return;
+            return false;
         }
         self.0[(entry.hash >> (u64::BITS - PART_BITS)) as usize].push(Candidate {
             hash: entry.hash,
@@ -68,11 +73,32 @@ impl Spread {
             key_len_bytes: entry.key_len_bytes,
             kind: entry.kind,
         });
+        true
+    }
+
+    /// Records in it.
+    pub(super) fn len(&self) -> usize {
+        self.0.iter().map(Vec::len).sum()
+    }
+
+    /// Keeps the newest record of each key.
+    pub(super) fn keep_newest(&mut self) {
+        for part in &mut self.0 {
+            part.sort_unstable_by_key(|it| (it.hash, it.hash_high, std::cmp::Reverse(it.place())));
+            part.dedup_by_key(|it| (it.hash, it.hash_high));
+        }
+    }
+
+    /// Keeps the records whose slot hash is at most `last`.
+    pub(super) fn keep_up_to(&mut self, last: u64) {
+        let whole = (last >> (u64::BITS - PART_BITS)) as usize;
+        self.0[whole].retain(|it| it.hash <= last);
+        self.0[whole + 1..].iter_mut().for_each(|part| *part = Vec::new());
     }
 }
 
 /// The newest record of every key.
-#[derive(Default)]
+#[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct Newest {
     /// Keys that are there, in the order of their slot hashes.
     pub(crate) live: Vec<(KeyHash, Locator)>,
@@ -83,7 +109,7 @@ pub(crate) struct Newest {
 }
 
 impl Newest {
-    fn append(&mut self, mut other: Self) {
+    pub(super) fn append(&mut self, mut other: Self) {
         if self.live.is_empty() {
             std::mem::swap(self, &mut other);
         }
@@ -126,7 +152,9 @@ pub(crate) fn resolve(mut spreads: Vec<Spread>, threads: usize) -> Newest {
                 .collect()
         })
         .collect();
-    let share = PARTS.div_ceil(threads.max(1));
+    // Of a range of the hashes most parts have nothing.
+    parts.retain(|part| part.iter().any(|some| !some.is_empty()));
+    let share = parts.len().div_ceil(threads.max(1)).max(1);
     std::thread::scope(|scope| {
         let workers: Vec<_> = parts
             .chunks_mut(share)

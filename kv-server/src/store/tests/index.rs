@@ -2,10 +2,10 @@
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use super::support::{Miss, Rig, bytes, options, scratch};
+use super::support::{Miss, Rig, bytes, copy_directory, options, scratch, sealed_end, segment_files_in};
 use crate::store::StoreOptions;
 use crate::store::files::Files;
-use crate::store::limits::LIST_GROUPS_MAX;
+use crate::store::limits::{LIST_GROUPS_MAX, REBUILD_BYTES_MAX};
 use kv_proto::layout::{BUCKET_SLOTS, GROUP_BUCKETS, GROUP_BYTES};
 
 const MIB: u64 = super::support::MIB;
@@ -20,17 +20,21 @@ fn roomy(root: &std::path::Path) -> Rig {
 
 /// Puts keys `from..to` with short values, many at a time.
 fn fill(rig: &Rig, from: u64, to: u64) {
+    fill_with(rig, from, to, 0);
+}
+
+/// The same with another version of the values.
+fn fill_with(rig: &Rig, from: u64, to: u64, version: u64) {
     let dataset = rig.dataset("set");
     let mut waiting = std::collections::VecDeque::new();
     for key in from..to {
         if waiting.len() == 2000 {
             rig.answer(waiting.pop_front().unwrap()).unwrap();
         }
-        let identity = (1 + (rig.store.epoch() << 32), key + 1);
-        waiting.push_back(
-            rig.start_put(&dataset, identity, &key.to_le_bytes(), &value_of(key, 0))
-                .unwrap(),
-        );
+        let identity = (1 + version + (rig.store.epoch() << 32), key + 1);
+        let value = value_of(key, version);
+        let put = rig.start_put(&dataset, identity, &key.to_le_bytes(), &value);
+        waiting.push_back(put.unwrap());
     }
     for token in waiting {
         rig.answer(token).unwrap();
@@ -254,5 +258,120 @@ fn an_index_takes_no_more_memory_after_a_restart() {
             recovered <= grown,
             "{keys} keys: {recovered} bytes, {grown} before"
         );
+    }
+}
+
+/// A start whose records are more than it may hold at a time goes over them several times, and counts the same.
+#[test]
+fn an_index_is_rebuilt_in_several_passes() {
+    const KEYS: u64 = 14_000;
+    const FIGURES: [&str; 4] = [
+        "keys_count",
+        "value_bytes",
+        "live_record_bytes",
+        "tombstone_record_bytes",
+    ];
+    let open = |root: &std::path::Path| {
+        let mut options = options(root);
+        // Nothing moves: it counts what the log had counted.
+        options.compaction.dead_share = 1.0;
+        Rig::with(options, Files::default()).unwrap()
+    };
+    let directory = scratch();
+    let rig = open(directory.path());
+    rig.store.create("set").unwrap();
+    fill(&rig, 0, KEYS);
+    fill_with(&rig, 0, 4000, 1);
+    for key in (0..KEYS).step_by(50) {
+        rig.delete("set", &key.to_le_bytes()).unwrap();
+    }
+    let large = |number: u64| (format!("large {number}").into_bytes(), bytes(number, 150_000));
+    for (key, value) in (0..5).map(large) {
+        rig.put("set", &key, &value).unwrap();
+    }
+    let figures = FIGURES.map(|figure| rig.figure("set", figure));
+    assert!(KEYS as usize > REBUILD_BYTES_MAX / 100, "it fits one pass");
+    for damages in [false, true] {
+        let copy = scratch();
+        copy_directory(directory.path(), copy.path());
+        if damages {
+            // A segment whose FOOTERs do not validate is walked, each time.
+            let mut datasets = std::fs::read_dir(copy.path().join("datasets")).unwrap();
+            let path = segment_files_in(&datasets.next().unwrap().unwrap().path())[1].clone();
+            let mut file = std::fs::read(&path).unwrap();
+            let end = sealed_end(&file);
+            file[end + 70] ^= 1;
+            std::fs::write(&path, file).unwrap();
+        }
+        let again = open(copy.path());
+        assert_eq!(FIGURES.map(|figure| again.figure("set", figure)), figures);
+        assert_eq!(again.figure("set", "damaged_records_count"), 0);
+        let reader = again.reader("set");
+        for key in 0..KEYS {
+            let found = reader.lookup(&key.to_le_bytes()).map(|(_, value)| value);
+            let expected = match key {
+                key if key % 50 == 0 => Err(Miss::NotFound),
+                key if key < 4000 => Ok(value_of(key, 1)),
+                key => Ok(value_of(key, 0)),
+            };
+            assert_eq!(found, expected, "key {key}");
+        }
+        for (key, value) in (0..5).map(large) {
+            assert!(again.get("set", &key) == Some(value));
+        }
+    }
+}
+
+/// Readers that know the directory of before miss no key while most others are deleted, and the index shrinks.
+#[test]
+fn an_index_shrinks_as_keys_are_deleted() {
+    const KEYS: u64 = 20_000;
+    let directory = scratch();
+    let rig = roomy(directory.path());
+    let id = rig.store.create("set").unwrap();
+    fill(&rig, 0, KEYS);
+    rig.store.release(&id, rig.store.retired());
+    let before = rig.figure("set", "index_bytes");
+    let dataset = rig.dataset("set");
+    let mut reader = rig.reader("set");
+    let mut late = 0;
+    let deleted: Vec<u64> = (0..KEYS).filter(|key| key % 10 != 0).collect();
+    for some in deleted.chunks(500) {
+        let begin = |key: &u64| {
+            let token = rig.token();
+            dataset.delete(7, key + 1, &key.to_le_bytes(), token).unwrap();
+            token
+        };
+        let tokens: Vec<u64> = some.iter().map(begin).collect();
+        for token in tokens {
+            rig.answer(token).unwrap();
+        }
+        for kept in (0..KEYS).step_by(10) {
+            let mut found = reader.lookup(&kept.to_le_bytes());
+            if found.as_ref().err() == Some(&Miss::Stale) {
+                late += 1;
+                reader.refresh(&dataset);
+                found = reader.lookup(&kept.to_le_bytes());
+            }
+            assert_eq!(found.map(|(_, value)| value), Ok(value_of(kept, 0)), "key {kept}");
+        }
+        reader.refresh(&dataset);
+        rig.store.release(&id, rig.store.retired());
+    }
+    while rig.figure("set", "retired_waiting_count") > 0 {
+        rig.store.release(&id, rig.store.retired());
+    }
+    let after = rig.figure("set", "index_bytes");
+    assert!(late > 0, "no group was joined");
+    assert!(after < before / 3, "{before} bytes, {after} after");
+    reader.refresh(&dataset);
+    for key in 0..KEYS {
+        let found = reader.lookup(&key.to_le_bytes()).map(|(_, value)| value);
+        let expected = if key % 10 == 0 {
+            Ok(value_of(key, 0))
+        } else {
+            Err(Miss::NotFound)
+        };
+        assert_eq!(found, expected, "key {key}");
     }
 }

@@ -120,3 +120,43 @@ fn an_index_for_which_there_is_no_memory_is_not_built() {
     assert!(matches!(refused.err(), Some(StorageError::Memory { .. })));
     assert_eq!(budget.used_bytes(), 0);
 }
+
+#[test]
+fn promised_slots_stay_promised_when_groups_are_joined() {
+    let domain = Network::default().domain();
+    let budget = Budget::new(64 * MIB);
+    let place = Place {
+        domain: &domain,
+        budget: &budget,
+    };
+    let mut index = Index::build(SCOPE, &sorted(0..8000), &place).unwrap();
+    let (groups, mut replaced) = (index.groups.len(), Vec::new());
+    let new = 8000..8400;
+    for key in new.clone() {
+        index.reserve(entry(key).0, &place, &mut replaced).unwrap();
+    }
+    give_back(&mut index, std::mem::take(&mut replaced));
+    for key in 0..8000 {
+        let (hash, locator) = entry(key);
+        assert_eq!(index.remove(hash, |found| *found == locator), Some(locator));
+        index.join_around(hash, &place, &mut replaced);
+        give_back(&mut index, std::mem::take(&mut replaced));
+    }
+    assert!(
+        index.groups.len() < groups / 4,
+        "{} of {groups}",
+        index.groups.len()
+    );
+    // Those that are not used are taken back.
+    for key in new.clone().step_by(2) {
+        let (hash, locator) = entry(key);
+        assert_eq!(index.put(hash, locator, |_| false), None);
+    }
+    index.forget_promises();
+    for key in new {
+        let (hash, locator) = entry(key);
+        assert_eq!(index.find(hash, |_| true), (key % 2 == 0).then_some(locator));
+    }
+    let taken: usize = index.groups.iter().map(|group| usize::from(group.taken)).sum();
+    assert_eq!(taken as u64, index.keys());
+}

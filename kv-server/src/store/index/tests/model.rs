@@ -12,18 +12,19 @@ use kv_proto::layout::{BUCKET_SLOTS, Bucket, DirectoryEntry, GROUP_BUCKETS};
 use zerocopy::{FromZeros, IntoBytes};
 
 use super::*;
-use crate::store::limits::DIRECTORY_DEPTH_MIN;
 use crate::store::tests::support::seed;
 
 const KEYS: u64 = 120_000;
 const READERS: usize = 2;
-const BATCHES: u64 = 12_000;
+/// Batches in which the table grows, then those in which most keys that may go are deleted, then those in which it
+/// grows again.
+const BATCHES: [u64; 3] = [12_000, 14_000, 3000];
 
 /// SplitMix64.
-struct Random(u64);
+pub(super) struct Random(pub(super) u64);
 
 impl Random {
-    fn below(&mut self, end: u64) -> u64 {
+    pub(super) fn below(&mut self, end: u64) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mixed = (self.0 ^ self.0 >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
         let mixed = (mixed ^ mixed >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
@@ -48,7 +49,7 @@ fn locator_of(key: u64, version: u32) -> Locator {
 
 /// Keys that are never deleted once they are there.
 const fn stays(key: u64) -> bool {
-    key.is_multiple_of(4)
+    key.is_multiple_of(16)
 }
 
 /// What a server tells: where the directory lies, and the number of the latest retirement.
@@ -172,7 +173,9 @@ impl Reader<'_> {
 struct Done {
     rewrites: u64,
     splits: u64,
+    joins: u64,
     doublings: u64,
+    halvings: u64,
     released: u64,
     forgotten: u64,
 }
@@ -187,15 +190,8 @@ struct Writer<'w> {
 }
 
 impl Writer<'_> {
-    fn note(&mut self, replaced: Vec<Replaced<TestDomain>>) {
-        for replaced in replaced {
-            self.number += 1;
-            self.done.doublings += u64::from(replaced.range.is_none());
-            let number = self.number;
-            self.retired
-                .extend(replaced.retired.into_iter().map(|retired| (number, retired)));
-        }
-        *self.world.told.lock().unwrap() = told(self.number, &self.index);
+    fn note(&mut self, replaced: Vec<Replaced<TestDomain>>, place: &Place<'_, TestDomain>) {
+        self.announce(replaced);
         let all = self.world.acknowledged.iter();
         let acknowledged = all.map(|number| number.load(Ordering::SeqCst)).min().unwrap_or(0);
         while self
@@ -207,13 +203,36 @@ impl Writer<'_> {
             self.index.give_back(retired);
             self.done.released += 1;
         }
+        let (groups, mut replaced) = (self.index.groups.len(), Vec::new());
+        self.index.tidy(place, &mut replaced);
+        self.done.joins += (groups - self.index.groups.len()) as u64;
+        self.announce(replaced);
+    }
+
+    fn announce(&mut self, replaced: Vec<Replaced<TestDomain>>) {
+        let mut told = told(self.number, &self.index);
+        for replaced in replaced {
+            told.number += 1;
+            let number = told.number;
+            self.retired
+                .extend(replaced.retired.into_iter().map(|retired| (number, retired)));
+        }
+        self.number = told.number;
+        let before = std::mem::replace(&mut *self.world.told.lock().unwrap(), told);
+        self.done.doublings += u64::from(told.depth > before.depth);
+        self.done.halvings += u64::from(told.depth < before.depth);
     }
 
     /// Changes a few keys as a group of the log does: slots first, then all of them, or none.
-    fn batch(&mut self, random: &mut Random, place: &Place<'_, TestDomain>) {
-        let mut keys: Vec<u64> = (0..1 + random.below(30)).map(|_| random.below(KEYS)).collect();
+    fn batch(&mut self, random: &mut Random, shrinks: bool, place: &Place<'_, TestDomain>) {
+        let most = if shrinks { 60 } else { 30 };
+        let mut keys: Vec<u64> = (0..1 + random.below(most)).map(|_| random.below(KEYS)).collect();
         keys.sort_unstable();
         keys.dedup();
+        if shrinks {
+            // Some are new all the same: slots are promised while groups are joined.
+            keys.retain(|key| self.map.contains_key(key) || random.below(16) == 0);
+        }
         let mut replaced = Vec::new();
         let groups = self.index.groups.len();
         for key in keys.iter().filter(|key| !self.map.contains_key(key)) {
@@ -222,18 +241,20 @@ impl Writer<'_> {
         let splits = (self.index.groups.len() - groups) as u64;
         self.done.splits += splits;
         self.done.rewrites += replaced.len() as u64 - splits;
-        self.note(replaced);
+        self.note(replaced, place);
         if random.below(20) == 0 {
             self.done.forgotten += 1;
             self.index.forget_promises();
             return;
         }
+        let mut joined = Vec::new();
+        let groups = self.index.groups.len();
         for key in keys {
             let is_key = |locator: &Locator| u64::from(locator.segment) == key + 1;
             let (begun, done) = (&self.world.begun[key as usize], &self.world.done[key as usize]);
             let old = self.map.get(&key).copied();
             let version = done.load(Ordering::SeqCst);
-            let delete = old.is_some() && !stays(key) && random.below(3) == 0;
+            let delete = old.is_some() && !stays(key) && (shrinks || random.below(3) == 0);
             let next = if delete || old.is_none() {
                 version + 1
             } else {
@@ -242,7 +263,9 @@ impl Writer<'_> {
             begun.store(next, Ordering::SeqCst);
             let named = if delete {
                 self.map.remove(&key);
-                self.index.remove(hash_of(key), is_key)
+                let named = self.index.remove(hash_of(key), is_key);
+                self.index.join_around(hash_of(key), place, &mut joined);
+                named
             } else {
                 self.map.insert(key, next);
                 self.index.put(hash_of(key), locator_of(key, next), is_key)
@@ -251,6 +274,8 @@ impl Writer<'_> {
             done.store(next, Ordering::SeqCst);
         }
         self.index.forget_promises();
+        self.done.joins += (groups - self.index.groups.len()) as u64;
+        self.note(joined, place);
     }
 
     /// What the writer's own tables say is what the buckets hold.
@@ -277,6 +302,19 @@ impl Writer<'_> {
             }
             assert_eq!(usize::from(group.taken), in_group);
             taken += in_group;
+        }
+        for (depth, groups) in (0..).zip(self.index.of_depth) {
+            let counted = self.index.groups.iter().filter(|group| group.depth == depth);
+            assert_eq!(counted.count(), groups as usize, "groups of depth {depth}");
+        }
+        for (at, group) in (0..).zip(&self.index.groups) {
+            let spread = self.index.directory.depth - group.depth;
+            let first = (group.prefix as usize) << spread;
+            assert!(
+                self.index.entries[first..first + (1 << spread)]
+                    .iter()
+                    .all(|entry| *entry == at)
+            );
         }
         assert_eq!(taken, self.map.len());
     }
@@ -323,22 +361,33 @@ fn the_index_is_a_map_to_every_reader() {
             done: Done::default(),
         };
         let mut random = Random(seed);
-        for _ in 0..BATCHES {
-            writer.batch(&mut random, &place);
+        for (phase, batches) in BATCHES.into_iter().enumerate() {
+            for _ in 0..batches {
+                writer.batch(&mut random, phase == 1, &place);
+            }
+            println!(
+                "{} keys in {} groups",
+                writer.map.len(),
+                writer.index.groups.len()
+            );
         }
         world.stop.store(true, Ordering::Relaxed);
         let seen: Vec<_> = readers.into_iter().map(|reader| reader.join().unwrap()).collect();
         writer.check();
-        writer.note(Vec::new());
+        // Every reader is gone; what comes back is tidied, which retires more, a limited number of times.
+        for _ in 0..100 {
+            writer.note(Vec::new(), &place);
+        }
         assert!(writer.retired.is_empty(), "every reader is gone");
-        assert!(writer.index.directory().depth > DIRECTORY_DEPTH_MIN);
         (writer.done, seen)
     });
     println!("{done:?}");
     let counts = [
         done.rewrites,
         done.splits,
+        done.joins,
         done.doublings,
+        done.halvings,
         done.released,
         done.forgotten,
     ];
