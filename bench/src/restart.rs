@@ -17,7 +17,7 @@ use zerocopy::FromBytes;
 use crate::Error;
 use crate::disk::make_cold;
 use crate::environment::Environment;
-use crate::lookup::{KEY_BYTES, fill_store, key_of};
+use crate::lookup::{KEY_BYTES, fill_store, key_of, value_of};
 use crate::stage::{Listen, Stage};
 use crate::stats::{Interval, interval};
 
@@ -52,6 +52,8 @@ struct Report {
     environment: Environment,
     records: u64,
     blocks: usize,
+    /// Values fetched after a start and compared.
+    verified: usize,
     footer_bytes: u64,
     /// From starting the process until it says that it is ready, s.
     ready_s: Interval,
@@ -105,6 +107,7 @@ pub(crate) fn run(args: &Args) -> Result<bool, Error> {
         report.map_reserved.push(fill_map(args.records, reserved));
         files.iter().try_for_each(|path| make_cold(path))?;
         let (ready, found) = restart(&stage, block as u64 % args.records)?;
+        report.verified += 1;
         report.ready.push(ready);
         report.found.push(found);
     }
@@ -181,7 +184,7 @@ fn fill_map(records: u64, mut map: HashMap<[u8; KEY_BYTES], [u8; 16]>) -> f64 {
     started.elapsed().as_secs_f64()
 }
 
-/// Starts the server; when it was ready and when a client had found a key, s.
+/// Starts the server; when it was ready and when a client had found a key, s. The key's value is compared.
 fn restart(stage: &Stage, number: u64) -> Result<(f64, f64), Error> {
     let started = Instant::now();
     let server = stage.start()?;
@@ -189,6 +192,9 @@ fn restart(stage: &Stage, number: u64) -> Result<(f64, f64), Error> {
     let client = Client::connect(&stage.uri(&server.address, Some(DATASET)), stage.options()?)?;
     client.locate(&key_of(number))?;
     let found = started.elapsed().as_secs_f64();
+    if client.get(&key_of(number))? != value_of(number) {
+        return Err("a value came back changed".into());
+    }
     drop(client);
     let ended = server.terminate()?;
     if !ended.success() {
@@ -199,6 +205,7 @@ fn restart(stage: &Stage, number: u64) -> Result<(f64, f64), Error> {
 
 #[derive(Default)]
 struct Samples {
+    verified: usize,
     footer_bytes: u64,
     ready: Vec<f64>,
     found: Vec<f64>,
@@ -219,6 +226,7 @@ impl Samples {
             environment: Environment::read(),
             records: args.records,
             blocks: self.ready.len(),
+            verified: self.verified,
             footer_bytes: self.footer_bytes,
             ready_s: of(&self.ready)?,
             found_s: of(&self.found)?,

@@ -1,39 +1,19 @@
 //! `bench crash`: that a short campaign finds nothing wrong, that one on a server that loses bytes does, and that it
 //! leaves nothing behind when it is interrupted.
 
+mod common;
+
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Command, Output, Stdio};
-use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
+use common::{BENCH, server};
 use rustix::process::{Pid, Signal, kill_process};
 
-const BENCH: &str = env!("CARGO_BIN_EXE_bench");
 /// Longest wait for anything.
 const PATIENCE: Duration = Duration::from_secs(60);
-
-/// The server program: named by `VKV_KV_SERVER`, else built beside `bench`.
-fn server() -> &'static Path {
-    static PROGRAM: OnceLock<PathBuf> = OnceLock::new();
-    PROGRAM.get_or_init(|| {
-        if let Some(named) = std::env::var_os("VKV_KV_SERVER") {
-            return named.into();
-        }
-        let cargo = std::env::var_os("CARGO").expect("it runs under cargo, or VKV_KV_SERVER names a server");
-        let mut build = Command::new(cargo);
-        build.args(["build", "-q", "-p", "kv-server", "--bin", "kv-server"]);
-        if Path::new(BENCH)
-            .parent()
-            .is_some_and(|folder| folder.ends_with("release"))
-        {
-            build.arg("--release");
-        }
-        assert!(build.status().unwrap().success(), "kv-server does not build");
-        Path::new(BENCH).with_file_name("kv-server")
-    })
-}
 
 fn crash(data: &Path, program: &Path, arguments: &[&str]) -> Command {
     let mut command = Command::new(BENCH);
