@@ -218,7 +218,9 @@ mod tests {
             Some(Status::Order)
         );
         puts.written(7, window.len_bytes, false, NOW).unwrap();
-        assert_eq!(status(puts.written(7, 6, true, NOW)), Some(Status::Order));
+        for last in [false, true] {
+            assert_eq!(status(puts.written(7, 6, last, NOW)), Some(Status::Order));
+        }
         assert_eq!(status(puts.written(7, 4, true, NOW)), Some(Status::Order));
         puts.written(7, 5, true, NOW).unwrap();
         assert!(puts.end(7) && !puts.end(7));

@@ -18,6 +18,7 @@ use kv_proto::crc::crc32c;
 
 use super::Server;
 use super::changes::CHANGES_MAX;
+use super::options::{CONNECTIONS_RESERVED, Options};
 use crate::store::{Call, Files, Store};
 
 /// What the disk does with syncs.
@@ -87,6 +88,14 @@ impl Drop for OnDisk {
 
 impl OnDisk {
     fn start(edit: impl FnOnce(&mut Setup)) -> Self {
+        Self::start_with(edit, |_, _| ())
+    }
+
+    /// `opened` has the store before the server does.
+    fn start_with(
+        edit: impl FnOnce(&mut Setup),
+        opened: impl FnOnce(&Store<kv_fabric::sim::Domain>, &Options),
+    ) -> Self {
         let mut setup = Setup::new();
         edit(&mut setup);
         let address = Sim::address(setup.folder.path());
@@ -98,7 +107,7 @@ impl OnDisk {
             let is_sync = matches!(call, Call::Sync | Call::SyncDirectory);
             is_sync.then(|| syncs.sync(call, path)).flatten()
         }));
-        let store = setup.store.clone();
+        let (store, options) = (setup.store.clone(), setup.options.clone());
         let handle = Server::start_with(
             Arc::clone(&fabric),
             &address,
@@ -107,6 +116,7 @@ impl OnDisk {
             move |fabric| {
                 let domains = Arc::clone(fabric);
                 Store::open_with(store, files, u64::MAX, move || domains.domain())
+                    .inspect(|store| opened(store, &options))
             },
         );
         let server = Running {
@@ -280,4 +290,37 @@ fn a_write_that_waits_for_memory_is_not_silent() {
     });
     server.disk.free(&place(&cats));
     raw.answer(waits).unwrap().unwrap();
+}
+
+/// Nothing is taken out of a window while the request before waits: who sends it anyway has both refused.
+#[test]
+fn nothing_overtakes_a_write_that_waits_for_memory() {
+    let server = OnDisk::start(|_| ());
+    let (mut raw, cats) = server.with_dataset("cats");
+    server.disk.hold(&place(&cats));
+    let (operation, waits) = park(&mut raw, cats.dataset, 0);
+    let append = Request::Append {
+        operation,
+        len_bytes: 1,
+    };
+    assert_eq!(raw.refused(&append), Status::Order);
+    server.disk.free(&place(&cats));
+    assert_eq!(raw.answer(waits).unwrap().unwrap_err().status, Status::Stale);
+    assert_eq!(raw.figure([0; 16], "puts_in_progress_count"), 0);
+}
+
+/// Data may take all memory but what was set aside for those who come.
+#[test]
+fn a_connection_comes_in_though_memory_is_used_up() {
+    let all = |store: &Store<_>, options: &Options| {
+        let figure = |name: &str| store.stat().iter().find(|it| it.0 == name).unwrap().1;
+        let left = figure("memory_budget_bytes") - figure("memory_used_bytes");
+        let kept = CONNECTIONS_RESERVED as u64 * options.connection().memory_bytes();
+        // Nobody gives it back.
+        std::mem::forget(store.charge(left - kept).unwrap());
+    };
+    // So little that none of it is kept for compaction.
+    let server = OnDisk::start_with(|setup| setup.store.memory_budget_bytes = 12 << 20, all);
+    let mut raw = server.session(&server.setup.reader);
+    raw.renew(0);
 }

@@ -101,3 +101,37 @@ impl Drop for Charge {
         *lock(&self.budget.used_bytes) -= self.bytes;
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_kept_is_left_for_those_that_may_take_it() {
+        let budget = Budget::new(100);
+        budget.set_reserve(30);
+        let first = budget.take(60).unwrap();
+        assert_eq!((budget.free_bytes(), budget.open_bytes()), (40, 10));
+        let refused = budget.take(11).unwrap_err();
+        assert!(
+            matches!(
+                refused,
+                StorageError::Memory {
+                    needed_bytes: 11,
+                    used_bytes: 60,
+                    allowed_bytes: 100
+                }
+            ),
+            "{refused}"
+        );
+        let kept = budget.take_reserved(40).unwrap();
+        assert!(budget.take_reserved(1).is_err());
+        assert_eq!((budget.free_bytes(), budget.open_bytes()), (0, 0));
+        drop(first);
+        assert!(budget.take(31).is_err());
+        drop(budget.take(30).unwrap());
+        drop(kept);
+        assert_eq!(budget.used_bytes(), 0);
+        assert!(budget.take(u64::MAX).is_err());
+    }
+}

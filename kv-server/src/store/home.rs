@@ -100,7 +100,10 @@ impl Home {
 
     /// Lets another server have the directory: nothing is written any more, whoever still holds a dataset.
     pub(crate) fn leave(&self) {
-        lock(&self.held).take();
+        if let Some(held) = lock(&self.held).take() {
+            // Closing it is not enough while a child that this process forks has it open too.
+            let _ = rustix::fs::flock(&held, FlockOperation::Unlock);
+        }
     }
 
     pub(crate) fn epoch(&self) -> u64 {

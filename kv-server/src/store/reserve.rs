@@ -110,3 +110,45 @@ impl Reserve {
         Err(StorageError::io("store in", &self.root, full))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use super::super::files::Call;
+    use super::*;
+    use crate::store::tests::support::{faulty, scratch};
+
+    #[test]
+    fn it_is_taken_where_there_is_as_much_besides_and_known_again() {
+        const BYTES: u64 = 1 << 16;
+        let directory = scratch();
+        let free = Arc::new(AtomicUsize::new(0));
+        let asked = Arc::clone(&free);
+        let files = faulty(Box::new(move |call: Call, _: &Path| {
+            let free = asked.load(Ordering::Relaxed);
+            (call == Call::Space).then(|| (free, io::Error::other("not used")))
+        }));
+        let open = || Reserve::open(&files, directory.path(), BYTES).unwrap();
+        let reserve = open();
+        free.store(2 * BYTES as usize - 1, Ordering::Relaxed);
+        assert!(!reserve.take(&files) && !reserve.give_up(&files));
+        assert!(matches!(reserve.check(&files), Err(StorageError::NoSpace { .. })));
+        assert_eq!(reserve.held_bytes(), 0);
+        free.store(2 * BYTES as usize, Ordering::Relaxed);
+        reserve.check(&files).unwrap();
+        assert_eq!(reserve.held_bytes(), BYTES);
+        assert_eq!(std::fs::metadata(reserve.path()).unwrap().len(), BYTES);
+        drop(reserve);
+        free.store(0, Ordering::Relaxed);
+        let left = open();
+        assert_eq!(left.held_bytes(), BYTES);
+        assert!(left.give_up(&files) && !left.give_up(&files));
+        assert!(!left.path().exists());
+        assert_eq!(open().held_bytes(), 0);
+        // None is wanted.
+        let none = Reserve::open(&files, directory.path(), 0).unwrap();
+        assert!(none.take(&files) && none.held_bytes() == 0 && !none.path().exists());
+    }
+}

@@ -225,4 +225,36 @@ mod tests {
         });
         assert_eq!(choose(&all, &RULES), Some(Choice::Drain(1)));
     }
+
+    #[test]
+    fn tombstones_take_room_when_they_are_copied() {
+        let mut segment = segment(1, 100);
+        segment.tombstone_bytes = 300;
+        let tight = Rules {
+            room_bytes: 399,
+            ..RULES
+        };
+        assert_eq!(choose(&[segment], &tight), None);
+        assert_eq!(choose(&[segment], &RULES), Some(Choice::Drain(1)));
+    }
+
+    #[test]
+    fn small_is_a_sixteenth_and_what_is_merged_fits() {
+        let of = |record_bytes| {
+            (1..=SMALL_SEGMENTS_MAX as u32 + 1).map(move |number| Candidate {
+                record_bytes,
+                ..segment(number, record_bytes)
+            })
+        };
+        let small = RULES.segment_bytes / SMALL_FRACTION;
+        let all: Vec<Candidate> = of(small).collect();
+        assert_eq!(choose(&all, &RULES), Some(Choice::Drain(1)));
+        let longer: Vec<Candidate> = of(small + 1).collect();
+        assert_eq!(choose(&longer, &RULES), None);
+        let tight = Rules {
+            room_bytes: small - 1,
+            ..RULES
+        };
+        assert_eq!(choose(&all, &tight), None);
+    }
 }

@@ -104,3 +104,51 @@ impl Signal {
         drop(rested.unwrap_or_else(PoisonError::into_inner));
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc::channel;
+
+    use super::*;
+
+    /// Longer than a test may take.
+    const LONG: Duration = Duration::from_secs(3600);
+
+    #[test]
+    fn a_rest_ends_when_it_is_pressed_or_to_stop_and_for_nothing_else() {
+        for end in [Signal::press, Signal::stop] {
+            let signal = Signal::new(0.5);
+            // Not a reason: what died waits for its turn.
+            signal.poke();
+            let (told, rested) = channel();
+            std::thread::scope(|scope| {
+                scope.spawn(|| {
+                    signal.rest(LONG);
+                    told.send(()).unwrap();
+                });
+                assert!(rested.recv_timeout(Duration::from_millis(30)).is_err());
+                end(&signal);
+                let ended = rested.recv_timeout(Duration::from_secs(30));
+                // So that what is not told to go on ends with the test.
+                signal.press();
+                signal.stop();
+                ended.unwrap();
+            });
+        }
+    }
+
+    #[test]
+    fn what_it_is_told_is_told_once_and_a_stop_for_good() {
+        let signal = Signal::new(0.5);
+        assert_eq!(signal.wait(Some(Duration::ZERO)), Woken::Look { pressed: false });
+        signal.press();
+        assert_eq!(signal.wait(Some(LONG)), Woken::Look { pressed: true });
+        signal.poke();
+        assert_eq!(signal.wait(Some(LONG)), Woken::Look { pressed: false });
+        signal.stop();
+        for _ in 0..2 {
+            assert_eq!(signal.wait(Some(LONG)), Woken::Stop);
+            assert!(signal.is_stopping());
+        }
+    }
+}

@@ -164,3 +164,30 @@ pub(crate) fn broken() -> StorageError {
     let source = io::Error::other("its thread ended by a bug (restart the server)");
     StorageError::io("write to", Path::new("the log of this dataset"), source)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::budget::Budget;
+
+    #[test]
+    fn one_sync_covers_so_many_bytes_unless_one_is_longer() {
+        const MIB: usize = 1 << 20;
+        let queue = Queue::default();
+        let charge = Budget::new(1).take(1).unwrap();
+        let hash = kv_proto::hash::KeyHash { slot: 0, high: 0 };
+        let put = PutState::new(b"key", hash, (1, 1), 1, 1, charge);
+        // Zeroes that nobody touches take no memory.
+        for len in [30, 30, 30, 70, 70, 1] {
+            let put = Arc::clone(&put);
+            let bytes = vec![0; len * MIB];
+            queue.push(Op::Part { put, bytes }).unwrap();
+        }
+        queue.close(Close::Finish);
+        let mut taken = Vec::new();
+        while let Taken::Ops(ops) = queue.take() {
+            taken.push(ops.len());
+        }
+        assert_eq!(taken, [2, 1, 1, 1, 1]);
+    }
+}

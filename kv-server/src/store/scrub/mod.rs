@@ -165,3 +165,36 @@ fn run<D: Domain>(signal: &Signal, datasets: &Mutex<Datasets<D>>, share: f64) {
         rest = AGAIN_AFTER;
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn paced(signal: &Signal, share: f64, busy: Duration) -> (ByClock<'_>, Instant) {
+        let now = Instant::now();
+        let pace = ByClock {
+            pacer: Pacer::new(share),
+            since: now - busy,
+            signal,
+        };
+        (pace, now)
+    }
+
+    #[test]
+    fn it_rests_as_its_share_says_after_it_was_busy() {
+        let signal = Signal::new(1.0);
+        let busy = 4 * BUSY_AT_ONCE;
+        let (mut pace, before) = paced(&signal, 0.5, busy);
+        assert!(pace.go_on());
+        // As long as it was busy, and then it counts anew.
+        assert!(pace.since >= before + busy);
+    }
+
+    #[test]
+    fn it_ends_where_it_is_told_to_however_long_it_would_rest() {
+        let signal = Signal::new(1.0);
+        signal.stop();
+        let (mut pace, _) = paced(&signal, 0.0, Duration::from_secs(3600));
+        assert!(!pace.go_on());
+    }
+}

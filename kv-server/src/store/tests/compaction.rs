@@ -1,11 +1,14 @@
 //! Compaction as a client sees it: nothing is lost, nothing comes back, and space does.
 
 use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
 
 use super::compacting::{Model, check, eager, only_dead, until};
-use super::support::{MIB, Rig, bytes, copy_directory, scratch, segment_files};
-use crate::store::BeginPut;
-use crate::store::files::Files;
+use super::support::{MIB, Rig, bytes, copy_directory, faulty, scratch, segment_files};
+use crate::store::files::{Call, Files};
+use crate::store::{BeginPut, Compaction, StoreOptions};
 
 fn open(data: &Path) -> Rig {
     Rig::with(eager(data), Files::default()).unwrap()
@@ -200,4 +203,50 @@ fn retries_are_answered_once_across_compaction_and_restarts() {
         assert_eq!(rig.get("set", b"overwritten"), Some(b"newer".to_vec()));
         assert_eq!(rig.get("set", b"deleted"), None);
     }
+}
+
+/// Compaction rests after what it did, by its share: so many syncs of its copies, each of which took so long, and nine
+/// times as long for resting after them.
+#[test]
+fn compaction_rests_as_its_share_says() {
+    const TAKES: Duration = Duration::from_millis(6);
+    let directory = scratch();
+    let rig = Rig::with(only_dead(directory.path()), Files::default()).unwrap();
+    rig.store.create("set").unwrap();
+    for key in 0..60_u64 {
+        rig.put("set", &key.to_le_bytes(), &bytes(key, 30_000)).unwrap();
+    }
+    for key in (0..60_u64).step_by(2) {
+        rig.put("set", &key.to_le_bytes(), b"small").unwrap();
+    }
+    drop(rig);
+    let syncs = Arc::new(AtomicU32::new(0));
+    let count = Arc::clone(&syncs);
+    let faults = move |call: Call, _: &Path| {
+        if call == Call::Sync && std::thread::current().name() == Some("kv-log") {
+            std::thread::sleep(TAKES);
+            count.fetch_add(1, Ordering::Relaxed);
+        }
+        None
+    };
+    let options = StoreOptions {
+        compaction: Compaction {
+            disk_share: 0.1,
+            ..eager(directory.path()).compaction
+        },
+        ..eager(directory.path())
+    };
+    let since = Instant::now();
+    let rig = Rig::with(options, faulty(Box::new(faults))).unwrap();
+    until(&rig, "what lives is copied", || {
+        rig.figure("set", "compaction_copied_bytes") > 900_000
+    });
+    // The first opens a segment; after the last there may be none.
+    let rested = syncs.load(Ordering::Relaxed).saturating_sub(2);
+    assert!(rested > 0, "nothing was copied");
+    assert!(
+        since.elapsed() >= rested * 9 * TAKES,
+        "{rested} in {:?}",
+        since.elapsed()
+    );
 }

@@ -2,16 +2,13 @@
 
 use std::collections::BTreeMap;
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant};
-
-use kv_proto::control::Status;
+use std::time::Duration;
 
 use super::compacting::{Model, check, eager, only_dead, until};
-use super::support::{MIB, PATIENCE, Rig, bytes, copy_directory, faulty, options, scratch, segment_files};
-use crate::error::StorageError;
+use super::support::{MIB, Rig, bytes, copy_directory, faulty, scratch};
 use crate::store::files::{Call, Files};
 use crate::store::{Compaction, StoreOptions};
 
@@ -202,157 +199,4 @@ fn compaction_that_fails_to_write_goes_on_when_it_can() {
         drop(rig);
         check(&Rig::open(directory.path()), &model, 60);
     }
-}
-
-/// A disk that is full but for the room that is kept.
-#[derive(Clone)]
-struct Full {
-    full: Arc<AtomicBool>,
-    /// Whether giving the room up helps.
-    root: PathBuf,
-}
-
-impl Full {
-    fn of(root: &Path, full: bool) -> Self {
-        Self {
-            root: root.to_owned(),
-            full: Arc::new(AtomicBool::new(full)),
-        }
-    }
-
-    fn rig(&self, reserve_bytes: u64) -> Rig {
-        let this = self.clone();
-        let faults = move |call: Call, path: &Path| {
-            let full = this.full.load(Ordering::Acquire);
-            let kept = this.root.join("reserve").exists();
-            if call == Call::Space {
-                let free = match (full, kept) {
-                    (false, _) => 1 << 40,
-                    (true, true) => 0,
-                    (true, false) => reserve_bytes as usize,
-                };
-                return Some((free, io::Error::from_raw_os_error(ENOSPC)));
-            }
-            let segment = path.to_string_lossy().contains(".segment");
-            (full && kept && segment && matches!(call, Call::Write | Call::Create))
-                .then(|| (100, io::Error::from_raw_os_error(ENOSPC)))
-        };
-        let options = StoreOptions {
-            compaction: Compaction {
-                disk_reserve_bytes: reserve_bytes,
-                ..eager(&self.root).compaction
-            },
-            ..eager(&self.root)
-        };
-        Rig::with(options, faulty(Box::new(faults))).unwrap()
-    }
-}
-
-#[test]
-fn on_a_full_disk_deletes_and_compaction_work_and_puts_resume() {
-    let directory = scratch();
-    let full = Full::of(directory.path(), false);
-    let rig = full.rig(4 * MIB);
-    rig.store.create("set").unwrap();
-    assert!(directory.path().join("reserve").exists());
-    let mut model = Model::new();
-    for key in 0..100_u64 {
-        let value = bytes(key, 20_000);
-        rig.put("set", &key.to_le_bytes(), &value).unwrap();
-        model.insert(key, value);
-    }
-    full.full.store(true, Ordering::Release);
-    let refused = rig.put("set", b"more", &bytes(1, 20_000)).unwrap_err();
-    assert_eq!(refused.status(), Status::NoSpace, "{refused}");
-    assert!(
-        directory.path().join("reserve").exists(),
-        "kept for what frees space"
-    );
-    check(&rig, &model, 100);
-    let removed = rig.figure("set", "compaction_removed_segments_count");
-    for key in 0..60_u64 {
-        assert!(rig.delete("set", &key.to_le_bytes()).unwrap().existed);
-        model.remove(&key);
-    }
-    assert!(!directory.path().join("reserve").exists(), "given up");
-    // Nothing is stored in the room that deletes need.
-    let refused = rig.put("set", b"more", &bytes(1, 20_000)).unwrap_err();
-    assert!(
-        matches!(refused, StorageError::NoSpace { .. } | StorageError::Freeing),
-        "{refused}"
-    );
-    until(&rig, "space is freed on a full disk", || {
-        rig.figure("set", "compaction_removed_segments_count") > removed
-    });
-    check(&rig, &model, 100);
-    full.full.store(false, Ordering::Release);
-    rig.put("set", &200_u64.to_le_bytes(), &bytes(1, 20_000)).unwrap();
-    assert!(directory.path().join("reserve").exists(), "taken again");
-    model.insert(200, bytes(1, 20_000));
-    check(&rig, &model, 201);
-    drop(rig);
-    check(&Rig::open(directory.path()), &model, 201);
-}
-
-/// The server starts on a full disk: it gives up the room that it kept.
-#[test]
-fn a_server_starts_on_a_full_disk() {
-    let directory = scratch();
-    let full = Full::of(directory.path(), false);
-    let rig = full.rig(4 * MIB);
-    rig.store.create("set").unwrap();
-    rig.put("set", b"key", b"value").unwrap();
-    let crashed = scratch();
-    copy_directory(directory.path(), crashed.path());
-    let full = Full::of(crashed.path(), true);
-    let rig = full.rig(4 * MIB);
-    assert_eq!(rig.get("set", b"key"), Some(b"value".to_vec()));
-    assert!(rig.delete("set", b"key").unwrap().existed);
-}
-
-/// A small dataset that is overwritten for long in little memory: writers wait, and are never refused.
-#[test]
-fn a_small_budget_never_runs_out() {
-    let directory = scratch();
-    let small = StoreOptions {
-        memory_budget_bytes: 8 * MIB,
-        compaction: Compaction {
-            dead_share: 0.5,
-            disk_share: 0.2,
-            disk_reserve_bytes: 0,
-        },
-        ..options(directory.path())
-    };
-    let rig = Rig::with(small, Files::default()).unwrap();
-    rig.store.create("set").unwrap();
-    let mut model = Model::new();
-    let deadline = Instant::now() + PATIENCE;
-    let mut waited = 0;
-    for round in 0..80_u64 {
-        for key in 0..50_u64 {
-            let len = if key == 0 { 300_000 } else { 30_000 };
-            let value = bytes(round * 100 + key, len);
-            loop {
-                match rig.put("set", &key.to_le_bytes(), &value) {
-                    Ok(_) => break,
-                    Err(StorageError::Freeing) => {
-                        waited += 1;
-                        // As the control thread would, when all have acknowledged.
-                        let id = rig.dataset("set").id();
-                        rig.store.release(&id, rig.store.retired());
-                        assert!(Instant::now() < deadline, "{:?}", rig.dataset("set").stat());
-                        std::thread::sleep(Duration::from_millis(1));
-                    }
-                    Err(error) => panic!(
-                        "round {round}, key {key}: {error}: {:?}",
-                        rig.dataset("set").stat()
-                    ),
-                }
-            }
-            model.insert(key, value);
-        }
-    }
-    assert!(waited > 0, "memory was never short");
-    check(&rig, &model, 50);
-    assert!(segment_files(&rig.dataset("set")).len() <= 8);
 }

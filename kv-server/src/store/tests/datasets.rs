@@ -183,6 +183,7 @@ fn the_memory_budget_is_kept_and_named() {
             Ok(_) => stored += 1,
             Err(error) => break error,
         }
+        assert!(stored < 200, "more than the budget");
     };
     assert!(
         matches!(error, StorageError::Memory { allowed_bytes, .. } if allowed_bytes == 3 * MIB),
@@ -236,7 +237,7 @@ fn many_restarts_leak_nothing() {
 }
 
 /// A directory of the same name, as a CREATE that failed may leave it.
-fn make_twin(rig: &Rig, name: &str, id: [u8; 16]) -> std::path::PathBuf {
+pub(super) fn make_twin(rig: &Rig, name: &str, id: [u8; 16]) -> std::path::PathBuf {
     let dataset = rig.dataset(name);
     let description = Description {
         id,

@@ -4,6 +4,8 @@
 mod basic;
 mod changes;
 mod check;
+mod check_kinds;
+mod checkpoints;
 pub(crate) mod compacting;
 mod compaction;
 mod compaction_faults;
@@ -21,5 +23,6 @@ mod reader;
 mod recovery;
 mod restart;
 mod scrub;
+mod shortage;
 pub(crate) mod support;
 mod tally;

@@ -1,5 +1,6 @@
 //! **I1**: nothing names a record, and nobody is answered, before its sync has returned; and one sync covers a group.
 
+use std::ops::Deref;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, Weak};
@@ -7,8 +8,9 @@ use std::sync::{Arc, Mutex, OnceLock, Weak};
 use super::support::{Rig, TestDomain, bytes, faulty, options, scratch};
 use crate::error::StorageError;
 use crate::store::files::Call;
-use crate::store::limits::LOG_QUEUE_OPS_MAX;
-use crate::store::{BeginDelete, Dataset};
+use crate::store::limits::{GROUP_OPS_MAX, LOG_QUEUE_OPS_MAX};
+use crate::store::{BeginDelete, BeginPut, Dataset};
+use kv_proto::crc::crc32c;
 
 #[test]
 fn nothing_is_named_before_its_sync() {
@@ -84,8 +86,25 @@ fn what_waits_during_a_sync_shares_the_next_one() {
     assert_eq!(rig.figure("set", "groups_synced_count") - groups, 2);
 }
 
+/// Has syncs wait while it is set; not when a test is over, however it ended: a store waits for its syncs.
+struct Hold(Arc<AtomicBool>);
+
+impl Deref for Hold {
+    type Target = AtomicBool;
+
+    fn deref(&self) -> &AtomicBool {
+        &self.0
+    }
+}
+
+impl Drop for Hold {
+    fn drop(&mut self) {
+        self.store(false, Ordering::Release);
+    }
+}
+
 /// A rig whose syncs wait while the switch is on, and how many wait.
-fn holding(root: &Path) -> (Rig, Arc<AtomicBool>, Arc<AtomicUsize>) {
+fn holding(root: &Path) -> (Rig, Hold, Arc<AtomicUsize>) {
     let (hold, waiting) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
     let (on, count) = (Arc::clone(&hold), Arc::clone(&waiting));
     let faults = move |call: Call, path: &Path| {
@@ -100,7 +119,7 @@ fn holding(root: &Path) -> (Rig, Arc<AtomicBool>, Arc<AtomicUsize>) {
     let rig = Rig::with(options(root), faulty(Box::new(faults))).unwrap();
     rig.store.create("set").unwrap();
     rig.put("set", b"first", b"opens the segment").unwrap();
-    (rig, hold, waiting)
+    (rig, Hold(hold), waiting)
 }
 
 /// Queues one put that waits in its sync, and more behind it; their tokens.
@@ -171,7 +190,12 @@ fn a_full_queue_is_busy_and_loses_nothing() {
     let directory = scratch();
     let (rig, hold, waiting) = holding(directory.path());
     let dataset = rig.dataset("set");
+    let part = dataset.part_bytes() as usize;
+    let BeginPut::New(mut put) = dataset.begin_put(4, 1, b"large", 2 * part as u64).unwrap() else {
+        panic!("begun before");
+    };
     let mut tokens = queue_behind_a_sync(&rig, &hold, &waiting, 0);
+    let groups = rig.figure("set", "groups_synced_count");
     let refused = loop {
         let token = rig.token();
         match dataset.delete(3, token, b"nothing", token) {
@@ -182,10 +206,19 @@ fn a_full_queue_is_busy_and_loses_nothing() {
         assert!(tokens.len() <= LOG_QUEUE_OPS_MAX + 1);
     };
     assert!(matches!(refused.1, StorageError::Busy(_)), "{}", refused.1);
+    let begun = dataset.begin_put(4, 2, b"key", 1);
+    assert!(matches!(begun, Err(StorageError::Busy(_))), "{begun:?}");
+    // What was taken from a client has its place, whatever is queued.
+    put.append(part, |out| out.fill(1)).unwrap();
     hold.store(false, Ordering::Release);
     for token in tokens {
         rig.answer(token).unwrap();
     }
+    put.append(part, |out| out.fill(2)).unwrap();
+    dataset.commit(put, crc32c(&[vec![1; part], vec![2; part]].concat()), 0);
+    rig.answer(0).unwrap();
+    let synced = (rig.figure("set", "groups_synced_count") - groups) as usize;
+    assert!(synced > LOG_QUEUE_OPS_MAX / GROUP_OPS_MAX, "{synced}");
     // Not begun: the same number is new.
     let again = dataset.delete(3, refused.0, b"nothing", refused.0).unwrap();
     assert!(matches!(again, BeginDelete::Queued));

@@ -22,7 +22,7 @@ const EIO: i32 = 5;
 const ENFILE: i32 = 23;
 const ENOSPC: i32 = 28;
 
-fn value(key: u64) -> Vec<u8> {
+pub(super) fn value(key: u64) -> Vec<u8> {
     bytes(key, 3000)
 }
 
@@ -53,12 +53,12 @@ fn dataset_directory(root: &Path) -> PathBuf {
     datasets.next().unwrap().unwrap().path()
 }
 
-fn segments(root: &Path) -> Vec<PathBuf> {
+pub(super) fn segments(root: &Path) -> Vec<PathBuf> {
     segment_files_in(&dataset_directory(root))
 }
 
 /// Checkpoints that are there.
-fn checkpoints(root: &Path) -> Vec<PathBuf> {
+pub(super) fn checkpoints(root: &Path) -> Vec<PathBuf> {
     let entries = std::fs::read_dir(dataset_directory(root)).unwrap();
     entries
         .map(|entry| entry.unwrap().path())
@@ -67,7 +67,7 @@ fn checkpoints(root: &Path) -> Vec<PathBuf> {
 }
 
 /// Where the chunks of a checkpoint begin and what they cover, and its end.
-fn chunks(file: &[u8]) -> Vec<(usize, u64)> {
+pub(super) fn chunks(file: &[u8]) -> Vec<(usize, u64)> {
     let (mut at, mut chunks) = (0, Vec::new());
     while at < file.len() {
         let header = CheckpointHeader::read_from_prefix(&file[at..]).unwrap().0;
@@ -78,7 +78,7 @@ fn chunks(file: &[u8]) -> Vec<(usize, u64)> {
 }
 
 /// A store as a crash leaves it: some sealed segments, and an active one with a checkpoint of several chunks.
-fn crashed(keys: u64) -> tempfile::TempDir {
+pub(super) fn crashed(keys: u64) -> tempfile::TempDir {
     let running = scratch();
     let rig = Rig::open(running.path());
     rig.store.create("set").unwrap();

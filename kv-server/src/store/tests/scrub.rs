@@ -2,13 +2,14 @@
 
 use std::os::unix::fs::FileExt;
 use std::path::Path;
+use std::sync::{Arc, Mutex};
 
 use kv_proto::layout::Locator;
 
 use super::compacting::{eager, until};
-use super::support::{Miss, Rig, bytes, options, scratch};
+use super::support::{Miss, Rig, bytes, faulty, options, scratch};
 use crate::store::StoreOptions;
-use crate::store::files::Files;
+use crate::store::files::{Call, Files};
 use crate::store::scrub::{Pace, pass};
 
 /// Goes on as often as it is told to, and needs no clock.
@@ -135,6 +136,95 @@ fn a_pass_ends_where_its_pace_says_so() {
     assert!(pass(&dataset, &mut pace));
     // Each record of the file, and each of the image: 40 values, 7 parts and a head.
     assert!(pace.taken >= 2 * 48, "{}", pace.taken);
+}
+
+/// A store of three sealed segments, of which no more than so many have images.
+fn of_three(root: &Path, files: Files, loads: u64) -> Rig {
+    for round in 0..3_u64 {
+        let rig = Rig::open(root);
+        if round == 0 {
+            rig.store.create("set").unwrap();
+        }
+        for key in 0..10_u64 {
+            let key = round * 10 + key;
+            rig.put("set", &key.to_le_bytes(), &bytes(key, 3000)).unwrap();
+        }
+    }
+    Rig::unloaded(options(root), files, loads).unwrap()
+}
+
+#[test]
+fn every_sealed_segment_is_looked_at_with_an_image_or_without() {
+    for loads in [0, u64::MAX] {
+        let directory = scratch();
+        let rig = of_three(directory.path(), Files::default(), loads);
+        for key in [1, 11, 21] {
+            flip_in_file(&rig, &place(&rig, key), 1000);
+        }
+        assert!(pass(&rig.dataset("set"), &mut Turns::of(u64::MAX)));
+        assert_eq!(figures(&rig), (1, 3, 0), "{loads}");
+    }
+}
+
+#[test]
+fn a_segment_that_is_lost_is_damage() {
+    let directory = scratch();
+    let rig = of_three(directory.path(), Files::default(), u64::MAX);
+    let lost = rig.dataset("set").segment_path(place(&rig, 11).segment);
+    drop(rig);
+    std::fs::write(lost, b"nothing").unwrap();
+    let rig = Rig::open(directory.path());
+    assert_eq!(rig.figure("set", "lost_segments_count"), 1);
+    for round in 1..3 {
+        assert!(pass(&rig.dataset("set"), &mut Turns::of(u64::MAX)));
+        assert_eq!(figures(&rig), (round, 1, 0));
+    }
+}
+
+/// That there are too many open files says nothing of a file, and ends no pass.
+#[test]
+fn a_file_that_cannot_be_opened_now_is_no_damage() {
+    let directory = scratch();
+    let failing = Arc::new(Mutex::new(None));
+    let path = Arc::clone(&failing);
+    let faults = move |call: Call, at: &Path| {
+        let hit = call == Call::Read && path.lock().unwrap().as_deref() == Some(at);
+        hit.then(|| (0, std::io::Error::from_raw_os_error(24)))
+    };
+    let rig = of_three(directory.path(), faulty(Box::new(faults)), u64::MAX);
+    rig.wait_loaded();
+    flip_in_file(&rig, &place(&rig, 21), 1000);
+    *failing.lock().unwrap() = Some(rig.dataset("set").segment_path(place(&rig, 1).segment));
+    assert!(pass(&rig.dataset("set"), &mut Turns::of(u64::MAX)));
+    assert_eq!(figures(&rig), (1, 1, 0));
+}
+
+/// Has a segment leave the table as soon as the scrubber looks at something.
+struct Retiring<'a> {
+    rig: &'a Rig,
+    segment: u32,
+}
+
+impl Pace for Retiring<'_> {
+    fn go_on(&mut self) -> bool {
+        let dataset = self.rig.dataset("set");
+        dataset.segments.write().unwrap().remove(&self.segment);
+        true
+    }
+}
+
+#[test]
+fn what_was_compacted_away_meanwhile_is_no_damage() {
+    let directory = scratch();
+    let rig = of_three(directory.path(), Files::default(), u64::MAX);
+    let at = place(&rig, 1);
+    flip_in_file(&rig, &at, 1000);
+    let mut pace = Retiring {
+        rig: &rig,
+        segment: at.segment,
+    };
+    assert!(pass(&rig.dataset("set"), &mut pace));
+    assert_eq!(figures(&rig), (1, 0, 0));
 }
 
 /// A store closes at once, though its scrubber rests for hours.

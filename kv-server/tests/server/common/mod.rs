@@ -206,7 +206,11 @@ pub fn as_other_user(binary: &str, folder: &Path) -> Command {
     std::fs::set_permissions(folder, everybody).unwrap();
     // Where everybody may run it.
     let own = folder.join("kv-server");
-    std::fs::copy(binary, &own).unwrap();
+    if !own.exists() {
+        // By another process: of this one any thread may fork meanwhile, and a file that is open to be written is not run.
+        let copied = Command::new("cp").arg(binary).arg(&own).status();
+        assert!(copied.unwrap().success());
+    }
     let mut command = Command::new(&own);
     if rustix::process::geteuid().is_root() {
         command.uid(NOBODY).gid(NOBODY);

@@ -3,6 +3,7 @@
 //! What these cases cannot see: a network that loses connections, and a disk that loses writes.
 
 mod attackers;
+mod closing;
 mod leases;
 mod session;
 
@@ -50,8 +51,12 @@ cases! {
         memory_for_arriving_values_is_waited_for
         slow_writers_of_large_values_leave_room_for_others
         requests_that_are_no_connection_requests_are_refused_with_a_text
-        a_dataset_that_is_closed_ends_its_connections
         a_role_that_is_told_is_the_keys
+        ;
+    closing:
+        a_dataset_that_is_closed_ends_its_connections
+        tokens_and_values_of_a_closed_dataset_are_void
+        what_is_retired_does_not_wait_for_who_closed_the_dataset
         ;
     attackers:
         malformed_and_oversized_frames_end_their_session_alone

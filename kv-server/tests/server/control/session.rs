@@ -1,7 +1,7 @@
 //! A session from HELLO to BYE, over shared memory.
 
 use crate::common::{Raw, Setup, TestFabric, connect_request, eventually, hello};
-use kv_fabric::{FabricError, ReadStatus, RemoteRef};
+use kv_fabric::FabricError;
 use kv_proto::auth::Role;
 use kv_proto::control::{Answer, Bytes, Request, Status, change_flag};
 use kv_proto::layout::{Locator, connect_kind};
@@ -499,35 +499,6 @@ pub(crate) fn requests_that_are_no_connection_requests_are_refused_with_a_text<F
     // What the transport pads is not looked at.
     let padded = [good.as_bytes(), &[0; 8]].concat();
     Raw::connect_with(&server.fabric, &server.address, &padded).unwrap();
-}
-
-pub(crate) fn a_dataset_that_is_closed_ends_its_connections<F: TestFabric>() {
-    let server = Setup::new().start::<F>();
-    let (mut raw, opened) = server.with_dataset("cats");
-    let dataset = opened.dataset;
-    let (_, locator) = raw.put(dataset, b"k", b"value").unwrap();
-    let tokens = raw.tokens(dataset, 2);
-    let mut data = raw.data(tokens[0]).unwrap();
-    assert_eq!(raw.get(&mut data, dataset, &locator).unwrap(), b"value");
-    raw.ask(&Request::Close { dataset }).unwrap();
-    assert_eq!(
-        raw.refused(&Request::Table { dataset, first: 0 }),
-        Status::NoDataset
-    );
-    assert!(matches!(raw.data(tokens[1]), Err(FabricError::Rejected { .. })));
-    assert_eq!(raw.figure([0; 16], "data_connections_count"), 0);
-    let ended = eventually("the connection's end is noticed", || {
-        raw.read(
-            &mut data,
-            RemoteRef {
-                address: 0,
-                rkey: 1 << 30,
-            },
-            1,
-        )
-        .err()
-    });
-    assert_ne!(ended, ReadStatus::Success);
 }
 
 pub(crate) fn a_role_that_is_told_is_the_keys<F: TestFabric>() {

@@ -1,0 +1,148 @@
+//! Checkpoints that list what is not so, or not all: nothing is believed that was not durable, nothing is lost.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use kv_proto::crc::crc32c;
+use kv_proto::layout::{CheckpointHeader, TRAILER_MAGIC};
+use zerocopy::{FromBytes, IntoBytes};
+
+use super::check::checked;
+use super::compacting::only_dead;
+use super::restart::{checkpoints, chunks, crashed, segments, value};
+use super::support::{Rig, bytes, copy_directory, faulty, scratch};
+use crate::store::files::{Call, Files};
+
+const ENOSPC: i32 = 28;
+
+fn put(rig: &Rig, keys: std::ops::Range<u64>) {
+    for key in keys {
+        rig.put("set", &key.to_le_bytes(), &value(key)).unwrap();
+    }
+}
+
+/// A disk that is full for segments while the switch is on, after so many bytes of a write.
+fn filling_up(after_bytes: usize) -> (Arc<AtomicBool>, Files) {
+    let full = Arc::new(AtomicBool::new(false));
+    let switch = Arc::clone(&full);
+    let faults = move |call: Call, path: &Path| {
+        let hit = call == Call::Write
+            && switch.load(Ordering::Relaxed)
+            && path.extension().is_some_and(|it| it == "segment");
+        hit.then(|| (after_bytes, io::Error::from_raw_os_error(ENOSPC)))
+    };
+    (full, faulty(Box::new(faults)))
+}
+
+/// Whether a store has all of these keys, at this start and at the next.
+fn has_all(root: &Path, keys: u64) {
+    for _ in 0..2 {
+        let rig = Rig::open(root);
+        assert_eq!(rig.figure("set", "keys_count"), keys);
+        assert_eq!(rig.figure("set", "damaged_records_count"), 0);
+        for key in 0..keys {
+            assert_eq!(rig.get("set", &key.to_le_bytes()), Some(value(key)), "key {key}");
+        }
+    }
+}
+
+/// The only checkpoint of what a crash left, with its chunks.
+fn only_checkpoint(root: &Path) -> (PathBuf, Vec<u8>, Vec<(usize, u64)>) {
+    let path = checkpoints(root)[0].clone();
+    let whole = std::fs::read(&path).unwrap();
+    let chunks = chunks(&whole);
+    assert!(chunks.len() >= 3, "{chunks:?}");
+    (path, whole, chunks)
+}
+
+/// A record that found no room is written over, and the list has what is there now.
+#[test]
+fn what_was_not_durable_is_not_listed() {
+    let directory = scratch();
+    let (full, files) = filling_up(1000);
+    let rig = Rig::with(only_dead(directory.path()), files).unwrap();
+    rig.store.create("set").unwrap();
+    put(&rig, 0..10);
+    full.store(true, Ordering::Relaxed);
+    assert!(rig.put("set", b"refused", &bytes(7, 5000)).is_err());
+    full.store(false, Ordering::Relaxed);
+    put(&rig, 10..200);
+    let crashed = scratch();
+    copy_directory(directory.path(), crashed.path());
+    assert!(!checkpoints(crashed.path()).is_empty());
+    let (summary, findings) = checked(crashed.path(), false);
+    assert_eq!(summary.damage, 0, "{findings:#?}");
+    assert_eq!(summary.keys, 200);
+    has_all(crashed.path(), 200);
+}
+
+/// Without its first chunk the others say nothing of what lies before them.
+#[test]
+fn a_chunk_that_follows_on_nothing_is_not_believed() {
+    let crashed = crashed(250);
+    let (path, whole, chunks) = only_checkpoint(crashed.path());
+    std::fs::write(path, &whole[chunks[1].0..]).unwrap();
+    has_all(crashed.path(), 250);
+}
+
+/// A chunk that says to end inside a record that it lists would have the tail walked from there, and cut.
+#[test]
+fn a_chunk_whose_records_lie_outside_of_it_is_not_believed() {
+    let crashed = crashed(250);
+    let (path, mut whole, chunks) = only_checkpoint(crashed.path());
+    let at = chunks.last().unwrap().0;
+    let mut header = CheckpointHeader::read_from_prefix(&whole[at..]).unwrap().0;
+    header.covered_units -= 1;
+    header.crc = crc32c(&header.as_bytes()[..size_of::<CheckpointHeader>() - 4]);
+    whole[at..at + size_of::<CheckpointHeader>()].copy_from_slice(header.as_bytes());
+    std::fs::write(path, whole).unwrap();
+    has_all(crashed.path(), 250);
+}
+
+/// A store whose active segment has a checkpoint, with faults.
+fn with_checkpoint(root: &Path, files: Files) -> Rig {
+    let rig = Rig::with(only_dead(root), files).unwrap();
+    rig.store.create("set").unwrap();
+    put(&rig, 0..200);
+    rig
+}
+
+fn is_sealed(path: &Path) -> bool {
+    let file = std::fs::read(path).unwrap();
+    file[file.len() - 64..].starts_with(TRAILER_MAGIC.as_bytes())
+}
+
+/// A segment is not sealed with a list that lost some of its records.
+#[test]
+fn a_checkpoint_that_is_damaged_seals_nothing() {
+    let directory = scratch();
+    let rig = with_checkpoint(directory.path(), Files::default());
+    let crashed = scratch();
+    copy_directory(directory.path(), crashed.path());
+    let path = checkpoints(directory.path())[0].clone();
+    let mut whole = std::fs::read(&path).unwrap();
+    let last = chunks(&whole).last().unwrap().0;
+    whole[last + 80] ^= 1;
+    std::fs::write(&path, whole).unwrap();
+    drop(rig);
+    assert!(!is_sealed(&segments(directory.path())[0]));
+    has_all(directory.path(), 200);
+    assert!(is_sealed(&segments(directory.path())[0]));
+}
+
+/// A segment that could not be sealed keeps its checkpoint: its tail is not longer than before.
+#[test]
+fn a_segment_that_could_not_be_sealed_keeps_its_checkpoint() {
+    let directory = scratch();
+    let (full, files) = filling_up(10);
+    let rig = with_checkpoint(directory.path(), files);
+    let kept = checkpoints(directory.path());
+    assert!(!kept.is_empty());
+    full.store(true, Ordering::Relaxed);
+    drop(rig);
+    assert!(!is_sealed(&segments(directory.path())[0]));
+    assert_eq!(checkpoints(directory.path()), kept);
+    has_all(directory.path(), 200);
+}
