@@ -48,6 +48,8 @@ struct Cli {
 enum Command {
     /// What a DEF.toml says (see --example), beside floors and peers, in alternating blocks, with checked values.
     Run(run::Args),
+    /// What two reports of `run` say differently, beyond noise.
+    Compare(run::compare::Args),
     /// Raw READs beside perftest (ib_read_lat, ib_read_bw), alternating, on the RDMA device of this machine.
     Floor(floor::Args),
     /// Ingests real files, kills the server, fetches every file back by READs and compares every byte.
@@ -75,6 +77,7 @@ enum Command {
 fn main() -> ExitCode {
     let outcome = match Cli::parse().command {
         Command::Run(args) => run::run(&args),
+        Command::Compare(args) => run::compare::run(&args),
         Command::Side => run::run_side(),
         Command::Floor(args) => floor::run(&args),
         Command::Demo(args) => demo::run(&args),

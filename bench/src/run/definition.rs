@@ -136,7 +136,7 @@ struct Sizes(Vec<Lengths>);
 #[serde(rename_all = "lowercase")]
 enum Spread {
     Mix(OneOrMany<Whole<1, VALUE_MAX_BYTES>>),
-    Files(PathBuf),
+    Files(String),
 }
 
 impl<'de> Deserialize<'de> for Sizes {
@@ -168,12 +168,21 @@ impl<'de> Deserialize<'de> for Sizes {
                 let from = serde::de::value::MapAccessDeserializer::new(from);
                 Ok(Sizes(vec![match Spread::deserialize(from)? {
                     Spread::Mix(sizes) => Lengths::Mix(sizes.0.into_iter().map(|size| size.0).collect()),
-                    Spread::Files(directory) => Lengths::Files(directory),
+                    Spread::Files(directory) => Lengths::Files(found(&directory)?),
                 }]))
             }
         }
         from.deserialize_any(Visitor)
     }
+}
+
+/// A directory, or the one that the environment variable of this name says.
+fn found<E: serde::de::Error>(directory: &str) -> Result<PathBuf, E> {
+    let Some(variable) = directory.strip_prefix('$') else {
+        return Ok(directory.into());
+    };
+    let set = std::env::var_os(variable).map(PathBuf::from);
+    set.ok_or_else(|| E::custom(format!("{variable} is not set: set it to a directory of files")))
 }
 
 /// How many values there are.

@@ -4,12 +4,16 @@
 //! on every side, so neighbours in time meet the machine in the same state; ratios are taken block by block, and their
 //! median is told with its 95 % interval.
 
+pub(crate) mod compare;
+mod csv;
 mod definition;
 mod given;
+mod html;
 mod job;
 mod kv;
 mod order;
 mod pace;
+mod plot;
 mod report;
 mod sides;
 mod stand;

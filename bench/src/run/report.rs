@@ -7,9 +7,9 @@ use serde::{Deserialize, Serialize};
 use super::definition::{Definition, Lengths, Locators, Metric, SideName, Start};
 use super::job::{Block, KvCost, Point};
 use super::pace::histogram;
-use super::sides;
 use super::stand::{Measured, Stand};
 use super::target::{self, Verdict};
+use super::{csv, html, sides};
 use crate::Error;
 use crate::demo::Network;
 use crate::environment::Environment;
@@ -351,11 +351,12 @@ impl Report {
             std::fs::write(&path, text).map_err(|error| format!("cannot write {}: {error}", path.display()))
         };
         file("json", serde_json::to_string_pretty(self)? + "\n")?;
+        file("csv", csv::table(self))?;
+        file("html", html::page(self)?)?;
         Ok(())
     }
 
     /// What [`Report::write`] wrote as JSON.
-    #[expect(dead_code, reason = "`bench compare` is next")]
     pub(crate) fn read(path: &Path) -> Result<Self, Error> {
         let said = |error: &dyn std::fmt::Display| format!("{}: {error}", path.display());
         let text = std::fs::read(path).map_err(|error| said(&error))?;
@@ -396,5 +397,125 @@ impl SideReport {
                 self.checked + self.compared
             );
         }
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+
+    /// A report of two points that differ by depth; `kv` took these times, in turn, `pread` 5 us.
+    pub(crate) fn report(latencies: &[f64]) -> Report {
+        let blocks = |of: &dyn Fn(usize) -> f64, kv: bool| -> Vec<Block> {
+            let block = |at| Block {
+                gets: 100,
+                bytes_per_get: 4096.0,
+                gets_s: Some(1e6 / of(at)),
+                latency_us: Some(of(at)),
+                histogram: vec![((of(at) * 1000.0) as u64, 100)],
+                kv: kv.then(|| KvCost {
+                    reads_per_get: 1.0,
+                    ..KvCost::default()
+                }),
+                ..Block::default()
+            };
+            (0..12).map(block).collect()
+        };
+        let point = |depth: &str| {
+            let text = format!(
+                "title = \"t\"\nnetwork = \"local\"\n[[case]]\nname = \"a <case>\"\nvalue_bytes = 4096\ndepth = {depth}\n"
+            );
+            let definition = Definition::parse(&text, "d").unwrap();
+            let measured = Measured::for_test(
+                &definition,
+                vec![
+                    (SideName::Kv, blocks(&|at| latencies[at % latencies.len()], true)),
+                    (SideName::Pread, blocks(&|_| 5.0, false)),
+                ],
+            );
+            PointReport::new(&measured).unwrap()
+        };
+        Report {
+            title: "a \"title\"".to_owned(),
+            label: "local".to_owned(),
+            network: Network::Local,
+            blocks: 12,
+            environment: Environment::read(),
+            points: vec![point("1"), point("8")],
+            targets: Vec::new(),
+            definition: "its & text".to_owned(),
+        }
+    }
+
+    #[test]
+    fn ratios_are_block_by_block_and_wide_ones_are_doubted() {
+        let report = report(&[10.0]);
+        let ratio = &report.points[0].ratios[0];
+        assert_eq!(
+            (ratio.over, ratio.metric, ratio.ratio.median),
+            (SideName::Pread, Metric::Latency, 2.0)
+        );
+        assert!(ratio.inconclusive.is_empty());
+        assert!(doubt(&ratio.ratio, 9).contains("fewer"));
+        let wide = Interval {
+            median: 1.0,
+            low: 0.94,
+            high: 1.01,
+        };
+        assert!(doubt(&wide, 12).contains("wider"));
+        assert!(!report.points[0].sides.iter().any(|side| side.wrong > 0) && report.is_good());
+    }
+
+    #[test]
+    fn a_page_needs_nothing_else_and_has_a_plot_with_every_side() {
+        let folder = tempfile::tempdir().unwrap();
+        report(&[10.0]).write(folder.path(), "r").unwrap();
+        let page = std::fs::read_to_string(folder.path().join("r.html")).unwrap();
+        for reaching_out in ["src=", "href=", "@import", "url("] {
+            assert!(!page.contains(reaching_out), "{reaching_out}");
+        }
+        // Nothing but the name of SVG itself looks like an address.
+        assert_eq!(
+            page.matches("http").count(),
+            page.matches("http://www.w3.org/2000/svg").count()
+        );
+        assert_eq!(page.matches("<svg").count(), 1);
+        assert!(
+            page.contains("a &lt;case&gt;: GETs/s against READs outstanding")
+                && page.contains("its &amp; text")
+        );
+        let svg = &page[page.find("<svg").unwrap()..page.find("</svg>").unwrap()];
+        assert!(
+            svg.contains("kv") && svg.contains("pread") && svg.matches("<polyline").count() >= 2,
+            "{svg}"
+        );
+    }
+
+    #[test]
+    fn a_table_has_a_row_for_each_side_and_reads_back() {
+        let folder = tempfile::tempdir().unwrap();
+        let written = report(&[10.0]);
+        written.write(folder.path(), "r").unwrap();
+        let table = std::fs::read_to_string(folder.path().join("r.csv")).unwrap();
+        let rows: Vec<&str> = table.lines().collect();
+        assert_eq!(rows.len(), 1 + 4);
+        // Commas inside quotes are none between columns.
+        let columns = |row: &str| {
+            row.split('"')
+                .step_by(2)
+                .map(|part| part.matches(',').count())
+                .sum::<usize>()
+        };
+        assert!(rows.iter().all(|row| columns(row) == columns(rows[0])), "{table}");
+        let read = Report::read(&folder.path().join("r.json")).unwrap();
+        assert_eq!(
+            serde_json::to_string(&read).unwrap(),
+            serde_json::to_string(&written).unwrap()
+        );
+        std::fs::write(folder.path().join("r.json"), "{}").unwrap();
+        let error = Report::read(&folder.path().join("r.json"))
+            .unwrap_err()
+            .to_string();
+        assert!(error.contains("no report of bench run"), "{error}");
     }
 }

@@ -35,6 +35,21 @@ pub(crate) struct Measured {
     pub(crate) left_out: Vec<(SideName, String)>,
 }
 
+impl Measured {
+    /// The first point of a definition, with blocks of a test's choice.
+    #[cfg(test)]
+    pub(crate) fn for_test(definition: &Definition, sides: Vec<(SideName, Vec<Block>)>) -> Self {
+        let (case, point) = points(definition, None).unwrap().remove(0);
+        Self {
+            point,
+            case,
+            set: 0,
+            sides,
+            left_out: Vec::new(),
+        }
+    }
+}
+
 /// See the head of this file.
 pub(crate) struct Stand<'a> {
     args: &'a Args,

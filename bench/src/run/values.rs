@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use twox_hash::XxHash3_64;
 
-use super::definition::Lengths;
+use super::definition::{Lengths, Order};
 use crate::Error;
 use crate::source;
 
@@ -63,6 +63,20 @@ impl Values {
     /// The longest, bytes.
     pub(crate) fn longest_bytes(&self) -> usize {
         self.lens.iter().copied().max().unwrap_or(0) as usize
+    }
+
+    /// Memory that the values of any call of `batch` GETs fit in, bytes.
+    pub(crate) fn room_bytes(&self, order: Order, batch: usize) -> usize {
+        let most = batch * self.longest_bytes();
+        if order != Order::Epoch {
+            return most;
+        }
+        let mut lens = self.lens.clone();
+        lens.sort_unstable_by(|a, b| b.cmp(a));
+        // A value is there once an epoch, and a call lies in two epochs at most, unless it is longer than one.
+        let epochs = 2 + batch / lens.len();
+        let longest: u64 = lens.iter().take(batch).sum();
+        most.min(longest as usize * epochs)
     }
 
     /// Its key.
@@ -148,6 +162,12 @@ mod tests {
         }
         let other = Values::new(&Lengths::Mix(vec![100, 5000]), 7, 4).unwrap();
         assert_ne!(first.bytes(0).unwrap(), other.bytes(0).unwrap());
+        assert_eq!(first.room_bytes(Order::Uniform, 4), 4 * 5000);
+        // Of two long ones each may be there twice, at the seam of two epochs.
+        let few = Values::new(&Lengths::Mix(vec![100, 5000]), 4, 3).unwrap();
+        assert_eq!(few.room_bytes(Order::Epoch, 3), (2 * 10_100).min(3 * 5000));
+        let one_long = Values::new(&Lengths::Mix(vec![100, 100, 100, 5000]), 4, 3).unwrap();
+        assert_eq!(one_long.room_bytes(Order::Epoch, 3), 2 * 5200);
         let (places, len) = first.places();
         assert_eq!(
             (places[..3].to_vec(), len),

@@ -92,6 +92,8 @@ fn what_contradicts_itself_is_told_with_a_remedy() {
         );
         assert!(error.contains("line 3"), "{lines}: {error}");
     }
+    let unset = case("").replace("value_bytes = 4096", "value_bytes = { files = \"$VKV_NOT_SET\" }");
+    assert!(refused(&unset).contains("VKV_NOT_SET is not set"));
     let files = case("values = 9").replace("value_bytes = 4096", "value_bytes = { files = \"d\" }");
     assert!(refused(&files).contains("the files are the values"));
 }

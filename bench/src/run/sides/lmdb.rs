@@ -28,15 +28,23 @@ pub(crate) fn write(_path: &Path, _values: &Values) -> Result<(), Error> {
 }
 
 #[cfg(not(feature = "lmdb"))]
-pub(crate) fn getter(_path: &Path, _values: &Values, _batch: usize, _crc: bool) -> Result<AnyGetter, Error> {
+pub(crate) fn getters(
+    _path: &Path,
+    _values: &Values,
+    _room: usize,
+    _threads: usize,
+    _crc: bool,
+) -> Result<Vec<AnyGetter>, Error> {
     Err(WITHOUT.into())
 }
 
 #[cfg(feature = "lmdb")]
-pub(crate) use with::{getter, write};
+pub(crate) use with::{getters, write};
 
 #[cfg(feature = "lmdb")]
 mod with {
+    use std::sync::Arc;
+
     use heed::types::Bytes;
     use heed::{Database, Env, EnvFlags, EnvOpenOptions};
     use kv_proto::crc::crc32c;
@@ -80,26 +88,36 @@ mod with {
     struct Lmdb {
         env: Env,
         database: Database<Bytes, Bytes>,
-        keys: Vec<Vec<u8>>,
+        keys: Arc<Vec<Vec<u8>>>,
         slots: Slots,
         crc: bool,
     }
 
-    /// A getter; with `crc` it takes the CRC32C of each copy.
-    pub(crate) fn getter(path: &Path, values: &Values, batch: usize, crc: bool) -> Result<AnyGetter, Error> {
+    /// Getters of one environment, which a process opens once; with `crc` they take the CRC32C of each copy.
+    pub(crate) fn getters(
+        path: &Path,
+        values: &Values,
+        room: usize,
+        threads: usize,
+        crc: bool,
+    ) -> Result<Vec<AnyGetter>, Error> {
         let env = open(path, values, EnvFlags::READ_ONLY)?;
         let transaction = env.read_txn()?;
         let database = env
             .open_database(&transaction, None)?
             .ok_or("the environment is empty")?;
         transaction.commit()?;
-        Ok(Box::new(Lmdb {
-            env,
-            database,
-            keys: (0..values.count()).map(|index| values.key(index)).collect(),
-            slots: Slots::new(values, batch),
-            crc,
-        }))
+        let keys: Arc<Vec<Vec<u8>>> = Arc::new((0..values.count()).map(|index| values.key(index)).collect());
+        let one = |_| -> AnyGetter {
+            Box::new(Lmdb {
+                env: env.clone(),
+                database,
+                keys: Arc::clone(&keys),
+                slots: Slots::new(room),
+                crc,
+            })
+        };
+        Ok((0..threads).map(one).collect())
     }
 
     impl Getter for Lmdb {

@@ -1,8 +1,10 @@
 //! The floor of memory: a copy of the value, and its CRC.
 
+use std::sync::Arc;
+
 use kv_proto::crc::crc32c;
 
-use super::Slots;
+use super::{AnyGetter, Slots};
 use crate::Error;
 use crate::run::pace::Getter;
 use crate::run::values::Values;
@@ -33,19 +35,21 @@ impl Image {
 }
 
 /// Copies.
-pub(crate) struct Copying {
-    image: Image,
+struct Copying {
+    image: Arc<Image>,
     slots: Slots,
 }
 
-impl Copying {
-    /// A copy of all values, and room for a call.
-    pub(crate) fn new(values: &Values, batch: usize) -> Result<Self, Error> {
-        Ok(Self {
-            image: Image::new(values)?,
-            slots: Slots::new(values, batch),
+/// Threads that copy out of one image, each with room for a call.
+pub(crate) fn copying(values: &Values, room: usize, threads: usize) -> Result<Vec<AnyGetter>, Error> {
+    let image = Arc::new(Image::new(values)?);
+    let one = |_| -> AnyGetter {
+        Box::new(Copying {
+            image: Arc::clone(&image),
+            slots: Slots::new(room),
         })
-    }
+    };
+    Ok((0..threads).map(one).collect())
 }
 
 impl Getter for Copying {
@@ -64,19 +68,21 @@ impl Getter for Copying {
 }
 
 /// Takes CRCs.
-pub(crate) struct Summing {
-    image: Image,
+struct Summing {
+    image: Arc<Image>,
     last: Vec<u32>,
 }
 
-impl Summing {
-    /// A copy of all values.
-    pub(crate) fn new(values: &Values, batch: usize) -> Result<Self, Error> {
-        Ok(Self {
-            image: Image::new(values)?,
+/// Threads that sum over one image.
+pub(crate) fn summing(values: &Values, batch: usize, threads: usize) -> Result<Vec<AnyGetter>, Error> {
+    let image = Arc::new(Image::new(values)?);
+    let one = |_| -> AnyGetter {
+        Box::new(Summing {
+            image: Arc::clone(&image),
             last: Vec::with_capacity(batch),
         })
-    }
+    };
+    Ok((0..threads).map(one).collect())
 }
 
 impl Getter for Summing {

@@ -74,25 +74,23 @@ fn missing(side: SideName, point: &Point, network: Network) -> Option<String> {
 
 /// Getters of a side that runs in this process, one for each thread.
 pub(crate) fn getters(job: &Job, values: &Values) -> Result<Vec<AnyGetter>, Error> {
-    let one = |thread: usize| -> Result<AnyGetter, Error> {
-        let _ = thread;
-        let batch = job.point.batch;
-        Ok(match job.side {
-            SideName::Memcpy => Box::new(memory::Copying::new(values, batch)?),
-            SideName::Crc => Box::new(memory::Summing::new(values, batch)?),
-            SideName::Pread => Box::new(pread::Pread::new(&job.files.values, values, batch)?),
-            SideName::Lmdb | SideName::LmdbCrc => {
-                lmdb::getter(&job.files.lmdb, values, batch, job.side == SideName::LmdbCrc)?
-            }
-            SideName::Replay => Box::new(replay::ReplayGetter::new(job, values)?),
-            SideName::Redis => sockets::redis(&job.files.redis, values, batch)?,
-            SideName::Memcached => sockets::memcached(&job.files.memcached, values, batch)?,
-            SideName::Kv | SideName::Perftest | SideName::Ucx | SideName::Fio => {
-                return Err(format!("`{}` is not measured in this process", job.side).into());
-            }
-        })
-    };
-    (0..job.point.threads).map(one).collect()
+    let Point { batch, threads, .. } = job.point;
+    let room = values.room_bytes(job.point.order, batch);
+    let files = &job.files;
+    let each = |one: &dyn Fn() -> Result<AnyGetter, Error>| (0..threads).map(|_| one()).collect();
+    match job.side {
+        SideName::Memcpy => memory::copying(values, room, threads),
+        SideName::Crc => memory::summing(values, batch, threads),
+        SideName::Pread => each(&|| Ok(Box::new(pread::Pread::new(&files.values, values, room)?))),
+        SideName::Lmdb => lmdb::getters(&files.lmdb, values, room, threads, false),
+        SideName::LmdbCrc => lmdb::getters(&files.lmdb, values, room, threads, true),
+        SideName::Replay => each(&|| Ok(Box::new(replay::ReplayGetter::new(job, values)?))),
+        SideName::Redis => each(&|| sockets::redis(&files.redis, values, room)),
+        SideName::Memcached => each(&|| sockets::memcached(&files.memcached, values, room)),
+        SideName::Kv | SideName::Perftest | SideName::Ucx | SideName::Fio => {
+            Err(format!("`{}` is not measured in this process", job.side).into())
+        }
+    }
 }
 
 /// Writes what the sides of a dataset read.
@@ -171,11 +169,11 @@ pub(crate) struct Slots {
 }
 
 impl Slots {
-    /// Room for `batch` of the longest values.
-    pub(crate) fn new(values: &Values, batch: usize) -> Self {
+    /// Room for the values of one call: [`Values::room_bytes`].
+    pub(crate) fn new(room_bytes: usize) -> Self {
         Self {
-            bytes: vec![0; batch * values.longest_bytes()],
-            ends: Vec::with_capacity(batch),
+            bytes: vec![0; room_bytes],
+            ends: Vec::new(),
         }
     }
 

@@ -29,13 +29,13 @@ pub(crate) struct Pread {
 
 impl Pread {
     /// Opens the file.
-    pub(crate) fn new(path: &Path, values: &Values, batch: usize) -> Result<Self, Error> {
+    pub(crate) fn new(path: &Path, values: &Values, room: usize) -> Result<Self, Error> {
         let (offsets, _) = values.places();
         let place = |(index, offset)| (offset, values.len_bytes(index) as usize);
         Ok(Self {
             file: File::open(path)?,
             places: offsets.into_iter().enumerate().map(place).collect(),
-            slots: Slots::new(values, batch),
+            slots: Slots::new(room),
         })
     }
 }

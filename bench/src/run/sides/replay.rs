@@ -41,13 +41,15 @@ impl ReplayGetter {
         // As many buckets as an index of so many keys has.
         let buckets = (end, (values.count() / 5).max(2));
         let source = end + if live { buckets.1 * BUCKET_BYTES } else { 0 };
-        let longest = records
+        let batch = job.point.batch;
+        let before = records
             .iter()
-            .map(|(_, prefix, len)| prefix + len + BUCKET_BYTES)
+            .map(|(_, prefix, _)| prefix + BUCKET_BYTES)
             .max()
-            .unwrap_or(1);
+            .unwrap_or(0);
+        let room = values.room_bytes(job.point.order, batch) + batch * before;
         let depth = job.point.depth;
-        let replay = Replay::new(&job.device, source, job.point.batch * longest, depth, |memory| {
+        let replay = Replay::new(&job.device, source, room, depth, |memory| {
             for (index, (offset, prefix, _)) in records.iter().enumerate() {
                 memory.copy_in(offset + prefix, &values.bytes(index)?)?;
             }

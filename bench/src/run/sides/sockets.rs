@@ -183,11 +183,11 @@ struct Redis {
 }
 
 /// A connection to Redis or Valkey.
-pub(crate) fn redis(socket: &Path, values: &Values, batch: usize) -> Result<AnyGetter, Error> {
+pub(crate) fn redis(socket: &Path, values: &Values, room: usize) -> Result<AnyGetter, Error> {
     Ok(Box::new(Redis {
         stream: Stream::open(socket)?,
         keys: (0..values.count()).map(|index| values.key(index)).collect(),
-        slots: Slots::new(values, batch),
+        slots: Slots::new(room),
     }))
 }
 
@@ -217,11 +217,11 @@ struct Memcached {
 }
 
 /// A connection to memcached.
-pub(crate) fn memcached(socket: &Path, values: &Values, batch: usize) -> Result<AnyGetter, Error> {
+pub(crate) fn memcached(socket: &Path, values: &Values, room: usize) -> Result<AnyGetter, Error> {
     Ok(Box::new(Memcached {
         stream: Stream::open(socket)?,
         keys: (0..values.count()).map(|index| values.key(index)).collect(),
-        slots: Slots::new(values, batch),
+        slots: Slots::new(room),
     }))
 }
 

@@ -1,0 +1,243 @@
+//! `bench run` in smoke form: every definition that is shipped runs, with few values, and every value is right. It shows
+//! that the harness works, and measures nothing.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+
+use serde_json::Value;
+
+const BENCH: &str = env!("CARGO_BIN_EXE_bench");
+
+/// The server lies beside `bench`, where `bench run` looks for it.
+fn need_server() {
+    if Path::new(BENCH).with_file_name("kv-server").exists() {
+        return;
+    }
+    let cargo = std::env::var_os("CARGO").expect("kv-server lies beside bench, or it runs under cargo");
+    let mut build = Command::new(cargo);
+    build.args(["build", "-q", "-p", "kv-server", "--bin", "kv-server"]);
+    if Path::new(BENCH)
+        .parent()
+        .is_some_and(|folder| folder.ends_with("release"))
+    {
+        build.arg("--release");
+    }
+    assert!(build.status().unwrap().success(), "kv-server does not build");
+}
+
+fn definitions(start: &str) -> Vec<PathBuf> {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("defs");
+    let paths = std::fs::read_dir(folder)
+        .unwrap()
+        .map(|entry| entry.unwrap().path());
+    let named = |path: &PathBuf| path.file_name().unwrap().to_str().unwrap().contains(start);
+    let found: Vec<PathBuf> = paths.filter(named).collect();
+    assert!(!found.is_empty());
+    found
+}
+
+fn bench(arguments: &[&str], folder: &Path) -> Output {
+    // Real files: this package's own.
+    let files = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/run");
+    Command::new(BENCH)
+        .args(arguments)
+        .env("VKV_FILES", files)
+        .env("TMPDIR", folder)
+        .stdin(Stdio::null())
+        .output()
+        .unwrap()
+}
+
+/// Runs a definition in smoke form; its report.
+fn smoke(definition: &Path, blocks: &str) -> Value {
+    need_server();
+    let folder = tempfile::tempdir().unwrap();
+    let data = std::env::var_os("VKV_NVME").map_or_else(|| folder.path().to_owned(), PathBuf::from);
+    let (path, data, out) = (
+        definition.to_str().unwrap(),
+        data.to_str().unwrap(),
+        folder.path().join("out"),
+    );
+    let output = bench(
+        &[
+            "run",
+            path,
+            "--smoke",
+            "--blocks",
+            blocks,
+            "--data",
+            data,
+            "--out",
+            out.to_str().unwrap(),
+        ],
+        folder.path(),
+    );
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{path}: {said}");
+    let name = definition.file_stem().unwrap().to_str().unwrap();
+    for ending in ["csv", "html"] {
+        assert!(out.join(format!("{name}.{ending}")).metadata().unwrap().len() > 100);
+    }
+    serde_json::from_slice(&std::fs::read(out.join(format!("{name}.json"))).unwrap()).unwrap()
+}
+
+/// What holds of every smoke run: sides were measured, and their values compared.
+fn holds(report: &Value) {
+    let points = report["points"].as_array().unwrap();
+    assert!(!points.is_empty());
+    for point in points {
+        let sides = point["sides"].as_array().unwrap();
+        assert_eq!(sides[0]["side"], "kv");
+        let blocks = report["blocks"].as_u64().unwrap();
+        let gets = blocks * point["point"]["gets"].as_u64().unwrap();
+        assert!(sides.len() > 1, "nothing beside kv: {}", point["left_out"]);
+        for side in sides {
+            let name = side["side"].as_str().unwrap();
+            assert_eq!(side["wrong"], 0, "{name}");
+            assert_eq!(
+                side["by_block"].as_array().unwrap().len() as u64,
+                blocks,
+                "{name}"
+            );
+            if !["perftest", "ucx", "fio"].contains(&name) {
+                assert!(
+                    side["checked"].as_u64() >= Some(gets) && side["compared"].as_u64() > Some(0),
+                    "{name}"
+                );
+            }
+        }
+        assert!(point["ratios"].as_array().unwrap().len() >= sides.len() - 1);
+        let reads = sides[0]["kv"]["reads_per_get"].as_f64().unwrap();
+        assert!((1.0..4.0).contains(&reads), "{reads}");
+    }
+    for target in report["targets"].as_array().unwrap() {
+        assert_eq!(target["outcome"], "inconclusive", "so few blocks decide nothing");
+        assert!(target["ratio"].is_object(), "{target}");
+    }
+}
+
+#[test]
+fn definitions_over_local_run() {
+    for definition in definitions("local") {
+        holds(&smoke(&definition, "2"));
+    }
+}
+
+#[test]
+#[ignore = "needs an RDMA device: VKV_TEST_DEVICE=rxe0"]
+fn definitions_over_verbs_run() {
+    for definition in definitions("verbs") {
+        // One block: on an emulated processor each process takes a second.
+        let report = smoke(&definition, "1");
+        holds(&report);
+        assert_eq!(report["environment"]["mtu_bytes"].as_u64().unwrap() % 256, 0);
+    }
+}
+
+#[test]
+fn mixed_sizes_real_files_and_a_cold_start_run() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("all.toml");
+    let text = r#"
+title = "all"
+network = "local"
+[[case]]
+name = "mixed"
+value_bytes = { mix = [100, 70000] }
+order = "zipf"
+batch = 8
+threads = 2
+queue_pairs = 2
+beside = ["memcpy", "crc", "pread", "lmdb"]
+[[case]]
+name = "files"
+value_bytes = { files = "$VKV_FILES" }
+locators = "live"
+batch = 16
+beside = ["lmdb+crc"]
+[[case]]
+name = "cold"
+value_bytes = 5000
+start = "cold"
+batch = 4
+beside = ["pread"]
+[[case]]
+name = "unchecked"
+value_bytes = 64
+check = false
+loop = "open"
+rate = 10000
+beside = ["memcpy"]
+"#;
+    std::fs::write(&path, text).unwrap();
+    let mut report = smoke(&path, "2");
+    let points = report["points"].as_array_mut().unwrap();
+    for side in points[3]["sides"].as_array_mut().unwrap() {
+        assert_eq!(side["checked"], 0, "it was told not to");
+        side["checked"] = 128.into();
+    }
+    for side in points[2]["sides"].as_array_mut().unwrap() {
+        // A value is cold once: 24 of them, in two blocks.
+        assert_eq!(side["checked"], 48);
+        side["checked"] = 128.into();
+    }
+    holds(&report);
+}
+
+#[test]
+fn a_definition_that_cannot_be_is_refused_before_anything_starts() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("bad.toml");
+    std::fs::write(
+        &path,
+        "title = \"t\"\nnetwork = \"local\"\n[[case]]\nname = \"c\"\nvalue_bytes = 0\n",
+    )
+    .unwrap();
+    let output = bench(&["run", path.to_str().unwrap()], folder.path());
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(!output.status.success());
+    assert!(
+        said.contains("bad.toml") && said.contains("line 5") && said.contains("give 1 to"),
+        "{said}"
+    );
+}
+
+#[test]
+fn the_example_is_a_definition_and_reports_compare() {
+    need_server();
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("example.toml");
+    let output = bench(&["run", "--example"], folder.path());
+    std::fs::write(&path, &output.stdout).unwrap();
+    let mut reports = Vec::new();
+    for name in ["first", "second"] {
+        let out = folder.path().join(name);
+        let arguments = [
+            "run",
+            path.to_str().unwrap(),
+            "--smoke",
+            "--out",
+            out.to_str().unwrap(),
+        ];
+        let output = bench(&arguments, folder.path());
+        assert!(
+            output.status.success(),
+            "{}",
+            String::from_utf8_lossy(&output.stderr)
+        );
+        reports.push(out.join("example.json"));
+    }
+    let output = bench(
+        &[
+            "compare",
+            reports[0].to_str().unwrap(),
+            reports[1].to_str().unwrap(),
+        ],
+        folder.path(),
+    );
+    let said = String::from_utf8_lossy(&output.stdout);
+    assert!(
+        output.status.success() && said.contains("figures changed beyond noise"),
+        "{said}"
+    );
+}
