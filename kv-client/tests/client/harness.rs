@@ -1,81 +1,22 @@
 //! A server in this process, and sessions with it over any fabric.
 
-use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::Duration;
 
 use kv_client::on::{DatasetOn, SessionOn};
 use kv_client::{AccessKey, ClientOptions};
 use kv_fabric::Fabric;
-use kv_fabric::local::Local;
-use kv_fabric::sim::Sim;
-use kv_fabric::verbs::Verbs;
 use kv_proto::auth::Role;
 use kv_server::control::keys::Key;
 use kv_server::control::{Handle, Keys, Options, Server, StartError};
 use kv_server::store::StoreOptions;
 
+#[path = "../../../kv-server/tests/server/common/fabrics.rs"]
+mod fabrics;
+
+pub(crate) use fabrics::TestFabric;
+
 pub(crate) const SECRET: [u8; 32] = [7; 32];
-
-/// A fabric that tests can make.
-pub(crate) trait TestFabric: Fabric {
-    /// By how much leases must be longer than over shared memory.
-    const SLOWER: u32 = 1;
-    /// An address to listen on, alone.
-    fn address(folder: &Path) -> String;
-    /// The server's end.
-    fn server(address: &str) -> Arc<Self>;
-    /// A client's end.
-    fn client(server: &Arc<Self>, address: &str) -> Arc<Self>;
-}
-
-impl TestFabric for Local {
-    fn address(folder: &Path) -> String {
-        folder.join("socket").to_str().unwrap().to_owned()
-    }
-
-    fn server(_address: &str) -> Arc<Self> {
-        Arc::new(Self::new().unwrap())
-    }
-
-    fn client(_server: &Arc<Self>, address: &str) -> Arc<Self> {
-        Self::server(address)
-    }
-}
-
-impl TestFabric for Sim {
-    fn address(_folder: &Path) -> String {
-        "server:7471".to_owned()
-    }
-
-    fn server(_address: &str) -> Arc<Self> {
-        Arc::new(Self::new(kv_fabric::sim::SimOptions::default()))
-    }
-
-    fn client(server: &Arc<Self>, _address: &str) -> Arc<Self> {
-        Arc::clone(server)
-    }
-}
-
-impl TestFabric for Verbs {
-    const SLOWER: u32 = 6;
-
-    fn address(_folder: &Path) -> String {
-        static PORT: AtomicU16 = AtomicU16::new(7900);
-        let host = std::env::var("VKV_TEST_ADDR");
-        let host = host.expect("VKV_TEST_ADDR names no address: run inside soft-roce-ci/run");
-        format!("{host}:{}", PORT.fetch_add(1, Ordering::Relaxed))
-    }
-
-    fn server(address: &str) -> Arc<Self> {
-        Arc::new(Self::for_listener(address).unwrap())
-    }
-
-    fn client(_server: &Arc<Self>, address: &str) -> Arc<Self> {
-        Arc::new(Self::for_peer(address).unwrap())
-    }
-}
 
 pub(crate) struct World<F: Fabric> {
     pub(crate) fabric: Arc<F>,

@@ -60,7 +60,7 @@ fn stopped<F: TestFabric>(test: &str) {
     if let Ok(address) = std::env::var(CHILD) {
         return child::<F>(&address);
     }
-    let lease = LEASE * F::SLOWER;
+    let lease = LEASE * F::SLOWER as u32;
     let world = World::<F>::with(|_, options| {
         options.lease_ms = lease.as_millis() as u32;
     });

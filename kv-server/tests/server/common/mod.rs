@@ -6,6 +6,7 @@
 )]
 #![allow(unreachable_pub, reason = "it is a module of each test program")]
 
+mod fabrics;
 mod raw;
 
 use std::os::unix::fs::PermissionsExt;
@@ -13,82 +14,19 @@ use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::{Duration, Instant};
 
 use kv_fabric::Fabric;
-use kv_fabric::local::Local;
-use kv_fabric::sim::{Sim, SimOptions};
-use kv_fabric::verbs::Verbs;
 use kv_proto::auth::Role;
 use kv_server::control::keys::{self, Key};
 use kv_server::control::{Handle, Keys, Options, Server};
 use kv_server::store::StoreOptions;
 
+pub use fabrics::TestFabric;
 pub use raw::{Opened, Raw, connect_request, hello};
 
 /// Longest that anything may take before a test fails.
 pub const PATIENCE: Duration = Duration::from_secs(20);
-
-/// A fabric that tests can make.
-pub trait TestFabric: Fabric {
-    /// By how much everything takes longer than over shared memory, leases included.
-    const SLOWER: u64 = 1;
-    /// An address to listen on, alone.
-    fn address(folder: &Path) -> String;
-    /// The server's end.
-    fn server(address: &str) -> Arc<Self>;
-    /// The client's end.
-    fn client(server: &Arc<Self>, address: &str) -> Arc<Self>;
-}
-
-impl TestFabric for Local {
-    fn address(folder: &Path) -> String {
-        folder.join("socket").to_str().unwrap().to_owned()
-    }
-
-    fn server(_address: &str) -> Arc<Self> {
-        Arc::new(Self::new().unwrap())
-    }
-
-    fn client(_server: &Arc<Self>, address: &str) -> Arc<Self> {
-        Self::server(address)
-    }
-}
-
-impl TestFabric for Sim {
-    fn address(_folder: &Path) -> String {
-        "server:7471".to_owned()
-    }
-
-    fn server(_address: &str) -> Arc<Self> {
-        // No faults: what is asked here is what the server does, not what a network does to it.
-        Arc::new(Self::new(SimOptions::default()))
-    }
-
-    fn client(server: &Arc<Self>, _address: &str) -> Arc<Self> {
-        Arc::clone(server)
-    }
-}
-
-impl TestFabric for Verbs {
-    const SLOWER: u64 = 6;
-
-    fn address(_folder: &Path) -> String {
-        static PORT: AtomicU16 = AtomicU16::new(7600);
-        let host =
-            std::env::var("VKV_TEST_ADDR").expect("VKV_TEST_ADDR: the address of the device to test on");
-        format!("{host}:{}", PORT.fetch_add(1, Ordering::Relaxed))
-    }
-
-    fn server(address: &str) -> Arc<Self> {
-        Arc::new(Self::for_listener(address).unwrap())
-    }
-
-    fn client(_server: &Arc<Self>, address: &str) -> Arc<Self> {
-        Arc::new(Self::for_peer(address).unwrap())
-    }
-}
 
 /// A folder, keys and options.
 pub struct Setup {
