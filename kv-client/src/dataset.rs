@@ -1,44 +1,61 @@
 //! A dataset over one fabric: the generic core under [`crate::Client`]. Its puts are in [`crate::put`].
 
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, MutexGuard, TryLockError};
+use std::time::Duration;
 
 use kv_fabric::Fabric;
 use kv_proto::control::{Answer, Bytes, Request};
 
+use crate::backoff::Backoff;
+use crate::clock::Deadline;
+use crate::future::AsyncReader;
 use crate::list::ListOn;
 use crate::memory::BufferOn;
 use crate::opening::Core;
 use crate::read::arrive::global;
-use crate::read::fast::Fast;
-use crate::read::item::{Found, Item, Want};
-use crate::read::lane::Lane;
-use crate::read::{Call, check_key};
+use crate::read::calls::{Wish, by_key, by_place};
+use crate::read::check_key;
+use crate::read::engine::{Done, Engine};
+use crate::read::item::Want;
+use crate::reader::ReaderOn;
 use crate::server::{SessionOn, figures};
-use crate::{ClientError, Counters, DatasetId, GlobalLocator, ReadError};
+use crate::{ClientError, ClientOptions, Counters, DatasetId, GlobalLocator, ReadError};
 
-/// Data connections of one client at most.
-const LANES_MAX: u16 = 64;
+/// First and longest wait between two looks whether the engine is free.
+const ENGINE_WAITS: (Duration, Duration) = (Duration::from_micros(20), Duration::from_millis(1));
 
-/// A dataset on fabric `F`. A clone has data connections of its own.
+/// A dataset on fabric `F`. A clone has an engine, and so data connections, of its own.
 pub struct DatasetOn<F: Fabric> {
     // In this order: connections go before the dataset is closed.
-    lanes: Box<[Mutex<Lane<F>>]>,
+    engine: Mutex<Option<Box<Engine<F>>>>,
+    pub(crate) options: Arc<ClientOptions>,
     pub(crate) core: Arc<Core<F>>,
 }
 
 impl<F: Fabric> Clone for DatasetOn<F> {
     fn clone(&self) -> Self {
-        Self::over(Arc::clone(&self.core))
+        Self::over(Arc::clone(&self.core), Arc::clone(&self.options))
+    }
+}
+
+/// The engine, in use by a call. However the use ends, by unwinding too, nothing of it is in flight after it.
+struct Held<'a, F: Fabric>(MutexGuard<'a, Option<Box<Engine<F>>>>);
+
+impl<F: Fabric> Drop for Held<'_, F> {
+    fn drop(&mut self) {
+        if let Some(engine) = self.0.as_mut().filter(|engine| !engine.is_at_rest()) {
+            engine.abort();
+        }
     }
 }
 
 impl<F: Fabric> DatasetOn<F> {
-    pub(crate) fn over(core: Arc<Core<F>>) -> Self {
-        let shared = &core.session().inner.handle.shared;
-        let count = shared.options.data_connections.clamp(1, LANES_MAX);
-        let lane = |_| Mutex::new(Lane::new(shared, &core.state_shared(), core.tally()));
-        let lanes = (0..count).map(lane).collect();
-        Self { lanes, core }
+    pub(crate) fn over(core: Arc<Core<F>>, options: Arc<ClientOptions>) -> Self {
+        Self {
+            engine: Mutex::new(None),
+            options,
+            core,
+        }
     }
 
     /// Its id.
@@ -70,40 +87,63 @@ impl<F: Fabric> DatasetOn<F> {
         sum
     }
 
-    fn call(&self) -> Result<Call<'_, F>, ReadError> {
-        Call::new(&self.core, &self.lanes)
-    }
-
-    fn read(&self, items: &mut [Item<'_>], place: Option<&BufferOn<F>>) {
-        match self.call() {
-            Ok(mut call) => call.read(items, place),
-            Err(error) => items.iter_mut().for_each(|item| item.result = Some(Err(error))),
+    /// The engine, as soon as no other call uses it.
+    fn hold(&self) -> Result<Held<'_, F>, ReadError> {
+        let deadline = Deadline::after(self.options.deadline);
+        let mut backoff = Backoff::new(ENGINE_WAITS.0, ENGINE_WAITS.1);
+        let mut held = loop {
+            match self.engine.try_lock() {
+                Ok(guard) => break Held(guard),
+                // A panic left it as `Held::drop` did: with nothing in flight.
+                Err(TryLockError::Poisoned(error)) => break Held(error.into_inner()),
+                Err(TryLockError::WouldBlock) => {}
+            }
+            if !backoff.sleep(deadline) {
+                return Err(ReadError::Timeout);
+            }
+        };
+        if held.0.is_none() {
+            let engine = Engine::new(Arc::clone(&self.core), Arc::clone(&self.options));
+            *held.0 = Some(Box::new(engine.map_err(|error| {
+                tracing::error!(%error, "no read engine");
+                ReadError::NoResources
+            })?));
         }
+        Ok(held)
     }
 
-    fn read_one(
+    fn with<T>(&self, work: impl FnOnce(&mut Engine<F>) -> Result<T, ReadError>) -> Result<T, ReadError> {
+        let mut held = self.hold()?;
+        held.0
+            .as_mut()
+            .map_or(Err(ReadError::Closed), |engine| work(engine))
+    }
+
+    fn read_many<'k, T>(
         &self,
-        mut item: Item<'_>,
-        place: Option<&BufferOn<F>>,
-    ) -> Result<(Vec<u8>, Found), ReadError> {
-        self.read(std::slice::from_mut(&mut item), place);
-        let found = item.result.unwrap_or(Err(ReadError::Closed))?;
-        Ok((item.out, found))
+        count: usize,
+        want: Want,
+        wish: impl Fn(usize) -> Wish<'k>,
+        what: impl Fn(Done<F>) -> T,
+    ) -> Vec<Result<T, ReadError>> {
+        let read = self.with(|engine| Ok(engine.read_many(count, want, wish, what)));
+        read.unwrap_or_else(|error| (0..count).map(|_| Err(error)).collect())
     }
 
-    fn values(&self, mut items: Vec<Item<'_>>) -> Vec<Result<Vec<u8>, ReadError>> {
-        self.read(&mut items, None);
-        let value = |item: Item<'_>| item.result.unwrap_or(Err(ReadError::Closed)).map(|_| item.out);
-        items.into_iter().map(value).collect()
+    /// A reader of its own for one thread.
+    ///
+    /// # Errors
+    /// [`ClientError::System`] if this process has no descriptor left.
+    pub fn reader(&self) -> Result<ReaderOn<F>, ClientError> {
+        ReaderOn::new(Arc::clone(&self.core), Arc::clone(&self.options))
     }
 
-    /// An item for a locator; one that cannot be right has its result already.
-    fn item_at<'k>(&self, id: DatasetId, at: &GlobalLocator, key: Option<&'k [u8]>, want: Want) -> Item<'k> {
-        let mut item = Item::new(key, Some(at.locator), want);
-        if let Err(error) = check_at(id, at, key) {
-            item.result = Some(Err(error));
-        }
-        item
+    /// A reader of futures, with a thread of its own.
+    ///
+    /// # Errors
+    /// [`ClientError::System`] if this process can have no further descriptor or thread.
+    pub fn async_reader(&self) -> Result<AsyncReader, ClientError> {
+        AsyncReader::start(Arc::clone(&self.core), Arc::clone(&self.options))
     }
 
     /// As [`crate::Client::get`].
@@ -111,8 +151,8 @@ impl<F: Fabric> DatasetOn<F> {
     /// # Errors
     /// As there.
     pub fn get(&self, key: &[u8]) -> Result<Vec<u8>, ReadError> {
-        let (value, _) = self.read_one(Item::new(Some(key), None, Want::Whole), None)?;
-        Ok(value)
+        let done = self.with(|engine| engine.read_one(by_key(key), Want::Whole))?;
+        Ok(done.value.into())
     }
 
     /// As [`crate::Client::get_range`].
@@ -121,13 +161,14 @@ impl<F: Fabric> DatasetOn<F> {
     /// As there.
     pub fn get_range(&self, key: &[u8], offset: u64, len: u64) -> Result<Vec<u8>, ReadError> {
         let want = Want::Range { offset, len };
-        let (value, _) = self.read_one(Item::new(Some(key), None, want), None)?;
-        Ok(value)
+        let done = self.with(|engine| engine.read_one(by_key(key), want))?;
+        Ok(done.value.into())
     }
 
     /// As [`crate::Client::get_many`].
     pub fn get_many<K: AsRef<[u8]>>(&self, keys: &[K]) -> Vec<Result<Vec<u8>, ReadError>> {
-        self.values(lookups(keys, Want::Whole))
+        let wish = |index: usize| by_key(keys[index].as_ref());
+        self.read_many(keys.len(), Want::Whole, wish, |done| done.value.into())
     }
 
     /// As [`crate::Client::locate`].
@@ -135,20 +176,17 @@ impl<F: Fabric> DatasetOn<F> {
     /// # Errors
     /// As there.
     pub fn locate(&self, key: &[u8]) -> Result<GlobalLocator, ReadError> {
-        let (_, found) = self.read_one(Item::new(Some(key), None, Want::Locator), None)?;
-        Ok(global(self.id(), found.locator))
+        let done = self.with(|engine| engine.read_one(by_key(key), Want::Locator))?;
+        Ok(global(self.id(), done.result?.locator))
     }
 
     /// As [`crate::Client::locate_many`].
     pub fn locate_many<K: AsRef<[u8]>>(&self, keys: &[K]) -> Vec<Result<GlobalLocator, ReadError>> {
-        let mut items = lookups(keys, Want::Locator);
-        self.read(&mut items, None);
         let id = self.id();
-        let located = |item: Item<'_>| {
-            let found = item.result.unwrap_or(Err(ReadError::Closed))?;
-            Ok(global(id, found.locator))
-        };
-        items.into_iter().map(located).collect()
+        let wish = |index: usize| by_key(keys[index].as_ref());
+        let located = self.read_many(keys.len(), Want::Locator, wish, |done| done.result);
+        let located = located.into_iter().map(|found| Ok(global(id, found??.locator)));
+        located.collect()
     }
 
     /// As [`crate::Client::get_at`].
@@ -156,17 +194,11 @@ impl<F: Fabric> DatasetOn<F> {
     /// # Errors
     /// As there.
     pub fn get_at(&self, at: &GlobalLocator, key: Option<&[u8]>) -> Result<Vec<u8>, ReadError> {
-        check_at(self.id(), at, key)?;
-        let mut call = self.call()?;
-        let head = match call.fast_get(&at.locator, key) {
-            Fast::Done(value) => return Ok(value),
-            Fast::LongWay(head) => head,
-        };
-        let mut item = Item::new(key, Some(at.locator), Want::Whole);
-        item.head = head;
-        call.read(std::slice::from_mut(&mut item), None);
-        item.result.unwrap_or(Err(ReadError::Closed))?;
-        Ok(item.out)
+        let wish = by_place(self.id(), at, key);
+        Ok(self
+            .with(|engine| engine.read_one(wish, Want::Whole))?
+            .value
+            .into())
     }
 
     /// As [`crate::Client::get_many_at`].
@@ -176,9 +208,11 @@ impl<F: Fabric> DatasetOn<F> {
         keys: Option<&[K]>,
     ) -> Vec<Result<Vec<u8>, ReadError>> {
         let id = self.id();
-        let key = |index: usize| keys.and_then(|keys| keys.get(index)).map(AsRef::as_ref);
-        let item = |(index, at)| self.item_at(id, at, key(index), Want::Whole);
-        self.values(at.iter().enumerate().map(item).collect())
+        let wish = |index: usize| {
+            let key = keys.and_then(|keys| keys.get(index)).map(AsRef::as_ref);
+            by_place(id, &at[index], key)
+        };
+        self.read_many(at.len(), Want::Whole, wish, |done| done.value.into())
     }
 
     /// As [`crate::Client::get_into`].
@@ -186,10 +220,7 @@ impl<F: Fabric> DatasetOn<F> {
     /// # Errors
     /// As there.
     pub fn get_into(&self, key: &[u8], buffer: &mut BufferOn<F>, offset: usize) -> Result<usize, ReadError> {
-        let room = buffer.len().saturating_sub(offset);
-        let want = Want::Place { offset, room };
-        let (_, found) = self.read_one(Item::new(Some(key), None, want), Some(buffer))?;
-        Ok(found.value_len_bytes as usize)
+        self.with(|engine| engine.read_into(by_key(key), buffer, offset))
     }
 
     /// As [`crate::Client::get_at_into`].
@@ -203,18 +234,8 @@ impl<F: Fabric> DatasetOn<F> {
         buffer: &mut BufferOn<F>,
         offset: usize,
     ) -> Result<usize, ReadError> {
-        let mut call = self.call()?;
-        check_at(self.id(), at, key)?;
-        let head = match call.fast_into(&at.locator, key, buffer, offset) {
-            Fast::Done(()) => return Ok(at.locator.value_len_bytes as usize),
-            Fast::LongWay(head) => head,
-        };
-        let room = buffer.len().saturating_sub(offset);
-        let mut item = Item::new(key, Some(at.locator), Want::Place { offset, room });
-        item.head = head;
-        call.read(std::slice::from_mut(&mut item), Some(buffer));
-        let found = item.result.unwrap_or(Err(ReadError::Closed))?;
-        Ok(found.value_len_bytes as usize)
+        let wish = by_place(self.id(), at, key);
+        self.with(|engine| engine.read_into(wish, buffer, offset))
     }
 
     /// As [`crate::Client::allocate`].
@@ -263,20 +284,6 @@ impl<F: Fabric> DatasetOn<F> {
     pub fn list(&self) -> ListOn<F> {
         ListOn::new(Arc::clone(&self.core))
     }
-}
-
-fn lookups<K: AsRef<[u8]>>(keys: &[K], want: Want) -> Vec<Item<'_>> {
-    let item = |key| Item::new(Some(key), None, want);
-    keys.iter().map(AsRef::as_ref).map(item).collect()
-}
-
-/// Whether a locator can be of this dataset and, where one is given, of this key.
-fn check_at(id: DatasetId, at: &GlobalLocator, key: Option<&[u8]>) -> Result<(), ReadError> {
-    let other_key = |key: &[u8]| key.len() != usize::from(at.locator.key_len_bytes);
-    if at.dataset != id || at.locator.segment == 0 || key.is_some_and(other_key) {
-        return Err(ReadError::Stale);
-    }
-    Ok(())
 }
 
 /// The error of a key that cannot be.

@@ -31,6 +31,9 @@ pub enum ReadError {
         /// Length of the value, bytes.
         needed_bytes: u64,
     },
+    /// Too many values are submitted and not taken.
+    #[error("too many values are submitted: take some that are done first")]
+    Busy,
     /// The deadline passed.
     #[error("the deadline passed before the value was read: is the server running?")]
     Timeout,

@@ -21,6 +21,15 @@
 //!         }
 //!     }
 //!
+//!     // Asked for now, taken as they are done; the bytes stay where the device put them until they are dropped.
+//!     let mut reader = client.reader()?;
+//!     for key in &keys {
+//!         reader.submit(key.as_bytes())?;
+//!     }
+//!     while let Some(done) = reader.wait() {
+//!         println!("{:?}: {:?}, {} bytes", done.ticket, done.result, done.value.len());
+//!     }
+//!
 //!     // A known place costs one READ, straight into registered memory, without a copy.
 //!     let at = client.locate(b"cat/0001.png")?;
 //!     let mut buffer = client.allocate(1 << 20)?;
@@ -39,7 +48,8 @@
 //!
 //! # Threads
 //! A session has one background thread, which renews its lease and sleeps otherwise. All else happens in the thread that
-//! calls. A [`Client`] can be shared; a clone has data connections of its own, so threads do not wait for each other.
+//! calls, or in the one that drives an [`AsyncReader`]. A [`Client`] can be shared, but its calls take turns; a clone, and
+//! a [`Reader`], has data connections of its own, so threads do not wait for each other.
 
 mod api;
 mod backoff;
@@ -47,6 +57,7 @@ mod clock;
 mod control;
 mod dataset;
 mod error;
+mod future;
 mod key;
 #[cfg(test)]
 mod lease_model;
@@ -57,17 +68,21 @@ mod opening;
 mod options;
 mod put;
 mod read;
+mod reader;
 mod server;
 mod session;
 mod tables;
 mod target;
 mod types;
 
-pub use api::{Client, Destination, List, RegisteredBuffer, RegisteredMemory, Server};
+pub use api::{Client, Destination, List, Reader, RegisteredBuffer, RegisteredMemory, Server};
 pub use error::{ClientError, ReadError};
+pub use future::{AsyncReader, Get};
 pub use key::AccessKey;
 pub use kv_fabric::ReadStatus;
 pub use options::ClientOptions;
+pub use read::slots::Value;
+pub use reader::{Completion, Ticket};
 pub use target::{PORT_DEFAULT, Target};
 pub use types::{Counters, DatasetId, DatasetInfo, Entry, GlobalLocator, Locator, PutOutcome};
 
@@ -76,6 +91,7 @@ pub mod on {
     pub use crate::dataset::DatasetOn;
     pub use crate::list::ListOn;
     pub use crate::memory::BufferOn;
+    pub use crate::reader::ReaderOn;
     pub use crate::server::SessionOn;
 }
 

@@ -5,7 +5,12 @@
 //! by calls that borrow the buffer mutably, and those return only after every such READ has completed or its
 //! connection was destroyed (**I5**; a guard destroys it when a call unwinds). A server never writes a client's
 //! memory: nothing of a client is registered for remote access. So while safe code can look at the bytes, nothing
-//! writes them, and the `&mut` of the call excludes every other look.
+//! writes them, and the `&mut` of the call excludes every other look. A buffer that was moved into a reader comes back
+//! only after the same.
+//!
+//! [`landed`] gives references to memory of the read engine, which keeps this rule: bytes are looked at by the request
+//! that they were given to, or by the value that it became, after every READ to them has completed or its connection
+//! was destroyed, and are given to another only when that is gone.
 #![allow(unsafe_code)]
 
 use std::ptr::NonNull;
@@ -15,6 +20,12 @@ use kv_fabric::{Fabric, FabricError, Region};
 use crate::ClientError;
 use crate::api::{Client, Inner, Memory, RegisteredMemory};
 use crate::dataset::DatasetOn;
+
+/// Bytes that READs have brought, by the rule in the file header.
+pub(crate) fn landed(memory: &kv_fabric::Memory, offset: usize, len: usize) -> &[u8] {
+    // SAFETY: no READ to the range is posted, and nobody writes it while the reference lives (file header).
+    unsafe { memory.view(offset, len) }
+}
 
 /// Memory that values are read into without a copy, on fabric `F`.
 pub struct BufferOn<F: Fabric> {

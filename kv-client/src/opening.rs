@@ -9,8 +9,8 @@ use crate::backoff::Backoff;
 use crate::clock::Deadline;
 use crate::control::{Command, Shared, Up, refused};
 use crate::mailbox::Reply;
+use crate::read::NotReady;
 use crate::read::counters::Tally;
-use crate::read::lane::NotReady;
 use crate::server::{ASK_WAITS, SessionOn, is_passing};
 use crate::tables::{DatasetState, View};
 use crate::{ClientError, DatasetId, ReadError};
@@ -88,10 +88,6 @@ impl<F: Fabric> Core<F> {
 
     pub(crate) fn shared(&self) -> &Shared<F> {
         self.session.shared()
-    }
-
-    pub(crate) fn state(&self) -> &DatasetState {
-        &self.state
     }
 
     pub(crate) fn state_shared(&self) -> Arc<DatasetState> {

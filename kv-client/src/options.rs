@@ -27,6 +27,10 @@ pub struct ClientOptions {
     pub verify: bool,
     /// Memory of one data connection that values arrive in, bytes.
     pub read_buffer_bytes: usize,
+    /// Memory of one reader that its [`crate::Value`]s lie in, bytes; mapped when the first is read.
+    pub value_buffer_bytes: usize,
+    /// Memory of one reader that remembers where values lie, bytes: a value that is read again costs one round trip.
+    pub locator_cache_bytes: usize,
     /// How long a READ is waited for by polling before the thread sleeps.
     pub spin: Duration,
 }
@@ -45,6 +49,8 @@ impl ClientOptions {
             depth: 64,
             verify: true,
             read_buffer_bytes: 4 << 20,
+            value_buffer_bytes: 32 << 20,
+            locator_cache_bytes: 4 << 20,
             spin: Duration::from_micros(300),
         }
     }

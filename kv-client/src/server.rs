@@ -233,6 +233,6 @@ impl<F: Fabric> SessionOn<F> {
             })
         };
         core.open_first()?;
-        Ok(DatasetOn::over(core))
+        Ok(DatasetOn::over(core, Arc::new(self.shared().options.clone())))
     }
 }

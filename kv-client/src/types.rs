@@ -56,6 +56,10 @@ pub struct Counters {
     pub doorbells: u64,
     /// Lookups and reads that were begun again, for whatever reason.
     pub retries: u64,
+    /// Values read where they lay the last time, bucket and record in one round trip.
+    pub cached: u64,
+    /// Values that were looked up because they no longer lay where they did.
+    pub cached_wrong: u64,
     /// READs whose checksums did not agree.
     pub torn: u64,
     /// READs that found something else than was expected there.

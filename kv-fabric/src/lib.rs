@@ -430,11 +430,37 @@ pub trait DataConnection<R: Region>: Send + 'static {
     /// [`FabricError`] if the completion queue itself failed.
     fn poll(&mut self, completions: &mut Vec<ReadCompletion>) -> Result<(), FabricError>;
 
-    /// Sleeps until [`DataConnection::poll`] may have something or `deadline` has passed; whether it may.
+    /// Prepares for a sleep: whether [`DataConnection::poll`] has something already. If not,
+    /// [`DataConnection::fd`] becomes readable when it may.
     ///
     /// # Errors
     /// [`FabricError`] if the completion channel itself failed.
-    fn wait(&mut self, deadline: Instant) -> Result<bool, FabricError>;
+    fn arm(&mut self) -> Result<bool, FabricError>;
+
+    /// What to sleep on after [`DataConnection::arm`]; `None` if nothing will come any more.
+    fn fd(&self) -> Option<BorrowedFd<'_>>;
+
+    /// Sleeps until [`DataConnection::poll`] has something or `deadline` has passed; whether it has.
+    ///
+    /// # Errors
+    /// As [`DataConnection::arm`].
+    fn wait(&mut self, deadline: Instant) -> Result<bool, FabricError> {
+        loop {
+            if self.arm()? {
+                return Ok(true);
+            }
+            let readable = match self.fd() {
+                Some(fd) => bell::sleep(fd, deadline)?,
+                None => {
+                    std::thread::sleep(deadline.saturating_duration_since(Instant::now()));
+                    false
+                }
+            };
+            if !readable {
+                return Ok(false);
+            }
+        }
+    }
 
     /// What it has done so far.
     fn counters(&self) -> DataCounters;

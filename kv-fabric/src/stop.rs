@@ -347,12 +347,13 @@ impl<F: Fabric> DataConnection<F::Region> for StoppableData<F> {
         polled
     }
 
-    fn wait(&mut self, deadline: Instant) -> Result<bool, FabricError> {
+    fn arm(&mut self) -> Result<bool, FabricError> {
         self.stops.0.pass();
-        if !self.ended.is_empty() {
-            return Ok(true);
-        }
-        self.inner.wait(deadline)
+        Ok(!self.ended.is_empty() || self.inner.arm()?)
+    }
+
+    fn fd(&self) -> Option<BorrowedFd<'_>> {
+        self.inner.fd()
     }
 
     fn counters(&self) -> DataCounters {

@@ -240,17 +240,6 @@ impl<F: Fabric> Shared<F> {
         });
         mailbox.wait(deadline).map(|(_, reply)| reply)
     }
-
-    /// Renews, and waits until the tables know what changed; whether they do.
-    pub(crate) fn renew_now(&self, generation: u64, deadline: Deadline) -> bool {
-        let mailbox = Arc::new(Mailbox::default());
-        self.submit(Command::Renew {
-            generation,
-            mailbox: Arc::clone(&mailbox),
-            tag: 0,
-        });
-        matches!(mailbox.wait(deadline), Some((_, Reply::Renewed)))
-    }
 }
 
 fn reply_lost<F: Fabric>(command: Command<F>) {

@@ -26,6 +26,8 @@ lane_counters!(
     directory_reads,
     doorbells,
     retries,
+    cached,
+    cached_wrong,
     torn,
     stale,
     torn_buckets,

@@ -1,12 +1,21 @@
-//! One value that is wanted, and the records that are read for it.
+//! One value that is wanted, and the records that are read for it. Both live in slabs and are used again: what they
+//! hold keeps its room.
 
 use std::ops::Range;
 
+use kv_fabric::Fabric;
 use kv_proto::hash::KeyHash;
 use kv_proto::layout::{BLOCK_BYTES, HeadValue, Locator, PartRef, RecordHeader};
 
-use super::lane::Trouble;
+use super::guess::Guess;
+use super::slots::Slot;
+use super::{PASS_WAITS, Trouble};
 use crate::ReadError;
+use crate::backoff::Backoff;
+use crate::memory::BufferOn;
+
+/// Room for keys that an item begins with; longer ones make it grow once.
+const KEY_ROOM: usize = 128;
 
 /// What the caller wants of a value.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -15,6 +24,8 @@ pub(crate) enum Want {
     Locator,
     /// All of it, into a vector.
     Whole,
+    /// All of it, into a slot of the reader where one is free, else into a vector.
+    Slot,
     /// These bytes of it as far as they are there, into a vector.
     Range { offset: u64, len: u64 },
     /// All of it, into the caller's memory at `offset`, where there are `room` bytes.
@@ -46,32 +57,71 @@ pub(crate) struct Large {
     pub(crate) take: Range<u64>,
 }
 
-/// The head of a large value, accepted as it was read.
-#[derive(Debug)]
-pub(crate) struct HeadRead {
-    pub(crate) header: RecordHeader,
-    pub(crate) prefix: Vec<u8>,
-    pub(crate) value: Vec<u8>,
+/// Where an item is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum State {
+    /// Nobody's.
+    Free,
+    /// In a queue or in flight.
+    Active,
+    /// Begun again when something that was asked for, or a moment, has come.
+    Waiting,
+    /// Its result waits to be taken.
+    Done,
+}
+
+/// The caller's memory that a value goes to.
+pub(crate) enum Memory<F: Fabric> {
+    None,
+    /// Borrowed by the call that waits.
+    Borrowed(F::Region),
+    /// Moved in until the result is taken.
+    Owned(BufferOn<F>),
+}
+
+impl<F: Fabric> Memory<F> {
+    pub(crate) fn region(&self) -> Option<&F::Region> {
+        match self {
+            Self::None => None,
+            Self::Borrowed(region) => Some(region),
+            Self::Owned(buffer) => Some(buffer.region()),
+        }
+    }
 }
 
 /// One value that is wanted.
-#[derive(Debug)]
-pub(crate) struct Item<'k> {
-    pub(crate) key: Option<&'k [u8]>,
+pub(crate) struct Item<F: Fabric> {
+    pub(crate) state: State,
+    /// Counts beginnings, and users of the place in the slab: what was begun for an earlier one is ignored.
+    pub(crate) attempt: u32,
+    /// What the caller knows it by.
+    pub(crate) user: u64,
+    /// Whether its result is polled for, not waited for by a call.
+    pub(crate) ticket: bool,
+    pub(crate) key: Vec<u8>,
+    pub(crate) has_key: bool,
     /// The locator that the caller gave.
     pub(crate) at: Option<Locator>,
     pub(crate) want: Want,
+    pub(crate) memory: Memory<F>,
+    pub(crate) slot: Option<Slot>,
     pub(crate) hash: KeyHash,
-    /// The head at that locator, where it was read already; good for one beginning.
-    pub(crate) head: Option<Box<HeadRead>>,
-    /// What the buckets gave, first the one to look at next.
-    pub(crate) candidates: Vec<Locator>,
+    pub(crate) hashed: bool,
+    /// What the buckets gave, and which of them; the last is the one to look at next.
+    pub(crate) candidates: Vec<(Locator, u32)>,
+    /// The bucket that named what is read now.
+    pub(crate) bucket: u32,
+    pub(crate) guess: Guess,
+    /// What is remembered was wrong: the key is looked up.
+    pub(crate) no_guess: bool,
     /// Set when no candidate is left: whether the buckets prove that there is none.
     pub(crate) otherwise: Option<Trouble>,
     pub(crate) large: Option<Box<Large>>,
     pub(crate) out: Vec<u8>,
-    /// Counts beginnings; what was posted for an earlier one is ignored.
-    pub(crate) attempt: u32,
+    /// Groups of READs in flight for it: its memory is not given back, and it is not begun again, before they landed.
+    pub(crate) flying: u32,
+    /// When it was asked for, or got on last.
+    pub(crate) since_ns: u64,
     /// Bytes that were accepted since it was begun, and the most that ever were.
     delivered: u64,
     delivered_most: u64,
@@ -79,42 +129,81 @@ pub(crate) struct Item<'k> {
     pub(crate) torn: u32,
     pub(crate) stale: u32,
     pub(crate) failed: u32,
+    pub(crate) backoff: Backoff,
     pub(crate) trouble: Option<Trouble>,
+    /// What went wrong last: the result if time runs out after it.
+    pub(crate) last: ReadError,
     pub(crate) result: Option<Result<Found, ReadError>>,
 }
 
-impl<'k> Item<'k> {
-    pub(crate) fn new(key: Option<&'k [u8]>, at: Option<Locator>, want: Want) -> Self {
+impl<F: Fabric> Item<F> {
+    pub(crate) fn new() -> Self {
         Self {
-            key,
-            at,
-            want,
+            state: State::Free,
+            attempt: 0,
+            user: 0,
+            ticket: false,
+            key: Vec::with_capacity(KEY_ROOM),
+            has_key: false,
+            at: None,
+            want: Want::Locator,
+            memory: Memory::None,
+            slot: None,
             hash: KeyHash { slot: 0, high: 0 },
-            head: None,
+            hashed: false,
             candidates: Vec::new(),
+            bucket: 0,
+            guess: Guess::None,
+            no_guess: false,
             otherwise: None,
             large: None,
             out: Vec::new(),
-            attempt: 0,
+            flying: 0,
+            since_ns: 0,
             delivered: 0,
             delivered_most: 0,
             torn: 0,
             stale: 0,
             failed: 0,
+            backoff: Backoff::new(PASS_WAITS.0, PASS_WAITS.1),
             trouble: None,
+            last: ReadError::Timeout,
             result: None,
         }
     }
 
+    /// Makes it anew for another value.
+    pub(crate) fn reset(&mut self, now_ns: u64) {
+        self.state = State::Active;
+        self.attempt = self.attempt.wrapping_add(1);
+        self.memory = Memory::None;
+        self.slot = None;
+        self.hashed = false;
+        self.no_guess = false;
+        self.large = None;
+        self.since_ns = now_ns;
+        self.delivered_most = 0;
+        (self.torn, self.stale, self.failed) = (0, 0, 0);
+        self.backoff = Backoff::new(PASS_WAITS.0, PASS_WAITS.1);
+        self.last = ReadError::Timeout;
+        self.result = None;
+    }
+
     /// Begins again.
     pub(crate) fn begin(&mut self) {
-        self.attempt += 1;
+        self.state = State::Active;
+        self.attempt = self.attempt.wrapping_add(1);
         self.candidates.clear();
+        self.guess = Guess::None;
         self.otherwise = None;
         self.large = None;
         self.out.clear();
         self.delivered = 0;
         self.trouble = None;
+    }
+
+    pub(crate) fn key(&self) -> Option<&[u8]> {
+        self.has_key.then_some(&self.key)
     }
 
     /// Notes that `len` more bytes were accepted; whether it got farther than in any beginning before.
@@ -125,9 +214,9 @@ impl<'k> Item<'k> {
         farther
     }
 
-    /// Whether nothing more is to be read for it in this pass.
+    /// Whether nothing more is to be read for it in this beginning.
     pub(crate) fn is_settled(&self) -> bool {
-        self.result.is_some() || self.trouble.is_some()
+        self.result.is_some() || self.trouble.is_some() || self.state != State::Active
     }
 }
 
@@ -136,14 +225,14 @@ impl<'k> Item<'k> {
 pub(crate) enum To {
     /// The item's vector.
     Out,
-    /// The caller's memory.
+    /// The caller's memory, or the item's slot.
     Place,
 }
 
 /// A record that is being read: a value, a head, or a part.
 #[derive(Debug)]
 pub(crate) struct Fetch {
-    pub(crate) item: usize,
+    pub(crate) item: u32,
     pub(crate) attempt: u32,
     pub(crate) part: Option<u32>,
     pub(crate) locator: Locator,
@@ -158,6 +247,8 @@ pub(crate) struct Fetch {
     /// Where `take` begins in the vector or in the caller's memory.
     pub(crate) base: usize,
     pub(crate) to: To,
+    /// The lane that all its pieces go by: READs of one lane complete in order.
+    pub(crate) lane: Option<u32>,
     /// Next byte of the value to ask for.
     pub(crate) next: u64,
     pub(crate) prefix_asked: bool,
@@ -165,33 +256,45 @@ pub(crate) struct Fetch {
     pub(crate) accepted: u64,
     /// Pieces in flight.
     pub(crate) pieces: u32,
+    /// Whether it is in the queue.
+    pub(crate) queued: bool,
+    /// Complete or refused: nothing of it matters any more.
+    pub(crate) over: bool,
+}
+
+/// What a record is read for.
+#[derive(Debug, Clone)]
+pub(crate) struct Aim {
+    pub(crate) item: u32,
+    pub(crate) part: Option<u32>,
+    pub(crate) locator: Locator,
+    pub(crate) take: Range<u64>,
+    pub(crate) to: To,
+    pub(crate) base: usize,
 }
 
 impl Fetch {
-    pub(crate) fn new(
-        item: usize,
-        attempt: u32,
-        locator: Locator,
-        take: Range<u64>,
-        to: To,
-        base: usize,
-    ) -> Self {
+    pub(crate) fn new(aim: Aim, attempt: u32, prefix: Vec<u8>) -> Self {
+        let cover = cover(&aim.take, u64::from(aim.locator.value_len_bytes));
         Self {
-            item,
+            item: aim.item,
             attempt,
-            part: None,
-            locator,
+            part: aim.part,
+            locator: aim.locator,
             identity: 0,
-            prefix: Vec::new(),
+            prefix,
             header: None,
-            cover: cover(&take, u64::from(locator.value_len_bytes)),
-            next: cover(&take, u64::from(locator.value_len_bytes)).start,
-            take,
-            base,
-            to,
+            next: cover.start,
+            cover,
+            take: aim.take,
+            base: aim.base,
+            to: aim.to,
+            lane: None,
             prefix_asked: false,
             accepted: 0,
             pieces: 0,
+            queued: true,
+            over: false,
         }
     }
 
@@ -244,7 +347,8 @@ mod tests {
 
     #[test]
     fn what_was_read_before_does_not_count_again() {
-        let mut item = Item::new(Some(b"k"), None, Want::Whole);
+        let mut item = Item::<kv_fabric::sim::Sim>::new();
+        item.reset(0);
         item.begin();
         assert!(item.advance(100) && item.advance(100));
         for _ in 0..3 {

@@ -1,136 +1,84 @@
-//! One data connection with the memory that its READs arrive in.
+//! One data connection, the ring of memory that its READs arrive in, and what is in flight on it.
 //!
-//! - Whoever holds a lane posts to it and takes what arrives; nobody else does. READs complete in the order posted.
+//! - READs complete in the order posted, so what arrived is the front of [`Lane::flights`].
 //! - The first failure of a READ, a lease that ended, a deadline that passed: the connection is destroyed, and with it
 //!   whatever was in flight, so no memory is written after that (**I5**).
-//! - While READs may be in flight the lane pins the epoch that it reads under.
 
-use std::sync::{Arc, Mutex, MutexGuard};
-use std::time::Duration;
+use std::collections::VecDeque;
 
-use kv_fabric::{
-    DataConnection, Fabric, FabricError, Read, ReadCompletion, ReadStatus, Region, RemoteRef, Scatter,
-};
+use kv_fabric::{DataConnection, Fabric, FabricError, ReadCompletion, ReadStatus, Region};
 use kv_proto::control::{Answer, Request, Status};
 use kv_proto::layout::{CONNECT_MAGIC, ConnectRequest, PROTOCOL_VERSION, connect_kind};
+use rustix::fd::BorrowedFd;
 use zerocopy::IntoBytes;
 
-use super::counters::{LaneCounters, Tally, add};
-use super::plan::Chain;
-use crate::ReadError;
+use super::flight::Flight;
+use super::plan::{CHAIN_MAX, Chain, Dest};
+use super::ring::Ring;
+use super::{NotReady, PASS_WAITS};
 use crate::backoff::Backoff;
-use crate::clock::{Deadline, boot_ns};
-use crate::control::tenure::Footing;
+use crate::clock::Deadline;
 use crate::control::{Shared, Up};
 use crate::mailbox::Reply;
-use crate::tables::DatasetState;
+use crate::{ClientOptions, ReadError};
 
-/// Shortest arena, bytes: a prefix and a few pieces must fit.
-const ARENA_MIN_BYTES: usize = 1 << 20;
-/// Longest arena, bytes.
-const ARENA_MAX_BYTES: usize = 1 << 30;
-/// Polls between two looks at the clock.
-const POLLS_PER_LOOK: u32 = 64;
-/// First and longest wait between two looks for a lane that is free.
-const LANE_WAITS: (Duration, Duration) = (Duration::from_micros(20), Duration::from_millis(1));
-/// Longest sleep between two looks at the lease.
-const SLEEP_MAX: Duration = Duration::from_millis(50);
+/// Shortest ring, bytes: a prefix and a few pieces must fit.
+const RING_MIN_BYTES: usize = 1 << 20;
+/// Longest ring, bytes.
+const RING_MAX_BYTES: usize = 1 << 30;
 
-/// What kept a value from being read this time.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Trouble {
-    /// Checksums of a record do not agree.
-    TornRecord,
-    /// Something else than the record that was wanted lies there.
-    StaleRecord,
-    /// Checksums of a bucket do not agree; the directory entry that led to it.
-    TornBucket(u32),
-    /// A bucket is not the one that the directory entry means.
-    StaleBucket(u32),
-    /// The segment table does not have the place.
-    NoPlace,
-    /// The segment's image is not loaded.
-    Loading(u32),
-    /// No image is kept.
-    NoImage,
-    /// A page of the directory is not there.
-    NoDirectory,
-    /// A READ failed.
-    Fabric(ReadStatus),
-    /// The lease ended, or the session is another one.
-    Lease,
-    /// There is no connection.
-    NoConnection,
-    /// The deadline passed.
-    Deadline,
-    /// What is wanted does not fit what the connection or the arena holds.
-    NoRoom,
-}
-
-/// Why a lane cannot be made ready.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum NotReady {
-    /// It may be the next time.
-    Again,
-    /// It will not be.
-    Never(ReadError),
+/// Length of the ring of one lane, bytes.
+pub(crate) fn ring_bytes(options: &ClientOptions) -> usize {
+    options.read_buffer_bytes.clamp(RING_MIN_BYTES, RING_MAX_BYTES)
 }
 
 pub(crate) struct Lane<F: Fabric> {
-    shared: Arc<Shared<F>>,
-    state: Arc<DatasetState>,
-    tally: Arc<Tally>,
-    pub(crate) counters: Arc<LaneCounters>,
     connection: Option<F::Data>,
-    connections: u64,
-    arena: Option<F::Region>,
-    pub(crate) footing: Footing,
+    /// Session that the connection is of.
+    pub(crate) generation: u64,
+    /// Connections that it had.
+    pub(crate) connections: u64,
+    memory: Option<F::Region>,
+    pub(crate) ring: Ring,
+    pub(crate) flights: VecDeque<Flight>,
     next_number: u64,
     /// READs up to this number have completed.
-    pub(crate) completed: u64,
+    completed: u64,
     completions: Vec<ReadCompletion>,
-    /// For prefixes and blocks that are judged.
-    pub(crate) scratch: Vec<u8>,
+    /// Whether anything that it brought was accepted since it was connected.
+    pub(crate) got_on: bool,
+    /// Not to be connected again before that.
+    pub(crate) retry_at_ns: u64,
+    pub(crate) backoff: Backoff,
 }
 
 impl<F: Fabric> Lane<F> {
-    pub(crate) fn new(shared: &Arc<Shared<F>>, state: &Arc<DatasetState>, tally: &Arc<Tally>) -> Self {
+    pub(crate) fn new(options: &ClientOptions) -> Self {
         Self {
-            shared: Arc::clone(shared),
-            state: Arc::clone(state),
-            tally: Arc::clone(tally),
-            counters: tally.add_lane(),
             connection: None,
+            generation: 0,
             connections: 0,
-            arena: None,
-            footing: Footing::new(&shared.tenure, state),
+            memory: None,
+            ring: Ring::new(ring_bytes(options)),
+            flights: VecDeque::with_capacity(2 * CHAIN_MAX),
             next_number: 1,
             completed: 0,
-            completions: Vec::with_capacity(super::plan::CHAIN_MAX),
-            scratch: Vec::new(),
+            completions: Vec::with_capacity(2 * CHAIN_MAX),
+            got_on: false,
+            retry_at_ns: 0,
+            backoff: Backoff::new(PASS_WAITS.0, PASS_WAITS.1),
         }
     }
 
-    /// Length of the arena, bytes.
-    pub(crate) fn arena_bytes(&self) -> usize {
-        let wanted = self.shared.options.read_buffer_bytes;
-        wanted.clamp(ARENA_MIN_BYTES, ARENA_MAX_BYTES)
+    pub(crate) fn is_connected(&self) -> bool {
+        self.connection.is_some()
     }
 
-    /// Copies out of the arena. Nothing that is in flight goes there: the ring's rule.
-    pub(crate) fn arena_read(&self, offset: usize, out: &mut [u8]) {
-        if let Some(arena) = &self.arena {
-            arena.memory().read(offset, out);
+    /// Copies out of the ring. Nothing that is in flight goes there: the ring's rule.
+    pub(crate) fn read(&self, offset: usize, out: &mut [u8]) {
+        if let Some(memory) = &self.memory {
+            memory.memory().read(offset, out);
         }
-    }
-
-    pub(crate) fn read_max_bytes(&self) -> usize {
-        self.shared.fabric.read_max_bytes()
-    }
-
-    /// Number that the next READ gets.
-    pub(crate) fn next_number(&self) -> u64 {
-        self.next_number
     }
 
     /// READs that can be posted now.
@@ -138,128 +86,149 @@ impl<F: Fabric> Lane<F> {
         self.connection.as_ref().map_or(0, DataConnection::room)
     }
 
-    fn in_flight(&self) -> bool {
-        self.completed + 1 < self.next_number
+    /// READs in flight.
+    pub(crate) fn outstanding(&self) -> u64 {
+        self.next_number - 1 - self.completed
     }
 
-    /// Destroys the connection; after this nothing is in flight.
+    /// Destroys the connection; after this nothing is in flight. What was has to be taken from `flights`.
     pub(crate) fn disconnect(&mut self) {
         self.connection = None;
         self.completed = self.next_number - 1;
     }
 
-    /// Pins the epoch and takes the latest view; whether READs may be posted under it at `now_ns`.
-    #[inline]
-    pub(crate) fn enter(&mut self, now_ns: u64) -> bool {
-        self.footing.pin(&self.shared.tenure);
-        self.footing.look(&self.shared.tenure, &self.state, now_ns) && self.connection.is_some()
+    /// Destroys the connection and forgets what was in flight.
+    pub(crate) fn reset(&mut self) {
+        self.disconnect();
+        self.flights.clear();
+        self.ring.clear();
     }
 
-    /// Lets the epoch go. Nothing is in flight between passes.
-    pub(crate) fn leave(&mut self) {
-        if self.in_flight() {
-            self.disconnect();
+    /// Notes what the READs planned last are for: `reads` of them are planned for this post so far.
+    pub(crate) fn fly(&mut self, reads: usize, mut flight: Flight) {
+        flight.last = self.next_number + reads as u64 - 1;
+        self.flights.push_back(flight);
+    }
+
+    /// Posts a chain; `item` tells the memory of items. The lease is the caller's to check before.
+    #[inline]
+    pub(crate) fn post<'a>(
+        &'a mut self,
+        chain: &mut Chain,
+        item: impl Fn(u32) -> Option<&'a F::Region>,
+    ) -> Result<(), ReadStatus> {
+        let (Some(connection), Some(ring)) = (&mut self.connection, &self.memory) else {
+            return Err(ReadStatus::Flushed);
+        };
+        let first = self.next_number;
+        // Counted before: what a failed post left in flight is gone only with the connection.
+        self.next_number += chain.len() as u64;
+        let memory = |dest| match dest {
+            Dest::Ring => ring,
+            // Pieces go to an item only where it has memory.
+            Dest::Item(index) => item(index).unwrap_or(ring),
+        };
+        chain
+            .post::<F, _>(first, memory, |reads| connection.post(reads))
+            .map_err(|error| {
+                tracing::debug!(%error, "post failed");
+                ReadStatus::Flushed
+            })
+    }
+
+    /// Takes what has completed; whether anything has.
+    #[inline]
+    pub(crate) fn poll(&mut self) -> Result<bool, ReadStatus> {
+        let Some(connection) = &mut self.connection else {
+            return Err(ReadStatus::Flushed);
+        };
+        let polled = connection.poll(&mut self.completions);
+        let arrived = !self.completions.is_empty();
+        let mut failed = None;
+        for completion in self.completions.drain(..) {
+            match completion.status {
+                ReadStatus::Success => self.completed = self.completed.max(completion.number),
+                status => failed = failed.or(Some(status)),
+            }
         }
-        self.footing.leave();
+        if let Some(status) = failed {
+            return Err(status);
+        }
+        polled.map_err(|error| {
+            tracing::debug!(%error, "poll failed");
+            ReadStatus::Flushed
+        })?;
+        Ok(arrived)
     }
 
-    /// Posts one READ, of a value known where, at `now_ns` by the clock.
-    #[inline]
-    pub(crate) fn post_one(
+    /// All that has landed and was not taken yet.
+    pub(crate) fn landed(&self) -> impl Iterator<Item = &Flight> {
+        self.flights
+            .iter()
+            .take_while(|flight| flight.last <= self.completed)
+    }
+
+    /// What has landed and was not taken yet, the oldest first.
+    pub(crate) fn next_landed(&mut self) -> Option<Flight> {
+        let landed = self
+            .flights
+            .front()
+            .is_some_and(|flight| flight.last <= self.completed);
+        if landed { self.flights.pop_front() } else { None }
+    }
+
+    /// Prepares for a sleep: whether something can be polled already.
+    pub(crate) fn arm(&mut self) -> bool {
+        let armed = self.connection.as_mut().map(|connection| connection.arm());
+        // A failure shows when it is polled.
+        !matches!(armed, Some(Ok(false)))
+    }
+
+    pub(crate) fn fd(&self) -> Option<BorrowedFd<'_>> {
+        self.connection.as_ref().and_then(|connection| connection.fd())
+    }
+
+    /// Makes the memory and the connection of session `up`, unless they are there. Nothing is in flight.
+    pub(crate) fn connect(
         &mut self,
-        from: RemoteRef,
-        prefix_len: usize,
-        value_len: usize,
-        place: Option<(&F::Region, usize)>,
-        now_ns: u64,
-    ) -> Result<(), Trouble> {
-        if !self.leased(now_ns) {
-            return Err(Trouble::Lease);
-        }
-        let (Some(connection), Some(arena)) = (&mut self.connection, &self.arena) else {
-            return Err(Trouble::NoConnection);
-        };
-        let number = self.next_number;
-        self.next_number += 1;
-        add(&self.counters.reads_posted, 1);
-        add(&self.counters.doorbells, 1);
-        let apart = place.is_some() && value_len > 0;
-        let to = [
-            Scatter {
-                region: arena,
-                offset: 0,
-                len: if place.is_some() {
-                    prefix_len
-                } else {
-                    prefix_len + value_len
-                },
-            },
-            Scatter {
-                region: place.map_or(arena, |(region, _)| region),
-                offset: place.map_or(0, |(_, offset)| offset),
-                len: value_len,
-            },
-        ];
-        let read = Read {
-            number,
-            from,
-            to: if apart { &to } else { &to[..1] },
-            signaled: true,
-        };
-        connection.post(&[read]).map_err(|error| {
-            tracing::debug!(%error, "post failed");
-            Trouble::Fabric(ReadStatus::Flushed)
-        })
-    }
-
-    /// Whether there is a newer view, or a newer epoch, than the one that is read under: what flies must land before
-    /// more is posted, or the session's retirements would wait for the end of the batch.
-    #[inline]
-    pub(crate) fn is_behind(&self) -> bool {
-        self.footing.is_behind(&self.shared.tenure, &self.state)
-    }
-
-    /// Whether the lease still runs.
-    #[inline]
-    pub(crate) fn leased(&self, now_ns: u64) -> bool {
-        self.footing.leased(&self.shared.tenure, now_ns)
-    }
-
-    /// Makes the arena and the connection of session `up`, unless they are there.
-    pub(crate) fn connect(&mut self, up: &Up, dataset: [u8; 16], deadline: Deadline) -> Result<(), NotReady> {
-        if self.connection.is_some() && self.footing.generation == up.generation {
+        shared: &Shared<F>,
+        options: &ClientOptions,
+        up: &Up,
+        dataset: [u8; 16],
+        deadline: Deadline,
+    ) -> Result<(), NotReady> {
+        if self.connection.is_some() && self.generation == up.generation {
             return Ok(());
         }
         self.disconnect();
-        if self.arena.is_none() {
-            let arena = self.shared.fabric.allocate(self.arena_bytes());
-            self.arena = Some(arena.map_err(|error| {
+        if self.memory.is_none() {
+            let memory = shared.fabric.allocate(ring_bytes(options));
+            self.memory = Some(memory.map_err(|error| {
                 tracing::error!(%error, "no memory to read into");
                 NotReady::Never(ReadError::NoResources)
             })?);
         }
-        let token = self.token(up, dataset, deadline)?;
         let request = ConnectRequest {
             magic: CONNECT_MAGIC,
             version: PROTOCOL_VERSION,
             kind: connect_kind::DATA,
             reserved: 0,
             session: up.info.session,
-            token,
+            token: token(shared, up, dataset, deadline)?,
         };
-        let wait = Deadline::after(self.shared.options.connect_timeout.min(deadline.left()));
-        let connected = self.shared.fabric.connect_data(
-            &self.shared.address,
+        let wait = Deadline::after(options.connect_timeout.min(deadline.left()));
+        let connected = shared.fabric.connect_data(
+            &shared.address,
             request.as_bytes(),
-            self.shared.options.depth.max(super::plan::CHAIN_MAX as u32),
+            options.depth.max(CHAIN_MAX as u32),
             wait.instant(),
         );
         match connected {
             Ok(connection) => {
                 self.connection = Some(connection);
-                self.footing.generation = up.generation;
-                add(&self.counters.reconnects, u64::from(self.connections > 0));
+                self.generation = up.generation;
                 self.connections += 1;
+                self.got_on = false;
                 Ok(())
             }
             Err(error @ (FabricError::Unavailable { .. } | FabricError::Memory { .. })) => {
@@ -272,169 +241,29 @@ impl<F: Fabric> Lane<F> {
             }
         }
     }
-
-    fn token(&self, up: &Up, dataset: [u8; 16], deadline: Deadline) -> Result<[u8; 16], NotReady> {
-        let request = Request::Tokens { dataset, count: 1 };
-        match self.shared.ask(up.generation, request, None, deadline) {
-            Some(Reply::Answer(Answer::Tokens { tokens })) => tokens.first().copied().ok_or(NotReady::Again),
-            Some(Reply::Refused(refused)) if refused.status == Status::Limit => {
-                tracing::error!(
-                    limit = up.info.data_connections,
-                    text = refused.text,
-                    "the session has no data connection left: share a client between threads, or drop clones"
-                );
-                Err(NotReady::Never(ReadError::NoResources))
-            }
-            Some(Reply::Refused(refused)) if refused.status == Status::Forbidden => {
-                Err(NotReady::Never(ReadError::Refused(refused.status)))
-            }
-            _ => Err(NotReady::Again),
-        }
-    }
-
-    /// Posts a chain, at `now_ns` by the clock.
-    #[inline]
-    pub(crate) fn post(
-        &mut self,
-        chain: &mut Chain,
-        place: Option<&F::Region>,
-        now_ns: u64,
-    ) -> Result<(), Trouble> {
-        if !self.leased(now_ns) {
-            return Err(Trouble::Lease);
-        }
-        let (Some(connection), Some(arena)) = (&mut self.connection, &self.arena) else {
-            return Err(Trouble::NoConnection);
-        };
-        let first = self.next_number;
-        // Counted before: what a failed post left in flight is gone only with the connection.
-        self.next_number += chain.len() as u64;
-        add(&self.counters.reads_posted, chain.len() as u64);
-        add(&self.counters.doorbells, 1);
-        chain
-            .post::<F, _>(first, arena, place, |reads| connection.post(reads))
-            .map_err(|error| {
-                tracing::debug!(%error, "post failed");
-                Trouble::Fabric(ReadStatus::Flushed)
-            })
-    }
-
-    /// Waits until at least one more READ has completed. The lease is the caller's to check, at the returned time.
-    #[inline]
-    pub(crate) fn progress(&mut self, deadline: Deadline) -> Result<u64, Trouble> {
-        let spin_ns = u64::try_from(self.shared.options.spin.as_nanos()).unwrap_or(u64::MAX);
-        let mut spin_end_ns = None;
-        let mut polls = 0_u32;
-        loop {
-            if self.poll()? {
-                return Ok(boot_ns());
-            }
-            polls = polls.wrapping_add(1);
-            if !polls.is_multiple_of(POLLS_PER_LOOK) {
-                std::hint::spin_loop();
-                continue;
-            }
-            let now = boot_ns();
-            if deadline.is_over_at(now) {
-                return Err(Trouble::Deadline);
-            }
-            if !self.leased(now) {
-                return Err(Trouble::Lease);
-            }
-            if now >= *spin_end_ns.get_or_insert(now.saturating_add(spin_ns)) {
-                self.sleep(deadline)?;
-            }
-        }
-    }
-
-    fn poll(&mut self) -> Result<bool, Trouble> {
-        let Some(connection) = &mut self.connection else {
-            return Err(Trouble::NoConnection);
-        };
-        let polled = connection.poll(&mut self.completions);
-        let arrived = !self.completions.is_empty();
-        let mut failed = None;
-        for completion in self.completions.drain(..) {
-            match completion.status {
-                ReadStatus::Success => self.completed = self.completed.max(completion.number),
-                status => failed = failed.or(Some(status)),
-            }
-        }
-        if let Some(status) = failed {
-            return Err(Trouble::Fabric(status));
-        }
-        polled.map_err(|error| {
-            tracing::debug!(%error, "poll failed");
-            Trouble::Fabric(ReadStatus::Flushed)
-        })?;
-        Ok(arrived)
-    }
-
-    fn sleep(&mut self, deadline: Deadline) -> Result<(), Trouble> {
-        let until = Deadline::after(SLEEP_MAX.min(deadline.left()));
-        if let Some(connection) = &mut self.connection {
-            connection.wait(until.instant()).map_err(|error| {
-                tracing::debug!(%error, "wait failed");
-                Trouble::Fabric(ReadStatus::Flushed)
-            })?;
-        }
-        Ok(())
-    }
 }
 
-impl<F: Fabric> Drop for Lane<F> {
-    fn drop(&mut self) {
-        self.tally.remove_lane(&self.counters);
-    }
-}
-
-/// A lane in use. However the use ends, by unwinding too, nothing is in flight and no epoch pinned after it.
-pub(crate) struct Held<'a, F: Fabric>(MutexGuard<'a, Lane<F>>);
-
-impl<'a, F: Fabric> Held<'a, F> {
-    /// A lane that nobody uses, as soon as there is one.
-    pub(crate) fn any(lanes: &'a [Mutex<Lane<F>>], deadline: Deadline) -> Result<Self, ReadError> {
-        if lanes.is_empty() {
-            return Err(ReadError::Closed);
+/// What the server takes a data connection for.
+fn token<F: Fabric>(
+    shared: &Shared<F>,
+    up: &Up,
+    dataset: [u8; 16],
+    deadline: Deadline,
+) -> Result<[u8; 16], NotReady> {
+    let request = Request::Tokens { dataset, count: 1 };
+    match shared.ask(up.generation, request, None, deadline) {
+        Some(Reply::Answer(Answer::Tokens { tokens })) => tokens.first().copied().ok_or(NotReady::Again),
+        Some(Reply::Refused(refused)) if refused.status == Status::Limit => {
+            tracing::error!(
+                limit = up.info.data_connections,
+                text = refused.text,
+                "the session has no data connection left: drop clones and readers, or raise the server's limit"
+            );
+            Err(NotReady::Never(ReadError::NoResources))
         }
-        let free = || {
-            lanes.iter().find_map(|lane| match lane.try_lock() {
-                Ok(guard) => Some(guard),
-                // A panic left it as `drop` below did: with nothing in flight.
-                Err(std::sync::TryLockError::Poisoned(error)) => Some(error.into_inner()),
-                Err(std::sync::TryLockError::WouldBlock) => None,
-            })
-        };
-        let mut backoff = Backoff::new(LANE_WAITS.0, LANE_WAITS.1);
-        loop {
-            if let Some(lane) = free() {
-                return Ok(Self(lane));
-            }
-            if !backoff.sleep(deadline) {
-                return Err(ReadError::Timeout);
-            }
+        Some(Reply::Refused(refused)) if refused.status == Status::Forbidden => {
+            Err(NotReady::Never(ReadError::Refused(refused.status)))
         }
-    }
-}
-
-impl<F: Fabric> std::ops::Deref for Held<'_, F> {
-    type Target = Lane<F>;
-    fn deref(&self) -> &Lane<F> {
-        &self.0
-    }
-}
-
-impl<F: Fabric> std::ops::DerefMut for Held<'_, F> {
-    fn deref_mut(&mut self) -> &mut Lane<F> {
-        &mut self.0
-    }
-}
-
-impl<F: Fabric> Drop for Held<'_, F> {
-    fn drop(&mut self) {
-        if self.0.in_flight() {
-            self.0.disconnect();
-        }
-        self.0.footing.leave();
+        _ => Err(NotReady::Again),
     }
 }

@@ -9,13 +9,29 @@ const SIGNAL_BYTES: usize = 128 << 10;
 /// A completion at least every so many READs.
 const SIGNAL_READS: usize = 8;
 
+/// The memory that a piece of a READ goes to.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) enum Dest {
+    /// The lane's ring.
+    #[default]
+    Ring,
+    /// The memory or the slot of this item.
+    Item(u32),
+}
+
 /// Where one piece of a READ goes.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Piece {
-    /// To the caller's memory instead of the lane's arena.
-    pub(crate) to_place: bool,
+    pub(crate) dest: Dest,
     pub(crate) offset: usize,
     pub(crate) len: usize,
+}
+
+impl Piece {
+    pub(crate) fn ring(offset: usize, len: usize) -> Self {
+        let dest = Dest::Ring;
+        Self { dest, offset, len }
+    }
 }
 
 /// One READ.
@@ -72,22 +88,20 @@ impl Chain {
         CHAIN_MAX - self.len
     }
 
+    pub(crate) fn clear(&mut self) {
+        self.len = 0;
+    }
+
     /// Adds a READ. Only while there is room.
     pub(crate) fn push(&mut self, read: Planned) {
         self.reads[self.len] = read;
         self.len += 1;
     }
 
-    /// Chooses which READs give a completion, and hands them over as the fabric takes them.
-    pub(crate) fn post<F: Fabric, T>(
-        &mut self,
-        first_number: u64,
-        arena: &F::Region,
-        place: Option<&F::Region>,
-        post: impl FnOnce(&[Read<'_, F::Region>]) -> T,
-    ) -> T {
+    /// Chooses which READs give a completion.
+    fn signal(&mut self) {
         let (mut bytes, mut quiet) = (0, 0);
-        let last = self.len - 1;
+        let last = self.len.saturating_sub(1);
         for (index, read) in self.reads[..self.len].iter_mut().enumerate() {
             bytes += read.len();
             quiet += 1;
@@ -96,18 +110,43 @@ impl Chain {
                 (bytes, quiet) = (0, 0);
             }
         }
-        let region = |piece: &Piece| match place {
-            Some(place) if piece.to_place => place,
-            _ => arena,
-        };
-        let scatters: [[Scatter<'_, F::Region>; 2]; CHAIN_MAX] = std::array::from_fn(|index| {
-            self.reads[index].pieces.each_ref().map(|piece| Scatter {
-                region: region(piece),
+    }
+
+    /// Hands the READs over as the fabric takes them, numbered from `first_number` on; `memory` tells where a piece goes.
+    pub(crate) fn post<'r, F: Fabric, T>(
+        &mut self,
+        first_number: u64,
+        memory: impl Fn(Dest) -> &'r F::Region,
+        post: impl FnOnce(&[Read<'_, F::Region>]) -> T,
+    ) -> T {
+        self.signal();
+        // The lists are built on the stack: one READ is not to pay for thirty-two.
+        match self.len {
+            0 | 1 => self.post_up_to::<F, T, 1>(first_number, memory, post),
+            2..=8 => self.post_up_to::<F, T, 8>(first_number, memory, post),
+            _ => self.post_up_to::<F, T, CHAIN_MAX>(first_number, memory, post),
+        }
+    }
+
+    fn post_up_to<'r, F: Fabric, T, const MAX: usize>(
+        &self,
+        first_number: u64,
+        memory: impl Fn(Dest) -> &'r F::Region,
+        post: impl FnOnce(&[Read<'_, F::Region>]) -> T,
+    ) -> T {
+        let ring = memory(Dest::Ring);
+        let scatters: [[Scatter<'_, F::Region>; 2]; MAX] = std::array::from_fn(|index| {
+            self.reads[index].pieces.map(|piece| Scatter {
+                region: if index < self.len {
+                    memory(piece.dest)
+                } else {
+                    ring
+                },
                 offset: piece.offset,
                 len: piece.len,
             })
         });
-        let reads: [Read<'_, F::Region>; CHAIN_MAX] = std::array::from_fn(|index| Read {
+        let reads: [Read<'_, F::Region>; MAX] = std::array::from_fn(|index| Read {
             number: first_number + index as u64,
             from: self.reads[index].from,
             to: &scatters[index][..self.reads[index].count],

@@ -1,4 +1,4 @@
-//! The arena of a lane as a ring: what was given out first is given back first.
+//! The memory of a lane as a ring: what was given out first is given back first.
 
 /// Start of what is given out: a cache line, so that two READs never write one.
 const ALIGN: usize = 64;
@@ -47,6 +47,11 @@ impl Ring {
         }
         self.used += taken;
         Some(Span { offset, taken })
+    }
+
+    /// Takes back all that was given out.
+    pub(crate) fn clear(&mut self) {
+        self.used = 0;
     }
 
     /// Takes back the span that was given out longest ago.

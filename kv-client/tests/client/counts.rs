@@ -15,6 +15,8 @@ fn since(before: Counters, after: Counters) -> Counters {
     spent.directory_reads -= before.directory_reads;
     spent.doorbells -= before.doorbells;
     spent.retries -= before.retries;
+    spent.cached -= before.cached;
+    spent.cached_wrong -= before.cached_wrong;
     spent.stale -= before.stale;
     spent
 }
@@ -123,6 +125,86 @@ fn splits_and_parts_are_counted_apart() {
     );
     let spent = since(before, dataset.counters());
     assert_eq!(spent.reads_posted - spent.bucket_reads, 2);
+}
+
+/// A value that was read before costs one round trip of two READs while it lies where it did, and is looked up when it
+/// does not.
+fn read_again<F: TestFabric>() {
+    const COUNT: u64 = 200;
+    let world = World::<F>::with(|_, options| {
+        options.lease_ms = 600_000;
+        options.max_lag_ms = 600_000;
+    });
+    let writer = world.dataset("d");
+    let key = |index: u64| format!("key {index}").into_bytes();
+    let put = |index: u64, round: u64| {
+        let value = value(index * 1000 + round, 100 + index as usize * 40);
+        writer.put(&key(index), &value).unwrap();
+        value
+    };
+    let mut values: Vec<_> = (0..COUNT).map(|index| put(index, 0)).collect();
+    let dataset = world.session(options("reader")).open("d").unwrap();
+    let mut reader = dataset.reader().unwrap();
+    let mut read_all = |values: &[Vec<u8>]| {
+        let before = dataset.counters();
+        for (index, value) in values.iter().enumerate() {
+            assert!(reader.get(&key(index as u64)).unwrap() == **value, "{index}");
+        }
+        since(before, dataset.counters())
+    };
+    let first = read_all(&values);
+    assert_eq!((first.cached, first.gets), (0, COUNT));
+    let again = read_all(&values);
+    assert_eq!((again.cached, again.cached_wrong), (COUNT, 0), "{again:?}");
+    assert_eq!(
+        (again.bucket_reads, again.reads_posted, again.doorbells),
+        (COUNT, 2 * COUNT, COUNT)
+    );
+    for index in (0..COUNT).step_by(4) {
+        values[index as usize] = put(index, 1);
+    }
+    let moved = read_all(&values);
+    assert_eq!(
+        (moved.cached, moved.cached_wrong),
+        (COUNT * 3 / 4, COUNT / 4),
+        "{moved:?}"
+    );
+    assert_eq!((moved.torn, moved.stale), (0, 0));
+    writer.delete(&key(3)).unwrap();
+    assert_eq!(reader.get(&key(3)).unwrap_err(), ReadError::NotFound);
+    // All in one batch: the buckets and records of many behind one doorbell.
+    let keys: Vec<_> = (4..COUNT).map(key).collect();
+    let before = dataset.counters();
+    for (got, value) in reader.get_many(&keys).into_iter().zip(&values[4..]) {
+        assert!(got.unwrap() == **value);
+    }
+    let batch = since(before, dataset.counters());
+    assert_eq!(batch.reads_posted, 2 * (COUNT - 4), "{batch:?}");
+    assert!(batch.doorbells <= (COUNT - 4) / 4, "{batch:?}");
+    // Without room for locators everything is looked up.
+    let mut forgetful = options("reader");
+    forgetful.locator_cache_bytes = 0;
+    let dataset = world.session(forgetful).open("d").unwrap();
+    for _ in 0..2 {
+        assert!(dataset.get(&key(5)).unwrap() == values[5]);
+    }
+    assert_eq!(dataset.counters().cached, 0);
+}
+
+#[test]
+fn a_value_read_again_costs_one_round_trip_over_local() {
+    read_again::<Local>();
+}
+
+#[test]
+fn a_value_read_again_costs_one_round_trip_over_sim() {
+    read_again::<Sim>();
+}
+
+#[test]
+#[ignore = "needs an RDMA device: VKV_TEST_DEVICE=rxe0"]
+fn a_value_read_again_costs_one_round_trip_over_verbs() {
+    read_again::<Verbs>();
 }
 
 #[test]

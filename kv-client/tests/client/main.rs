@@ -12,6 +12,7 @@ mod harness;
 mod leases;
 mod loading;
 mod puts;
+mod reader;
 mod refusals;
 mod restarts;
 mod values;

@@ -8,9 +8,9 @@
 //! gone for [`OUTLIVES`].
 
 use std::collections::{HashMap, VecDeque};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use rustix::io::Errno;
 use rustix::time::{ClockId, Timespec, clock_gettime};
@@ -19,9 +19,7 @@ use super::mapping::{Mapping, Mappings};
 use super::message::{self, Message};
 use super::socket::{Arrival, BUFFER_BYTES, NotSent, Received, receive, send};
 use super::{READ_MAX_BYTES, Region};
-use crate::{
-    DataCounters, FabricError, Read, ReadCompletion, ReadStatus, RemoteRef, SCATTER_MAX, bell, check,
-};
+use crate::{DataCounters, FabricError, Read, ReadCompletion, ReadStatus, RemoteRef, SCATTER_MAX, check};
 
 /// Most READs of one connection.
 pub(super) const READS_MAX: u32 = 1 << 16;
@@ -329,21 +327,12 @@ impl crate::DataConnection<Region> for Data {
         Ok(())
     }
 
-    fn wait(&mut self, deadline: Instant) -> Result<bool, FabricError> {
-        loop {
-            if self.progress() {
-                return Ok(true);
-            }
-            match &self.socket {
-                Some(socket) if bell::sleep(socket.as_fd(), deadline)? => {}
-                Some(_) => return Ok(false),
-                // Nothing will come any more.
-                None => {
-                    std::thread::sleep(deadline.saturating_duration_since(Instant::now()));
-                    return Ok(false);
-                }
-            }
-        }
+    fn arm(&mut self) -> Result<bool, FabricError> {
+        Ok(self.progress())
+    }
+
+    fn fd(&self) -> Option<BorrowedFd<'_>> {
+        self.socket.as_ref().map(OwnedFd::as_fd)
     }
 
     fn counters(&self) -> DataCounters {

@@ -4,6 +4,7 @@
 //! nobody tells the client.
 
 use std::collections::VecDeque;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -13,7 +14,7 @@ use super::domain::{Copied, Shared};
 use super::fault::{Faults, Random};
 use super::inbox::Inbox;
 use super::{READ_MAX_BYTES, Region};
-use crate::bell::{self, Bell};
+use crate::bell::Bell;
 use crate::{
     ConnectionId, DataCounters, EndpointEvent, FabricError, Read, ReadCompletion, ReadStatus, RemoteRef,
     check,
@@ -400,18 +401,14 @@ impl crate::DataConnection<Region> for Data {
         Ok(())
     }
 
-    fn wait(&mut self, deadline: Instant) -> Result<bool, FabricError> {
-        use std::os::fd::AsFd;
-        loop {
-            self.link.bell.clear();
-            self.harvest();
-            if !self.ended.is_empty() {
-                return Ok(true);
-            }
-            if !bell::sleep(self.link.bell.as_fd(), deadline)? {
-                return Ok(false);
-            }
-        }
+    fn arm(&mut self) -> Result<bool, FabricError> {
+        self.link.bell.clear();
+        self.harvest();
+        Ok(!self.ended.is_empty())
+    }
+
+    fn fd(&self) -> Option<BorrowedFd<'_>> {
+        Some(self.link.bell.as_fd())
     }
 
     fn counters(&self) -> DataCounters {

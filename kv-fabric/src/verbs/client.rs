@@ -17,7 +17,7 @@ use rustix::event::epoll;
 use super::link::{Link, Parts, Sends};
 use super::memory::VerbsRegion;
 use super::{READ_MAX_BYTES, call, connect_error};
-use crate::bell::{Bell, sleep};
+use crate::bell::Bell;
 use crate::{
     ControlConnection, ControlEvent, ControlOptions, DataConnection, DataCounters, FabricError, Read,
     ReadCompletion, ReadStatus, RemoteRef, SCATTER_MAX, Stage,
@@ -338,7 +338,15 @@ impl DataConnection<VerbsRegion> for VerbsData {
         self.take(completions)
     }
 
-    fn wait(&mut self, deadline: Instant) -> Result<bool, FabricError> {
+    fn arm(&mut self) -> Result<bool, FabricError> {
+        if let Some(why) = is_over(&self.connection)? {
+            // Outstanding READs would be sent again until the retries end: flush them now.
+            self.closed.get_or_insert(why);
+            self.connection
+                .qp()
+                .to_error()
+                .map_err(|error| call("stop the queue pair", error))?;
+        }
         self.channel
             .drain()
             .map_err(|error| call("take completion events", error))?;
@@ -350,19 +358,11 @@ impl DataConnection<VerbsRegion> for VerbsData {
         let taken = self.take(&mut ready);
         self.ready = ready;
         taken?;
-        if !self.ready.is_empty() {
-            return Ok(true);
-        }
-        let readable = sleep(self.fd.as_fd(), deadline)?;
-        if readable && let Some(why) = is_over(&self.connection)? {
-            // Outstanding READs would be sent again until the retries end: flush them now.
-            self.closed.get_or_insert(why);
-            self.connection
-                .qp()
-                .to_error()
-                .map_err(|error| call("stop the queue pair", error))?;
-        }
-        Ok(readable)
+        Ok(!self.ready.is_empty())
+    }
+
+    fn fd(&self) -> Option<BorrowedFd<'_>> {
+        Some(self.fd.as_fd())
     }
 
     fn counters(&self) -> DataCounters {

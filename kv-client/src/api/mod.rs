@@ -2,11 +2,15 @@
 //!
 //! The fabric is chosen once a call, here; everything below is compiled for each.
 
+mod reader;
+
 use std::io::Read;
 use std::ops::{Deref, DerefMut};
 
 use kv_fabric::local::Local;
 use kv_fabric::verbs::Verbs;
+
+pub use reader::Reader;
 
 use crate::dataset::DatasetOn;
 use crate::list::ListOn;
@@ -372,7 +376,13 @@ pub trait Destination: sealed::Sealed {}
 /// Memory of the library that values are read into without a copy. It belongs to the fabric of the client that
 /// allocated it.
 pub struct RegisteredBuffer {
-    memory: Memory,
+    pub(crate) memory: Memory,
+}
+
+impl From<Memory> for RegisteredBuffer {
+    fn from(memory: Memory) -> Self {
+        Self { memory }
+    }
 }
 
 /// Memory of the caller that values are read into without a copy: see [`Client::register`].

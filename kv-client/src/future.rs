@@ -1,0 +1,283 @@
+//! Values as futures, for any runtime: a thread of its own drives an engine and wakes whoever waits.
+//!
+//! A future that is dropped leaves its READs to the engine, whose memory they go to (**I5**); the value is dropped when
+//! it comes.
+
+use std::future::Future;
+use std::mem;
+use std::pin::Pin;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll, Waker};
+use std::thread::JoinHandle;
+
+use kv_fabric::Fabric;
+
+use crate::clock::boot_ns;
+use crate::mailbox::Bell;
+use crate::opening::Core;
+use crate::read::calls::by_place;
+use crate::read::engine::{Ask, Engine};
+use crate::read::item::{Memory, Want};
+use crate::read::slots::Value;
+use crate::read::waits::Idle;
+use crate::{ClientError, ClientOptions, GlobalLocator, ReadError};
+
+/// Futures of one reader that are not done, at most.
+const FUTURES_MAX: usize = 1 << 16;
+/// Longest sleep of a driver that has nothing to do, ns: it is woken by what is asked.
+const REST_NS: u64 = 3_600_000_000_000;
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // Everything behind these locks is replaced or pushed whole, so a panic elsewhere leaves it usable.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[derive(Debug)]
+enum Promise {
+    Waiting(Option<Waker>),
+    Kept(Result<Value, ReadError>),
+    Taken,
+}
+
+type Shared = Arc<Mutex<Promise>>;
+
+struct Wanted {
+    key: Option<Vec<u8>>,
+    at: Option<GlobalLocator>,
+    promise: Shared,
+}
+
+#[derive(Default)]
+struct Inbox {
+    wanted: Vec<Wanted>,
+    closing: bool,
+}
+
+/// What the driver and the futures share.
+struct Desk {
+    inbox: Mutex<Inbox>,
+    bell: Arc<Bell>,
+    outstanding: AtomicUsize,
+}
+
+/// The driver's handle: it ends with the last of them.
+struct Driver {
+    desk: Arc<Desk>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Drop for Driver {
+    fn drop(&mut self) {
+        lock(&self.desk.inbox).closing = true;
+        self.desk.bell.ring();
+        let Some(thread) = self.thread.take() else { return };
+        // A waker may drop the last handle: then the driver ends by itself.
+        if thread.thread().id() != std::thread::current().id() && thread.join().is_err() {
+            tracing::error!("the driver of an async reader panicked");
+        }
+    }
+}
+
+/// Reads values as futures, on any runtime or none. Clones share one engine and its thread, which sleeps while nothing
+/// is asked for.
+#[derive(Clone)]
+pub struct AsyncReader(Arc<Driver>);
+
+/// A value to come; see [`AsyncReader::get`].
+#[derive(Debug)]
+#[must_use = "the value comes to whoever polls this"]
+pub struct Get(Shared);
+
+impl AsyncReader {
+    pub(crate) fn start<F: Fabric>(
+        core: Arc<Core<F>>,
+        options: Arc<ClientOptions>,
+    ) -> Result<Self, ClientError> {
+        let engine = Engine::new(core, options)?;
+        let desk = Arc::new(Desk {
+            inbox: Mutex::default(),
+            bell: engine.bell(),
+            outstanding: AtomicUsize::new(0),
+        });
+        let shared = Arc::clone(&desk);
+        let thread = std::thread::Builder::new()
+            .name("kv-reader".to_owned())
+            .spawn(move || drive(engine, &shared))
+            .map_err(|source| ClientError::System {
+                call: "spawn the thread of an async reader",
+                source,
+            })?;
+        let thread = Some(thread);
+        Ok(Self(Arc::new(Driver { desk, thread })))
+    }
+
+    /// The value of `key`. It is asked for at once, whether the future is polled or not.
+    ///
+    /// The future gives [`ReadError::NotFound`] if there is none, [`ReadError::Busy`] if too many are outstanding, else
+    /// why it could not be read. It never waits for longer than a call would.
+    pub fn get(&self, key: &[u8]) -> Get {
+        self.want(Some(key), None)
+    }
+
+    /// The value at a locator, as [`crate::Client::get_at`]: one READ.
+    pub fn get_at(&self, at: &GlobalLocator, key: Option<&[u8]>) -> Get {
+        self.want(key, Some(*at))
+    }
+
+    fn want(&self, key: Option<&[u8]>, at: Option<GlobalLocator>) -> Get {
+        let desk = &self.0.desk;
+        if desk.outstanding.fetch_add(1, Ordering::Relaxed) >= FUTURES_MAX {
+            desk.outstanding.fetch_sub(1, Ordering::Relaxed);
+            return Get(Arc::new(Mutex::new(Promise::Kept(Err(ReadError::Busy)))));
+        }
+        let promise = Arc::new(Mutex::new(Promise::Waiting(None)));
+        let wanted = Wanted {
+            key: key.map(<[u8]>::to_vec),
+            at,
+            promise: Arc::clone(&promise),
+        };
+        let first = {
+            let mut inbox = lock(&desk.inbox);
+            inbox.wanted.push(wanted);
+            inbox.wanted.len() == 1
+        };
+        // The driver takes all there is, so only the first need wake it.
+        if first {
+            desk.bell.ring();
+        }
+        Get(promise)
+    }
+}
+
+impl Future for Get {
+    type Output = Result<Value, ReadError>;
+
+    /// # Panics
+    /// If it is polled again after it was ready.
+    fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        let mut promise = lock(&self.0);
+        match &mut *promise {
+            Promise::Waiting(waker) => {
+                match waker {
+                    Some(waker) => waker.clone_from(context.waker()),
+                    none => *none = Some(context.waker().clone()),
+                }
+                Poll::Pending
+            }
+            Promise::Kept(_) => match mem::replace(&mut *promise, Promise::Taken) {
+                Promise::Kept(result) => Poll::Ready(result),
+                _ => Poll::Pending,
+            },
+            Promise::Taken => panic!("a future was polled after it was ready"),
+        }
+    }
+}
+
+fn keep(desk: &Desk, promise: &Shared, result: Result<Value, ReadError>) {
+    desk.outstanding.fetch_sub(1, Ordering::Relaxed);
+    let before = mem::replace(&mut *lock(promise), Promise::Kept(result));
+    if let Promise::Waiting(Some(waker)) = before {
+        waker.wake();
+    }
+}
+
+/// Promises by the number that the engine knows them by.
+#[derive(Default)]
+struct Promises {
+    slab: Vec<Option<Shared>>,
+    free: Vec<usize>,
+}
+
+impl Promises {
+    fn add(&mut self, promise: Shared) -> u64 {
+        let index = self.free.pop().unwrap_or_else(|| {
+            self.slab.push(None);
+            self.slab.len() - 1
+        });
+        self.slab[index] = Some(promise);
+        index as u64
+    }
+
+    fn take(&mut self, user: u64) -> Option<Shared> {
+        let promise = self.slab.get_mut(user as usize)?.take();
+        self.free.push(user as usize);
+        promise
+    }
+}
+
+/// Ends every promise that is left, however the driver ends.
+struct Ending<'d>(&'d Desk, Promises);
+
+impl Drop for Ending<'_> {
+    fn drop(&mut self) {
+        let left = {
+            let mut inbox = lock(&self.0.inbox);
+            inbox.closing = true;
+            mem::take(&mut inbox.wanted)
+        };
+        let begun = mem::take(&mut self.1.slab);
+        for promise in begun
+            .into_iter()
+            .flatten()
+            .chain(left.into_iter().map(|wanted| wanted.promise))
+        {
+            keep(self.0, &promise, Err(ReadError::Closed));
+        }
+    }
+}
+
+fn drive<F: Fabric>(mut engine: Engine<F>, desk: &Desk) {
+    let mut ending = Ending(desk, Promises::default());
+    let mut wanted = Vec::new();
+    let mut idle = Idle::default();
+    loop {
+        {
+            let mut inbox = lock(&desk.inbox);
+            if inbox.closing {
+                return;
+            }
+            mem::swap(&mut inbox.wanted, &mut wanted);
+        }
+        let mut did = !wanted.is_empty();
+        let now = boot_ns();
+        for one in wanted.drain(..) {
+            submit(&mut engine, &one, ending.1.add(Arc::clone(&one.promise)), now);
+        }
+        did |= engine.turn();
+        while let Some(done) = engine.take_ticket() {
+            did = true;
+            if let Some(promise) = ending.1.take(done.user) {
+                keep(desk, &promise, done.result.map(|_| done.value));
+            }
+        }
+        if did {
+            idle = Idle::default();
+        } else if engine.active() == 0 {
+            engine.sleep(boot_ns(), REST_NS);
+        } else {
+            engine.idle(&mut idle);
+        }
+    }
+}
+
+fn submit<F: Fabric>(engine: &mut Engine<F>, wanted: &Wanted, user: u64, now_ns: u64) {
+    let key = wanted.key.as_deref();
+    let wish = match &wanted.at {
+        Some(at) => by_place(engine.dataset_id(), at, key),
+        None => Ok((key, None)),
+    };
+    let (at, refused) = match wish {
+        Ok((_, at)) => (at, None),
+        Err(error) => (None, Some(error)),
+    };
+    let ask = Ask {
+        user,
+        ticket: true,
+        key,
+        at,
+        want: Want::Slot,
+        memory: Memory::None,
+    };
+    engine.submit_or_refuse(ask, refused, now_ns);
+}

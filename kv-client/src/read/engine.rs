@@ -1,0 +1,409 @@
+//! The engine: values that are wanted, what is in flight for them, and results that wait to be taken.
+//!
+//! - Everything is used again: items and fetches live in slabs, queues keep their room, so that a warm engine allocates
+//!   nothing.
+//! - While READs are in flight the engine pins the epoch that it reads under ([`crate::control::tenure`]). It posts
+//!   nothing under a newer view before what flies under the older one has landed.
+//! - An item is finished, or begun again, only when nothing is in flight for it: so nobody else ever gets memory that
+//!   a READ goes to (**I5**).
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use kv_fabric::Fabric;
+use kv_proto::layout::Locator;
+
+use super::check_key;
+use super::counters::{LaneCounters, Tally};
+use super::item::{Fetch, Found, Item, Memory, State, Want};
+use super::lane::Lane;
+use super::locators::Locators;
+use super::plan::Chain;
+use super::slots::{Slots, Value};
+use super::waits::Waits;
+use crate::backoff::Backoff;
+use crate::clock::{Deadline, boot_ns};
+use crate::control::Shared;
+use crate::control::tenure::Footing;
+use crate::memory::BufferOn;
+use crate::opening::Core;
+use crate::tables::DatasetState;
+use crate::{ClientError, ClientOptions, ReadError};
+
+/// Time between two looks for items that do not get on, ns.
+const LOOK_EVERY_NS: u64 = 1_000_000;
+
+/// One value that is asked for.
+pub(crate) struct Ask<'k, F: Fabric> {
+    /// What the caller knows it by.
+    pub(crate) user: u64,
+    pub(crate) ticket: bool,
+    pub(crate) key: Option<&'k [u8]>,
+    pub(crate) at: Option<Locator>,
+    pub(crate) want: Want,
+    pub(crate) memory: Memory<F>,
+}
+
+/// A result, taken.
+pub(crate) struct Done<F: Fabric> {
+    pub(crate) user: u64,
+    pub(crate) result: Result<Found, ReadError>,
+    pub(crate) value: Value,
+    /// What was moved in with the request.
+    pub(crate) buffer: Option<BufferOn<F>>,
+}
+
+/// An item at one of its beginnings.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Turn {
+    pub(super) item: u32,
+    pub(super) attempt: u32,
+}
+
+pub(crate) struct Engine<F: Fabric> {
+    // In this order: connections go before the memory that they write to, and the dataset is closed last.
+    pub(super) lanes: Vec<Lane<F>>,
+    pub(super) items: Vec<Item<F>>,
+    free_items: Vec<u32>,
+    pub(super) slots: Slots<F>,
+    pub(super) locators: Locators,
+    pub(super) fetches: Vec<Fetch>,
+    pub(super) free_fetches: Vec<u32>,
+    /// What is to be planned: pages of the directory, fetches, items with parts, items to look up.
+    pub(super) pages: VecDeque<u32>,
+    pub(super) records: VecDeque<u32>,
+    pub(super) larges: VecDeque<Turn>,
+    pub(super) lookups: VecDeque<Turn>,
+    pub(super) waits: Waits,
+    /// Items whose result waits, those of calls and those that are polled for.
+    done: VecDeque<u32>,
+    tickets: VecDeque<u32>,
+    /// Items without a result.
+    active: usize,
+    /// Groups of READs in flight.
+    pub(super) flying: usize,
+    pub(super) chain: Chain,
+    pub(super) footing: Footing,
+    /// Whether the epoch is pinned and the view was found good.
+    pub(super) entered: bool,
+    /// Set by whatever counts as getting on, and when that was last.
+    pub(super) advanced: bool,
+    pub(super) advanced_ns: u64,
+    /// When something arrived last.
+    pub(super) now_ns: u64,
+    look_at_ns: u64,
+    /// Session and connection are not tried before that.
+    pub(super) ready_at_ns: u64,
+    pub(super) ready_backoff: Backoff,
+    /// For blocks that are judged.
+    pub(super) scratch: Vec<u8>,
+    pub(super) piece_bytes: u64,
+    pub(super) counters: Arc<LaneCounters>,
+    tally: Arc<Tally>,
+    pub(super) options: Arc<ClientOptions>,
+    pub(super) state: Arc<DatasetState>,
+    pub(super) core: Arc<Core<F>>,
+}
+
+impl<F: Fabric> Engine<F> {
+    pub(crate) fn new(core: Arc<Core<F>>, options: Arc<ClientOptions>) -> Result<Self, ClientError> {
+        let state = core.state_shared();
+        let tally = Arc::clone(core.tally());
+        Ok(Self {
+            lanes: vec![Lane::new(&options)],
+            items: Vec::new(),
+            free_items: Vec::new(),
+            slots: Slots::new(options.value_buffer_bytes),
+            locators: Locators::new(options.locator_cache_bytes),
+            fetches: Vec::new(),
+            free_fetches: Vec::new(),
+            pages: VecDeque::new(),
+            records: VecDeque::new(),
+            larges: VecDeque::new(),
+            lookups: VecDeque::new(),
+            waits: Waits::new()?,
+            done: VecDeque::new(),
+            tickets: VecDeque::new(),
+            active: 0,
+            flying: 0,
+            chain: Chain::new(),
+            footing: Footing::new(&core.shared().tenure, &state),
+            entered: false,
+            advanced: false,
+            advanced_ns: 0,
+            now_ns: 0,
+            look_at_ns: 0,
+            ready_at_ns: 0,
+            ready_backoff: Backoff::new(super::PASS_WAITS.0, super::PASS_WAITS.1),
+            scratch: Vec::new(),
+            piece_bytes: super::fill::piece_bytes(&*core.shared().fabric, &options),
+            counters: tally.add_lane(),
+            tally,
+            options,
+            state,
+            core,
+        })
+    }
+
+    pub(super) fn shared(&self) -> &Shared<F> {
+        self.core.shared()
+    }
+
+    /// What wakes it while it sleeps.
+    pub(crate) fn bell(&self) -> Arc<crate::mailbox::Bell> {
+        Arc::clone(&self.waits.bell)
+    }
+
+    pub(crate) fn dataset_id(&self) -> crate::DatasetId {
+        self.core.id()
+    }
+
+    /// Asks for a value. Nothing is posted before the next [`Engine::turn`].
+    pub(crate) fn submit(&mut self, ask: Ask<'_, F>, now_ns: u64) {
+        self.submit_or_refuse(ask, None, now_ns);
+    }
+
+    /// As [`Engine::submit`]; what is `refused` has this result.
+    pub(crate) fn submit_or_refuse(&mut self, ask: Ask<'_, F>, refused: Option<ReadError>, now_ns: u64) {
+        let index = self.free_items.pop().unwrap_or_else(|| {
+            self.items.push(Item::new());
+            self.items.len() as u32 - 1
+        });
+        let item = &mut self.items[index as usize];
+        item.reset(now_ns);
+        (item.user, item.ticket, item.at) = (ask.user, ask.ticket, ask.at);
+        (item.want, item.memory) = (ask.want, ask.memory);
+        item.has_key = ask.key.is_some();
+        item.key.clear();
+        self.active += 1;
+        let possible = refused.map_or(Ok(()), Err);
+        match possible.and_then(|()| ask.key.map_or(Ok(()), check_key)) {
+            Ok(()) => {
+                item.key.extend_from_slice(ask.key.unwrap_or_default());
+                self.begin(index);
+            }
+            Err(error) => self.settle(index, Err(error)),
+        }
+        self.after(index);
+    }
+
+    /// Whether nothing is asked for, in flight or waiting to be taken.
+    pub(crate) fn is_at_rest(&self) -> bool {
+        self.active == 0 && self.flying == 0 && self.done.is_empty() && self.tickets.is_empty()
+    }
+
+    /// Items without a result.
+    pub(crate) fn active(&self) -> usize {
+        self.active
+    }
+
+    /// The next result of a call.
+    pub(crate) fn take_done(&mut self) -> Option<Done<F>> {
+        let index = self.done.pop_front()?;
+        Some(self.take(index))
+    }
+
+    /// The next result that is polled for.
+    pub(crate) fn take_ticket(&mut self) -> Option<Done<F>> {
+        let index = self.tickets.pop_front()?;
+        Some(self.take(index))
+    }
+
+    fn take(&mut self, index: u32) -> Done<F> {
+        let item = &mut self.items[index as usize];
+        let result = item.result.take().unwrap_or(Err(ReadError::Closed));
+        let value = match (item.slot.take(), &result) {
+            (Some(slot), Ok(found)) => Value::in_slot(slot, found.value_len_bytes as usize),
+            _ => Value::on_heap(std::mem::take(&mut item.out)),
+        };
+        let buffer = match std::mem::replace(&mut item.memory, Memory::None) {
+            Memory::Owned(buffer) => Some(buffer),
+            Memory::None | Memory::Borrowed(_) => None,
+        };
+        item.state = State::Free;
+        let user = item.user;
+        self.free_items.push(index);
+        Done {
+            user,
+            result,
+            value,
+            buffer,
+        }
+    }
+
+    /// Begins an item, the first time or again. Nothing is in flight for it.
+    pub(super) fn begin(&mut self, index: u32) {
+        let item = &mut self.items[index as usize];
+        item.begin();
+        let attempt = item.attempt;
+        match item.at {
+            Some(at) => self.want_record(index, at),
+            None => self.lookups.push_back(Turn { item: index, attempt }),
+        }
+    }
+
+    /// The item of a turn, if it still is at that beginning.
+    pub(super) fn at_turn(&self, turn: Turn) -> Option<&Item<F>> {
+        let item = self.items.get(turn.item as usize)?;
+        (item.attempt == turn.attempt).then_some(item)
+    }
+
+    /// Gives an item its result.
+    pub(super) fn settle(&mut self, index: u32, result: Result<Found, ReadError>) {
+        let item = &mut self.items[index as usize];
+        if item.result.is_none() {
+            self.advanced = true;
+            item.result = Some(result);
+            let value = result.is_ok() && item.want != Want::Locator;
+            super::counters::add(&self.counters.gets, u64::from(value));
+        }
+    }
+
+    /// Sees to an item that was settled or met trouble, once nothing is in flight for it.
+    pub(super) fn after(&mut self, index: u32) {
+        let item = &mut self.items[index as usize];
+        if item.flying > 0 || matches!(item.state, State::Free | State::Done) {
+            return;
+        }
+        if item.result.is_some() {
+            item.state = State::Done;
+            item.attempt = item.attempt.wrapping_add(1);
+            self.active -= 1;
+            if item.ticket {
+                self.tickets.push_back(index);
+            } else {
+                self.done.push_back(index);
+            }
+        } else if let (State::Active, Some(trouble)) = (item.state, item.trouble) {
+            self.recover(index, trouble);
+        }
+    }
+
+    /// Takes what has arrived, sees to what is due, posts what can be; whether there was anything to do.
+    pub(crate) fn turn(&mut self) -> bool {
+        if self.active == 0 && self.flying == 0 && self.has_work() {
+            self.forget_queues();
+        }
+        let mut now_ns = None;
+        let mut did = self.flying > 0 && self.harvest(&mut now_ns);
+        did |= self.waits.is_asking() && self.take_replies();
+        did |= self.waits.has_timers() && self.take_timers(boot_ns());
+        did |= self.has_work() && self.fill(now_ns);
+        if let Some(now) = now_ns.filter(|now| *now >= self.look_at_ns) {
+            self.look(now);
+        }
+        if self.flying == 0 {
+            self.leave();
+        }
+        did
+    }
+
+    /// Works until a call's result is there, or nothing is left to wait for.
+    pub(crate) fn run(&mut self) {
+        self.run_while(|engine| engine.done.is_empty());
+    }
+
+    /// Works until a result that is polled for is there, or nothing is left to wait for.
+    pub(crate) fn run_tickets(&mut self) {
+        self.run_while(|engine| engine.tickets.is_empty());
+    }
+
+    fn run_while(&mut self, wanting: impl Fn(&Self) -> bool) {
+        let mut idle = super::waits::Idle::default();
+        while wanting(self) && self.active > 0 {
+            if self.turn() {
+                idle = super::waits::Idle::default();
+            } else {
+                self.idle(&mut idle);
+            }
+        }
+    }
+
+    /// Ends items that did not get on for too long.
+    pub(super) fn look(&mut self, now_ns: u64) {
+        self.look_at_ns = now_ns.saturating_add(LOOK_EVERY_NS);
+        for index in 0..self.items.len() as u32 {
+            if self.end_of(index).is_some_and(|end| end <= now_ns) {
+                self.expire(index);
+            }
+        }
+    }
+
+    /// When an item without a result has had its time. One that waits for its turn has it while others get on.
+    fn end_of(&self, index: u32) -> Option<u64> {
+        let item = &self.items[index as usize];
+        let since = match item.state {
+            State::Free | State::Done => return None,
+            State::Active if item.flying == 0 => item.since_ns.max(self.advanced_ns),
+            State::Active | State::Waiting => item.since_ns,
+        };
+        let budget = u64::try_from(self.options.deadline.as_nanos()).unwrap_or(u64::MAX);
+        item.result.is_none().then(|| since.saturating_add(budget))
+    }
+
+    /// Until when the engine may wait for what all items need.
+    pub(super) fn deadline(&self) -> Deadline {
+        let ends = (0..self.items.len() as u32).filter_map(|index| self.end_of(index));
+        Deadline::at(ends.min().unwrap_or_else(boot_ns), std::time::Duration::ZERO)
+    }
+
+    /// Ends an item whose time is over. What is in flight for it is ended with its connection.
+    fn expire(&mut self, index: u32) {
+        let item = &mut self.items[index as usize];
+        let error = match item.state {
+            State::Waiting => item.last,
+            _ => ReadError::Timeout,
+        };
+        item.result = Some(Err(error));
+        if item.flying > 0 {
+            for lane in 0..self.lanes.len() {
+                if self.flies_on(lane, index) {
+                    self.lose(lane, super::Trouble::Lost);
+                }
+            }
+        }
+        self.after(index);
+    }
+
+    /// Gives every item without a result this one. Nothing is in flight.
+    pub(super) fn finish_all(&mut self, error: ReadError) {
+        for index in 0..self.items.len() as u32 {
+            if self.end_of(index).is_some() {
+                self.items[index as usize].result = Some(Err(error));
+                self.after(index);
+            }
+        }
+    }
+
+    /// Gives up everything: what is in flight is ended with its connection, and no result is kept.
+    pub(crate) fn abort(&mut self) {
+        self.lanes.iter_mut().for_each(Lane::reset);
+        self.flying = 0;
+        self.leave();
+        for item in &mut self.items {
+            let attempt = item.attempt.wrapping_add(1);
+            *item = Item::new();
+            item.attempt = attempt;
+        }
+        self.free_items.clear();
+        self.free_items.extend(0..self.items.len() as u32);
+        self.fetches.clear();
+        self.free_fetches.clear();
+        (self.active, self.advanced) = (0, false);
+        self.pages.clear();
+        self.records.clear();
+        self.larges.clear();
+        self.lookups.clear();
+        self.done.clear();
+        self.tickets.clear();
+        self.waits.forget();
+    }
+}
+
+impl<F: Fabric> Drop for Engine<F> {
+    fn drop(&mut self) {
+        self.lanes.iter_mut().for_each(Lane::disconnect);
+        self.footing.leave();
+        self.tally.remove_lane(&self.counters);
+    }
+}

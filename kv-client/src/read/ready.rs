@@ -1,0 +1,192 @@
+//! What must be there before anything can be posted: session, dataset, a connection, the epoch pinned.
+
+use std::time::Duration;
+
+use kv_fabric::Fabric;
+use kv_fabric::ReadStatus;
+
+use super::counters::add;
+use super::engine::Engine;
+use super::flight::{Flight, Flying};
+use super::{NotReady, Trouble, never};
+use crate::ReadError;
+use crate::backoff::Backoff;
+use crate::clock::boot_ns;
+
+impl<F: Fabric> Engine<F> {
+    /// Pins the epoch and takes the latest view; whether READs may be posted under it at `now_ns`.
+    #[inline]
+    pub(super) fn enter(&mut self, now_ns: u64) -> bool {
+        let tenure = &self.core.shared().tenure;
+        self.footing.pin(tenure);
+        let generation = self.footing.generation;
+        self.entered = self.footing.look(tenure, &self.state, now_ns)
+            && !self.footing.view.dropped
+            && self.footing.view.table_next.is_none()
+            && self
+                .lanes
+                .iter()
+                .any(|lane| lane.is_connected() && lane.generation == generation);
+        if !self.entered {
+            self.footing.leave();
+        }
+        self.entered
+    }
+
+    /// Lets the epoch go. Nothing is in flight.
+    pub(super) fn leave(&mut self) {
+        if std::mem::take(&mut self.entered) {
+            self.footing.leave();
+        }
+    }
+
+    /// Makes session, dataset and a connection ready, which may take until the first deadline; whether READs may be
+    /// posted now. Nothing is in flight.
+    pub(super) fn ready(&mut self, now_ns: u64) -> bool {
+        if now_ns < self.ready_at_ns {
+            return false;
+        }
+        self.leave();
+        match self.make_ready() {
+            Ok(()) => {
+                self.ready_backoff = Backoff::new(super::PASS_WAITS.0, super::PASS_WAITS.1);
+                return true;
+            }
+            Err(NotReady::Never(ReadError::Timeout)) => self.look(boot_ns()),
+            Err(NotReady::Never(error)) => self.finish_all(error),
+            Err(NotReady::Again) => {
+                let now = boot_ns();
+                self.ready_at_ns = self.ready_at_ns.max(after(now, self.ready_backoff.next()));
+                self.look(now);
+            }
+        }
+        false
+    }
+
+    fn make_ready(&mut self) -> Result<(), NotReady> {
+        let deadline = self.deadline();
+        let up = self.shared().ensure(deadline, false).map_err(never)?;
+        let view = self.core.open(&up, deadline)?;
+        if view.dropped {
+            return Err(NotReady::Never(ReadError::Closed));
+        }
+        for lane in &mut self.lanes {
+            if lane.generation != up.generation {
+                lane.reset();
+            }
+        }
+        self.footing.generation = up.generation;
+        if !self.lanes.iter().any(super::lane::Lane::is_connected) {
+            let now = boot_ns();
+            let Some(index) = (0..self.lanes.len()).min_by_key(|&index| self.lanes[index].retry_at_ns) else {
+                return Err(NotReady::Never(ReadError::Closed));
+            };
+            let retry_at_ns = self.lanes[index].retry_at_ns;
+            if retry_at_ns > now {
+                self.ready_at_ns = retry_at_ns;
+                return Err(NotReady::Again);
+            }
+            self.connect(index, &up, view.dataset, deadline)?;
+        }
+        if self.enter(boot_ns()) {
+            Ok(())
+        } else {
+            Err(NotReady::Again)
+        }
+    }
+
+    fn connect(
+        &mut self,
+        index: usize,
+        up: &crate::control::Up,
+        dataset: [u8; 16],
+        deadline: crate::clock::Deadline,
+    ) -> Result<(), NotReady> {
+        let lane = &mut self.lanes[index];
+        lane.connect(self.core.shared(), &self.options, up, dataset, deadline)?;
+        add(&self.counters.reconnects, u64::from(lane.connections > 1));
+        Ok(())
+    }
+
+    /// Ends a connection that failed with `status`.
+    pub(super) fn failed(&mut self, lane: usize, status: ReadStatus) {
+        self.lose(lane, Trouble::Fabric(status));
+    }
+
+    /// The lease is over: nothing that is in flight may be used any more.
+    pub(super) fn lose_lease(&mut self) {
+        for lane in 0..self.lanes.len() {
+            self.lose(lane, Trouble::Lost);
+        }
+        self.leave();
+    }
+
+    /// Destroys a connection; what was in flight on it meets `trouble`.
+    pub(super) fn lose(&mut self, index: usize, trouble: Trouble) {
+        let lane = &mut self.lanes[index];
+        if !lane.is_connected() && lane.flights.is_empty() {
+            return;
+        }
+        lane.disconnect();
+        lane.ring.clear();
+        let got_on = std::mem::take(&mut lane.got_on);
+        if got_on {
+            lane.backoff = Backoff::new(super::PASS_WAITS.0, super::PASS_WAITS.1);
+        }
+        if matches!(trouble, Trouble::Fabric(_)) {
+            lane.retry_at_ns = after(boot_ns(), lane.backoff.next());
+        }
+        while let Some(flight) = self.lanes[index].flights.pop_front() {
+            self.lost(flight, trouble, got_on);
+        }
+        // What was half asked for is begun again: its rest must not come by another connection.
+        for fetch in 0..self.fetches.len() as u32 {
+            let it = &self.fetches[fetch as usize];
+            if it.lane == Some(index as u32) && it.queued && !it.over {
+                let item = it.item;
+                self.meet(item, trouble, got_on);
+                self.after(item);
+            }
+        }
+    }
+
+    fn lost(&mut self, flight: Flight, trouble: Trouble, got_on: bool) {
+        self.flying -= 1;
+        let item = match flight.flying {
+            Flying::Page { page, .. } => return self.pages.push_back(page),
+            Flying::Buckets { item, .. } | Flying::Guess { item, .. } => item,
+            Flying::Piece { fetch, .. } => {
+                self.fetches[fetch as usize].pieces -= 1;
+                let item = self.fetches[fetch as usize].item;
+                self.release_fetch(fetch);
+                item
+            }
+        };
+        self.items[item as usize].flying -= 1;
+        self.meet(item, trouble, got_on);
+        self.after(item);
+    }
+
+    /// An item meets trouble with its connection.
+    fn meet(&mut self, index: u32, trouble: Trouble, got_on: bool) {
+        let item = &mut self.items[index as usize];
+        if item.is_settled() {
+            return;
+        }
+        item.trouble = Some(trouble);
+        item.failed += u32::from(!got_on && matches!(trouble, Trouble::Fabric(_)));
+    }
+
+    /// Whether something is in flight on `lane` for the item.
+    pub(super) fn flies_on(&self, lane: usize, index: u32) -> bool {
+        self.lanes[lane].flights.iter().any(|flight| match flight.flying {
+            Flying::Page { .. } => false,
+            Flying::Buckets { item, .. } | Flying::Guess { item, .. } => item == index,
+            Flying::Piece { fetch, .. } => self.fetches[fetch as usize].item == index,
+        })
+    }
+}
+
+fn after(now_ns: u64, wait: Duration) -> u64 {
+    now_ns.saturating_add(u64::try_from(wait.as_nanos()).unwrap_or(u64::MAX))
+}

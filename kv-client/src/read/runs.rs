@@ -1,0 +1,118 @@
+//! Records that lie one behind the other, fetched by one READ.
+//!
+//! It pays for short ones: a READ more costs more than copying a few KiB. They land in the ring and are copied to where
+//! they belong.
+
+use std::sync::Arc;
+
+use kv_fabric::Fabric;
+
+use super::counters::add;
+use super::engine::Engine;
+use super::fill::Step;
+use super::flight::{Flight, Flying};
+use super::item::Fetch;
+use super::plan::{Piece, Planned};
+use crate::tables::View;
+
+/// Longest value that is fetched with a neighbour, bytes.
+const VALUE_MAX_BYTES: u64 = 4096;
+/// Most records of one READ, and most bytes.
+const RUN_RECORDS: usize = 16;
+const RUN_BYTES: u64 = 32 << 10;
+/// Records begin at multiples of this.
+const ALIGN: u64 = 64;
+
+/// Whether a record can be fetched with a neighbour: short, all of it wanted, nothing asked for yet.
+fn is_short(fetch: &Fetch) -> bool {
+    let len = u64::from(fetch.locator.value_len_bytes);
+    len <= VALUE_MAX_BYTES
+        && fetch.cover == (0..len)
+        && !fetch.prefix_asked
+        && fetch.part.is_none()
+        && fetch.lane.is_none()
+}
+
+impl<F: Fabric> Engine<F> {
+    /// Records at the front of the queue that lie one behind the other, and the bytes from the first to the last.
+    fn run_at_front(&self, view: &View) -> (usize, u64) {
+        let mut run = (0, 0);
+        let mut first = None;
+        for &index in self.records.iter().take(RUN_RECORDS) {
+            let fetch = &self.fetches[index as usize];
+            if !self.is_wanted(index) || !is_short(fetch) {
+                break;
+            }
+            let at = fetch.locator.offset_bytes();
+            let (segment, start) = *first.get_or_insert((fetch.locator.segment, at));
+            let follows = run.1 == 0 || at == (start + run.1).next_multiple_of(ALIGN);
+            let Some(len) = at
+                .checked_sub(start)
+                .map(|skipped| skipped + fetch.locator.wire_len_bytes())
+            else {
+                break;
+            };
+            let Ok(row) = view.row_for(&fetch.locator) else {
+                break;
+            };
+            let in_one_place = row.place(start).is_some_and(|(_, follow)| len <= follow);
+            if segment != fetch.locator.segment || !follows || len > RUN_BYTES || !in_one_place {
+                break;
+            }
+            run = (run.0 + 1, len);
+        }
+        run
+    }
+
+    /// Plans records that lie one behind the other as one READ; `None` if there are no two.
+    pub(super) fn plan_run(&mut self, lane: usize) -> Option<Step> {
+        let [first, second] = [self.records.front(), self.records.get(1)];
+        let (&first, _) = (first?, second?);
+        if !is_short(&self.fetches[first as usize]) {
+            return None;
+        }
+        let view = Arc::clone(&self.footing.view);
+        let (records, len) = self.run_at_front(&view);
+        let locator = self.fetches[first as usize].locator;
+        let start = locator.offset_bytes();
+        let row = view.row(locator.segment).filter(|_| records > 1)?;
+        let (from, _) = row.place(start)?;
+        if len > self.shared().fabric.read_max_bytes() as u64 || self.chain_room(lane) == 0 {
+            return None;
+        }
+        let Some(span) = self.lanes[lane].ring.take(len as usize) else {
+            return Some(Step::Full);
+        };
+        self.chain.push(Planned::new(
+            from,
+            [Piece::ring(span.offset, len as usize), Piece::default()],
+        ));
+        add(&self.counters.coalesced, records as u64 - 1);
+        for left in (0..records).rev() {
+            let Some(&index) = self.records.front() else { break };
+            let fetch = &mut self.fetches[index as usize];
+            let at = span.offset + (fetch.locator.offset_bytes() - start) as usize;
+            fetch.identity = row.identity;
+            fetch.lane = Some(lane as u32);
+            fetch.prefix_asked = true;
+            fetch.next = fetch.cover.end;
+            fetch.in_ring = true;
+            fetch.pieces += 1;
+            let flying = Flying::Piece {
+                fetch: index,
+                with_prefix: true,
+                start: 0,
+                end: fetch.cover.end,
+            };
+            let item = fetch.item;
+            self.items[item as usize].flying += 1;
+            self.drop_queued(index);
+            // The last one gives the span back.
+            self.fly(
+                lane,
+                Flight::new(if left == 0 { span } else { span.none() }, flying).landing_at(at),
+            );
+        }
+        Some(Step::Planned)
+    }
+}

@@ -1,0 +1,302 @@
+//! Registered memory that values arrive in and are handed out from: each is the caller's until it is dropped.
+//!
+//! - One thread takes slots, any thread gives them back: a bit for each unit of memory, set while it is free. The one
+//!   that takes only clears bits that it saw set, and nobody else clears any.
+//! - A slot is held by the request until its READs have completed or their connection was destroyed (**I5**), then by
+//!   the [`Value`].
+
+use std::ops::Deref;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use bytes::Bytes;
+use kv_fabric::{Fabric, FabricError, Memory, Region};
+
+use crate::memory::landed;
+
+/// Bytes that one bit stands for.
+const UNIT: usize = 1024;
+/// Longest memory for slots, bytes.
+const SLOTS_MAX_BYTES: usize = 1 << 36;
+
+/// Memory of any fabric.
+trait Mapped: Send + Sync {
+    fn mapped(&self) -> &Memory;
+}
+
+impl<R: Region> Mapped for R {
+    fn mapped(&self) -> &Memory {
+        self.memory()
+    }
+}
+
+/// The memory, and which of it is free.
+struct Arena {
+    region: Box<dyn Mapped>,
+    free: Box<[AtomicU64]>,
+}
+
+/// The slots of one reader.
+pub(crate) struct Slots<F: Fabric> {
+    len_bytes: usize,
+    region: Option<F::Region>,
+    arena: Option<Arc<Arena>>,
+    /// Unit to look at next.
+    cursor: usize,
+}
+
+/// A piece of the memory, given back when dropped.
+pub(crate) struct Slot {
+    arena: Arc<Arena>,
+    first: usize,
+    units: usize,
+}
+
+impl<F: Fabric> Slots<F> {
+    /// Up to `len_bytes`, mapped when the first is taken.
+    pub(crate) fn new(len_bytes: usize) -> Self {
+        Self {
+            len_bytes: len_bytes.min(SLOTS_MAX_BYTES) / (64 * UNIT) * (64 * UNIT),
+            region: None,
+            arena: None,
+            cursor: 0,
+        }
+    }
+
+    /// The memory that the offsets of slots are in.
+    pub(crate) fn region(&self) -> Option<&F::Region> {
+        self.region.as_ref()
+    }
+
+    /// A slot of `len` bytes; `None` if none is free. No slot has more than a quarter of the memory.
+    pub(crate) fn take(&mut self, fabric: &F, len: usize) -> Result<Option<Slot>, FabricError> {
+        if len == 0 || len > self.len_bytes / 4 {
+            return Ok(None);
+        }
+        let arena = match &self.arena {
+            Some(arena) => arena,
+            None => {
+                let region = fabric.allocate(self.len_bytes)?;
+                self.region = Some(region.clone());
+                let words = self.len_bytes / UNIT / 64;
+                self.arena.insert(Arc::new(Arena {
+                    region: Box::new(region),
+                    free: (0..words).map(|_| AtomicU64::new(u64::MAX)).collect(),
+                }))
+            }
+        };
+        let units = len.div_ceil(UNIT);
+        let all = self.len_bytes / UNIT;
+        let found = arena
+            .find(self.cursor, all, units)
+            .or_else(|| arena.find(0, all.min(self.cursor + units), units));
+        Ok(found.map(|first| {
+            arena.mark(first, units, |word, mask| {
+                word.fetch_and(!mask, Ordering::Acquire);
+            });
+            self.cursor = if first + units == all { 0 } else { first + units };
+            Slot {
+                arena: Arc::clone(arena),
+                first,
+                units,
+            }
+        }))
+    }
+}
+
+impl Arena {
+    /// First of `units` free units in a row between `from` and `end`.
+    fn find(&self, from: usize, end: usize, units: usize) -> Option<usize> {
+        let (mut at, mut run) = (from, 0);
+        while at < end {
+            let word = self.free[at / 64].load(Ordering::Acquire);
+            let left = (64 - at % 64).min(end - at);
+            let ahead = word >> (at % 64);
+            let free = (ahead.trailing_ones() as usize).min(left);
+            run += free;
+            if run >= units {
+                return Some(at + free - run);
+            }
+            if free == left {
+                at += left;
+                continue;
+            }
+            run = 0;
+            let taken = (ahead >> free).trailing_zeros() as usize;
+            at += free + taken.min(left - free);
+        }
+        None
+    }
+
+    fn mark(&self, first: usize, units: usize, change: impl Fn(&AtomicU64, u64)) {
+        let (mut at, end) = (first, first + units);
+        while at < end {
+            let count = (64 - at % 64).min(end - at);
+            let mask = (u64::MAX >> (64 - count)) << (at % 64);
+            change(&self.free[at / 64], mask);
+            at += count;
+        }
+    }
+}
+
+impl Slot {
+    /// Its first byte in the region.
+    pub(crate) fn offset(&self) -> usize {
+        self.first * UNIT
+    }
+}
+
+impl Drop for Slot {
+    fn drop(&mut self) {
+        // What was done with the bytes happens before they are taken again.
+        self.arena.mark(self.first, self.units, |word, mask| {
+            word.fetch_or(mask, Ordering::Release);
+        });
+    }
+}
+
+/// A value that was read. It lies where the device wrote it, in registered memory of its reader, and gives that back
+/// when it is dropped, on any thread; one that found no room there lies on the heap.
+pub struct Value(Kind);
+
+enum Kind {
+    Slot { slot: Slot, len: usize },
+    Heap(Vec<u8>),
+}
+
+impl Value {
+    pub(crate) fn in_slot(slot: Slot, len: usize) -> Self {
+        Self(Kind::Slot { slot, len })
+    }
+
+    pub(crate) fn on_heap(bytes: Vec<u8>) -> Self {
+        Self(Kind::Heap(bytes))
+    }
+
+    /// Whether it lies in registered memory.
+    #[must_use]
+    pub fn is_registered(&self) -> bool {
+        matches!(self.0, Kind::Slot { .. })
+    }
+}
+
+impl Deref for Value {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        match &self.0 {
+            // The slot is this value's alone, and all READs to it have completed.
+            Kind::Slot { slot, len } => landed(slot.arena.region.mapped(), slot.offset(), *len),
+            Kind::Heap(bytes) => bytes,
+        }
+    }
+}
+
+impl AsRef<[u8]> for Value {
+    fn as_ref(&self) -> &[u8] {
+        self
+    }
+}
+
+impl std::fmt::Debug for Value {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Value({} bytes)", self.len())
+    }
+}
+
+impl<T: AsRef<[u8]> + ?Sized> PartialEq<T> for Value {
+    fn eq(&self, other: &T) -> bool {
+        **self == *other.as_ref()
+    }
+}
+
+/// Without a copy: the memory goes back when the last clone of the result is dropped. `bytes` allocates its handle.
+impl From<Value> for Bytes {
+    fn from(value: Value) -> Self {
+        match value.0 {
+            Kind::Heap(bytes) => bytes.into(),
+            Kind::Slot { .. } => Self::from_owner(value),
+        }
+    }
+}
+
+impl From<Value> for Vec<u8> {
+    fn from(value: Value) -> Self {
+        match value.0 {
+            Kind::Heap(bytes) => bytes,
+            Kind::Slot { .. } => value.to_vec(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use kv_fabric::sim::{Sim, SimOptions};
+
+    use super::*;
+
+    #[test]
+    fn slots_never_overlap_and_come_back_from_any_thread() {
+        let fabric = Sim::new(SimOptions::default());
+        let mut slots = Slots::<Sim>::new(1 << 20);
+        let mut held: Vec<Slot> = Vec::new();
+        let (mut seed, mut refused) = (11_u64, 0);
+        for _ in 0..20_000 {
+            seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+            let len = (seed >> 33) as usize % 70_000 + 1;
+            match slots.take(&fabric, len).unwrap() {
+                Some(slot) => {
+                    let (start, end) = (slot.offset(), slot.offset() + len);
+                    assert!(end <= 1 << 20);
+                    for other in &held {
+                        assert!(
+                            end <= other.offset() || start >= other.offset() + other.units * UNIT,
+                            "{start}..{end} overlaps one at {}",
+                            other.offset()
+                        );
+                    }
+                    held.push(slot);
+                }
+                None => {
+                    refused += 1;
+                    let given_back = held.swap_remove((seed >> 20) as usize % held.len());
+                    std::thread::scope(|scope| {
+                        scope.spawn(move || drop(given_back));
+                    });
+                }
+            }
+        }
+        assert!(refused > 1000);
+        held.clear();
+        // All of it is free again.
+        for _ in 0..4 {
+            held.push(slots.take(&fabric, 1 << 18).unwrap().unwrap());
+        }
+        assert!(slots.take(&fabric, 1).unwrap().is_none());
+        assert!(slots.take(&fabric, (1 << 18) + 1).unwrap().is_none());
+    }
+
+    #[test]
+    fn bytes_of_a_value_give_the_slot_back_when_the_last_clone_goes() {
+        let fabric = Sim::new(SimOptions::default());
+        let mut slots = Slots::<Sim>::new(1 << 18);
+        let slot = slots.take(&fabric, 5).unwrap().unwrap();
+        slots.region().unwrap().memory().write(slot.offset(), b"hello");
+        let all = slots.arena.clone().unwrap();
+        let taken = || {
+            all.free
+                .iter()
+                .map(|word| word.load(Ordering::SeqCst).count_zeros())
+                .sum::<u32>()
+        };
+        let bytes = Bytes::from(Value::in_slot(slot, 5));
+        let part = bytes.slice(1..3);
+        assert_eq!((&*bytes, &*part, taken()), (&b"hello"[..], &b"el"[..], 1));
+        drop(bytes);
+        // The reader may be gone.
+        drop(slots);
+        assert_eq!((&*part, taken()), (&b"el"[..], 1));
+        drop(part);
+        assert_eq!(taken(), 0);
+    }
+}

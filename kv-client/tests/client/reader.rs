@@ -1,0 +1,346 @@
+//! Readers: values by tickets, in slots, in buffers that are moved in, and as futures.
+
+use std::collections::HashMap;
+use std::future::Future;
+use std::pin::pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::task::{Context, Poll, Wake, Waker};
+use std::thread::Thread;
+use std::time::Duration;
+
+use crate::harness::{TestFabric, World, options, tell, told};
+use kv_client::on::DatasetOn;
+use kv_client::{ClientOptions, ReadError, Value};
+use kv_fabric::local::Local;
+use kv_fabric::sim::{ReplayHint, Sim, SimFaults, SimOptions, seed_from_env};
+use kv_fabric::verbs::Verbs;
+
+const KEYS: u64 = 300;
+
+fn key(index: u64) -> Vec<u8> {
+    format!("key {index}").into_bytes()
+}
+
+/// Small ones, ones of several blocks, and a few of several pieces.
+fn len(index: u64) -> usize {
+    match index % 50 {
+        0 => 3_000_000,
+        1..=5 => 200_000,
+        other => (other * 97) as usize,
+    }
+}
+
+fn filled<F: TestFabric>(world: &World<F>) -> DatasetOn<F> {
+    let dataset = world.dataset("d");
+    let items: Vec<_> = (0..KEYS)
+        .map(|index| (key(index), told(index, len(index))))
+        .collect();
+    assert!(dataset.put_many(&items).iter().all(Result::is_ok));
+    dataset
+}
+
+fn tickets<F: TestFabric>() {
+    let world = World::<F>::new();
+    let dataset = filled(&world);
+    let mut reader = world
+        .session(options("reader"))
+        .open("d")
+        .unwrap()
+        .reader()
+        .unwrap();
+    assert!(reader.poll().is_none() && reader.wait().is_none());
+    let mut asked = HashMap::new();
+    for index in 0..KEYS {
+        asked.insert(reader.submit(&key(index)).unwrap(), Some(index));
+        if index % 10 == 0 {
+            let at = dataset.locate(&key(index)).unwrap();
+            asked.insert(reader.submit_at(&at, Some(&key(index))).unwrap(), Some(index));
+            asked.insert(reader.submit(format!("absent {index}").as_bytes()).unwrap(), None);
+        }
+        // A call beside the tickets leaves them alone.
+        if index % 100 == 50 {
+            assert_eq!(tell(&reader.get(&key(7)).unwrap()), 7);
+        }
+    }
+    assert_eq!(reader.outstanding(), asked.len());
+    let mut held = Vec::new();
+    while let Some(done) = reader.wait() {
+        match asked.remove(&done.ticket).expect("each ticket comes once") {
+            Some(index) => {
+                assert_eq!(done.result, Ok(done.value.len()));
+                assert_eq!(tell(&done.value), index);
+                held.push((index, done.value));
+            }
+            None => assert_eq!(done.result, Err(ReadError::NotFound)),
+        }
+    }
+    assert!(asked.is_empty() && reader.outstanding() == 0);
+    // Those that found no slot are on the heap; all are still what they were.
+    let (slots, heap): (Vec<_>, Vec<_>) = held.iter().partition(|(_, value)| value.is_registered());
+    assert!(slots.len() > 100, "{} of {}", slots.len(), held.len());
+    println!("{} in slots, {} on the heap", slots.len(), heap.len());
+    for (index, value) in &held {
+        assert_eq!(tell(value), *index);
+    }
+    drop(reader);
+    for (index, value) in held {
+        assert_eq!(tell(&bytes::Bytes::from(value)), index);
+    }
+}
+
+#[test]
+fn tickets_come_as_they_are_done_over_local() {
+    tickets::<Local>();
+}
+
+#[test]
+fn tickets_come_as_they_are_done_over_sim() {
+    tickets::<Sim>();
+}
+
+#[test]
+#[ignore = "needs an RDMA device: VKV_TEST_DEVICE=rxe0"]
+fn tickets_come_as_they_are_done_over_verbs() {
+    tickets::<Verbs>();
+}
+
+/// The order asked, whatever was done first; values that are dropped give their memory back, whoever drops them.
+#[test]
+fn many_values_come_in_the_order_asked_and_their_memory_comes_back() {
+    let world = World::<Local>::new();
+    let dataset = filled(&world);
+    let mut reader = dataset.reader().unwrap();
+    let keys: Vec<_> = (0..KEYS).rev().map(key).collect();
+    let small: Vec<_> = (0..KEYS).filter(|index| len(*index) < 100_000).map(key).collect();
+    for _ in 0..20 {
+        let got = reader.get_many(&keys);
+        for (got, index) in got.iter().zip((0..KEYS).rev()) {
+            assert_eq!(tell(got.as_ref().unwrap()), index);
+        }
+        std::thread::scope(|scope| {
+            scope.spawn(move || drop(got));
+        });
+        // All the memory is free again, so these find some.
+        assert!(
+            reader
+                .get_many(&small)
+                .into_iter()
+                .all(|value| value.unwrap().is_registered())
+        );
+    }
+}
+
+#[test]
+fn buffers_that_are_moved_in_come_back_with_the_value() {
+    let world = World::<Local>::new();
+    let dataset = filled(&world);
+    let mut reader = dataset.reader().unwrap();
+    for index in [3, 7, 50] {
+        let at = dataset.locate(&key(index)).unwrap();
+        let buffers = [4 << 20, 4 << 20, 10].map(|len| dataset.allocate(len).unwrap());
+        let [first, second, short] = buffers;
+        let first = reader.submit_into(&key(index), first, 5).unwrap();
+        let second = reader.submit_at_into(&at, None, second, 0).unwrap();
+        let short = reader.submit_into(&key(index), short, 0).unwrap();
+        let len = len(index) + 8;
+        for _ in 0..3 {
+            let done = reader.wait().unwrap();
+            let buffer = done.buffer.expect("it comes back");
+            if done.ticket == short {
+                let needed_bytes = len as u64;
+                assert_eq!(done.result, Err(ReadError::TooLarge { needed_bytes }));
+                continue;
+            }
+            assert_eq!(done.result, Ok(len));
+            let start = if done.ticket == first { 5 } else { 0 };
+            assert!(done.ticket == first || done.ticket == second);
+            assert_eq!(tell(&buffer.bytes()[start..start + len]), index);
+        }
+    }
+}
+
+/// One value that cannot be read yet holds up none of the others, and has its own deadline.
+#[test]
+fn a_value_that_never_comes_holds_up_nobody() {
+    let seed = seed_from_env(21).unwrap();
+    let _hint = ReplayHint(seed);
+    let fabric = Sim::new(SimOptions {
+        seed,
+        ..SimOptions::default()
+    });
+    let world = World::over(|_| Arc::new(fabric), |_, _| {});
+    let dataset = filled(&world);
+    let hasty = ClientOptions {
+        deadline: Duration::from_millis(1500),
+        ..options("reader")
+    };
+    let mut reader = world.session(hasty).open("d").unwrap().reader().unwrap();
+    let mut gone = dataset.locate(&key(9)).unwrap();
+    gone.locator.tag ^= 1;
+    for round in 0..20 {
+        let stuck = reader.submit_at(&gone, None).unwrap();
+        let others: Vec<_> = (10..30)
+            .map(|index| reader.submit(&key(index)).unwrap())
+            .collect();
+        let mut order = Vec::new();
+        while let Some(done) = reader.wait() {
+            if done.ticket == stuck {
+                assert_eq!(done.result, Err(ReadError::Stale));
+            } else {
+                assert!(done.result.is_ok(), "{:?}", done.result);
+            }
+            order.push(done.ticket);
+        }
+        assert_eq!(order.len(), 1 + others.len());
+        // It is begun again after a renewal, so it is never the first.
+        assert_ne!(order[0], stuck, "round {round}");
+    }
+}
+
+/// Tickets whose reader goes leave nothing behind, and reads on a network that fails are repeated.
+#[test]
+fn tickets_on_a_rough_network_all_come() {
+    let seed = seed_from_env(22).unwrap();
+    let _hint = ReplayHint(seed);
+    let fabric = Sim::new(SimOptions {
+        seed,
+        ..SimOptions::default()
+    });
+    let world = World::over(|_| Arc::new(fabric), |_, _| {});
+    filled(&world);
+    let patient = ClientOptions {
+        deadline: Duration::from_secs(60),
+        ..options("reader")
+    };
+    let dataset = world.session(patient).open("d").unwrap();
+    let mut reader = dataset.reader().unwrap();
+    world.fabric.set_faults(SimFaults {
+        read_delay: 0.05,
+        read_delay_max: Duration::from_millis(2),
+        torn_read: 0.02,
+        torn_pause_max: Duration::from_millis(1),
+        reorder: 0.2,
+        read_error: 0.003,
+        disconnect: 0.03,
+        ..SimFaults::default()
+    });
+    for _ in 0..4 {
+        let asked: HashMap<_, _> = (0..KEYS)
+            .map(|index| (reader.submit(&key(index)).unwrap(), index))
+            .collect();
+        for _ in 0..KEYS {
+            let done = reader.wait().unwrap();
+            done.result.unwrap();
+            assert_eq!(tell(&done.value), asked[&done.ticket]);
+        }
+        // These are given up, in flight.
+        let mut given_up = dataset.reader().unwrap();
+        for index in 0..KEYS {
+            given_up.submit(&key(index)).unwrap();
+        }
+        given_up.poll();
+        drop(given_up);
+    }
+    world.fabric.set_faults(SimFaults::default());
+    let injected = world.fabric.injected();
+    assert!(
+        injected.read_errors > 0 && injected.disconnects > 0,
+        "{injected:?}"
+    );
+    assert!(dataset.counters().reconnects > 0);
+}
+
+struct Unpark(Thread, AtomicU64);
+
+impl Wake for Unpark {
+    fn wake(self: Arc<Self>) {
+        self.1.fetch_add(1, Ordering::SeqCst);
+        self.0.unpark();
+    }
+}
+
+/// The smallest runtime there is.
+fn block_on<T>(future: impl Future<Output = T>) -> T {
+    let woken = Arc::new(Unpark(std::thread::current(), AtomicU64::new(0)));
+    let waker = Waker::from(Arc::clone(&woken));
+    let mut future = pin!(future);
+    loop {
+        let before = woken.1.load(Ordering::SeqCst);
+        if let Poll::Ready(done) = future.as_mut().poll(&mut Context::from_waker(&waker)) {
+            return done;
+        }
+        while woken.1.load(Ordering::SeqCst) == before {
+            std::thread::park();
+        }
+    }
+}
+
+fn futures<F: TestFabric>() {
+    let world = World::<F>::new();
+    let dataset = filled(&world);
+    let reader = dataset.async_reader().unwrap();
+    std::thread::scope(|scope| {
+        for first in 0..4 {
+            let reader = reader.clone();
+            scope.spawn(move || {
+                let asked: Vec<_> = (first..KEYS)
+                    .step_by(4)
+                    .map(|index| (index, reader.get(&key(index))))
+                    .collect();
+                for (index, value) in asked {
+                    if index % 3 == 0 {
+                        // Given up: its value goes back by itself.
+                        continue;
+                    }
+                    let value: Result<Value, ReadError> = block_on(value);
+                    assert_eq!(tell(&value.unwrap()), index);
+                }
+            });
+        }
+    });
+    let at = dataset.locate(&key(8)).unwrap();
+    assert_eq!(tell(&block_on(reader.get_at(&at, Some(&key(8)))).unwrap()), 8);
+    assert_eq!(block_on(reader.get(b"absent")).unwrap_err(), ReadError::NotFound);
+    assert_eq!(
+        block_on(reader.get(b"")).unwrap_err(),
+        ReadError::BadKey { len_bytes: 0 }
+    );
+    let left = reader.get(&key(1));
+    drop(reader);
+    // The driver is gone: what it had not begun ends.
+    assert!(matches!(block_on(left), Ok(_) | Err(ReadError::Closed)));
+}
+
+#[test]
+fn futures_need_no_runtime_over_local() {
+    futures::<Local>();
+}
+
+#[test]
+fn futures_need_no_runtime_over_sim() {
+    futures::<Sim>();
+}
+
+#[test]
+#[ignore = "needs an RDMA device: VKV_TEST_DEVICE=rxe0"]
+fn futures_need_no_runtime_over_verbs() {
+    futures::<Verbs>();
+}
+
+/// Values live longer than all that they came by.
+#[test]
+fn values_outlive_their_session() {
+    let mut world = World::<Local>::new();
+    let values: Vec<_> = {
+        let dataset = filled(&world);
+        let mut reader = dataset.reader().unwrap();
+        (10..40)
+            .map(|index| (index, reader.get(&key(index)).unwrap()))
+            .collect()
+    };
+    world.stop();
+    for (index, value) in values {
+        assert_eq!(tell(&value), index);
+    }
+}
