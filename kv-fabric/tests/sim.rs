@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use kv_fabric::sim::{
-    Control, Data, Domain, Endpoint, Region, ReplayHint, Sim, SimFaults, SimInjected, SimOptions,
+    Control, Data, Domain, Endpoint, Region, ReplayHint, Sim, SimFaults, SimInjected, SimOptions, UnfencedSim,
 };
 use kv_fabric::stop::{Stop, StopAt, Stoppable};
 use kv_fabric::{
@@ -555,7 +555,7 @@ const GOES: Duration = Duration::from_millis(200);
 
 #[test]
 fn without_a_fence_late_reads_reach_memory_that_was_given_up_and_are_counted() {
-    let net = Sim::unfenced(SimOptions::default());
+    let net = UnfencedSim::of(SimOptions::default());
     let done = reads_of_memory_that_goes(&net, true, GOES);
     assert!(
         done.iter().all(|done| done.status == ReadStatus::Success),

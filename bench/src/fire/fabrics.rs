@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use kv_fabric::local::Local;
-use kv_fabric::sim::{Sim, SimFaults, SimInjected, SimOptions, UnfencedSim};
+use kv_fabric::sim::{Sim, SimFaults, SimInjected, SimOptions};
 use kv_fabric::verbs::Verbs;
 use kv_fabric::{Fabric, FabricError};
 
@@ -47,33 +47,10 @@ fn faults(lease: Duration) -> SimFaults {
     }
 }
 
-impl FireFabric for Sim {
+impl<const FENCES: bool> FireFabric for Sim<FENCES> {
     fn server(seed: u64, _address: &str, lease: Duration) -> Result<Arc<Self>, FabricError> {
         let faults = faults(lease);
-        Ok(Arc::new(Self::new(SimOptions { seed, faults })))
-    }
-
-    fn client(server: &Arc<Self>, _address: &str) -> Result<Arc<Self>, FabricError> {
-        Ok(Arc::clone(server))
-    }
-
-    fn address(_folder: &Path) -> Option<String> {
-        Some("server:7471".to_owned())
-    }
-
-    fn delay_next(data: &mut Self::Data, longest: Duration) {
-        data.delay_next(longest);
-    }
-
-    fn injected(&self) -> Option<SimInjected> {
-        Some(Self::injected(self))
-    }
-}
-
-impl FireFabric for UnfencedSim {
-    fn server(seed: u64, _address: &str, lease: Duration) -> Result<Arc<Self>, FabricError> {
-        let faults = faults(lease);
-        Ok(Arc::new(Self::unfenced(SimOptions { seed, faults })))
+        Ok(Arc::new(Self::of(SimOptions { seed, faults })))
     }
 
     fn client(server: &Arc<Self>, _address: &str) -> Result<Arc<Self>, FabricError> {

@@ -93,19 +93,13 @@ impl Sim<true> {
     }
 }
 
-impl Sim<false> {
-    /// A new network that cannot fence, with nobody on it.
+impl<const FENCES: bool> Sim<FENCES> {
+    /// A new network, with nobody on it, which fences or not.
     ///
     /// # Panics
     /// If the process can start no thread.
     #[must_use]
-    pub fn unfenced(options: SimOptions) -> Self {
-        Self::of(options)
-    }
-}
-
-impl<const FENCES: bool> Sim<FENCES> {
-    fn of(options: SimOptions) -> Self {
+    pub fn of(options: SimOptions) -> Self {
         let net = Net {
             faults: Arc::new(Faults::new(options.seed, options.faults)),
             clock: RunningClock::start().expect("the process can start a thread"),

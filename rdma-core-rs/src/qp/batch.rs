@@ -6,6 +6,7 @@
 //! vector can grow, and the library has copied everything when that call returns.
 #![allow(unsafe_code)]
 
+use std::io;
 use std::mem::zeroed;
 use std::ptr::{null_mut, without_provenance_mut};
 
@@ -82,43 +83,140 @@ impl std::ops::BitOr for SendFlags {
     }
 }
 
+/// A work request that names a scatter list and the request after it.
+pub(super) trait Request: Sized {
+    /// Where it keeps the two.
+    fn links(&mut self) -> (&mut *mut Self, &mut *mut sys::ibv_sge);
+}
+
+impl Request for sys::ibv_send_wr {
+    fn links(&mut self) -> (&mut *mut Self, &mut *mut sys::ibv_sge) {
+        (&mut self.next, &mut self.sg_list)
+    }
+}
+
+impl Request for sys::ibv_recv_wr {
+    fn links(&mut self) -> (&mut *mut Self, &mut *mut sys::ibv_sge) {
+        (&mut self.next, &mut self.sg_list)
+    }
+}
+
+/// Work requests of one kind and their scatter lists.
+struct Chain<R> {
+    requests: Vec<R>,
+    sges: Vec<Sge>,
+}
+
+// SAFETY: between posts the pointer fields hold no addresses, see the head of this file.
+unsafe impl<R> Send for Chain<R> {}
+// SAFETY: as above; shared references give lengths only.
+unsafe impl<R> Sync for Chain<R> {}
+
+impl<R: Request> Chain<R> {
+    fn with_capacity(requests: usize, sges: usize) -> Self {
+        Self {
+            requests: Vec::with_capacity(requests),
+            sges: Vec::with_capacity(sges),
+        }
+    }
+
+    fn clear(&mut self) {
+        self.requests.clear();
+        self.sges.clear();
+    }
+
+    fn push(&mut self, mut request: R, sges: &[Sge]) {
+        *request.links().1 = without_provenance_mut(self.sges.len());
+        self.sges.extend_from_slice(sges);
+        self.requests.push(request);
+    }
+
+    /// Has `call` take the chain: the first request, and where it names the first that it did not take. Empties the
+    /// chain; on an error what was not taken stays, and the number of those that were, from the front, is returned.
+    fn post(&mut self, call: impl FnOnce(*mut R, &mut *mut R) -> i32) -> Result<(), NotPosted> {
+        let requested = self.requests.len();
+        if requested == 0 {
+            return Ok(());
+        }
+        let first = self.requests.as_mut_ptr();
+        let sges = self.sges.as_mut_ptr();
+        for (index, request) in self.requests.iter_mut().enumerate() {
+            let (next, list) = request.links();
+            *list = sges.wrapping_add(list.addr()).cast();
+            *next = if index + 1 < requested {
+                first.wrapping_add(index + 1)
+            } else {
+                null_mut()
+            };
+        }
+        let mut bad = null_mut();
+        let rc = call(first, &mut bad);
+        if rc == 0 {
+            self.clear();
+            return Ok(());
+        }
+        for request in &mut self.requests {
+            // Both lie in `self.sges`; the index is what stays.
+            let list = request.links().1;
+            *list = without_provenance_mut((list.addr() - sges.addr()) / size_of::<Sge>());
+        }
+        let posted = (bad.addr().wrapping_sub(first.addr()) / size_of::<R>()).min(requested);
+        self.forget_first(posted);
+        Err(NotPosted {
+            posted,
+            requested,
+            source: io::Error::from_raw_os_error(if rc > 0 { rc } else { libc::EIO }),
+        })
+    }
+
+    /// Forgets the first `count` requests. The scatter lists of the others stay where their indices say.
+    fn forget_first(&mut self, count: usize) {
+        self.requests.drain(..count.min(self.requests.len()));
+        if self.requests.is_empty() {
+            self.sges.clear();
+        }
+    }
+}
+
+/// A chain that was taken in part.
+pub(super) struct NotPosted {
+    pub(super) posted: usize,
+    pub(super) requested: usize,
+    pub(super) source: io::Error,
+}
+
 /// A chain of send work requests, to be reused: it allocates only while it grows.
 ///
 /// What a failed post did not take stays in the batch.
 #[must_use = "a batch does nothing until it is posted"]
-pub struct WorkBatch {
-    pub(super) requests: Vec<sys::ibv_send_wr>,
-    pub(super) sges: Vec<Sge>,
-}
-
-// SAFETY: between posts the pointer fields hold no addresses, see the head of this file.
-unsafe impl Send for WorkBatch {}
-// SAFETY: as above; shared references give lengths only.
-unsafe impl Sync for WorkBatch {}
+pub struct WorkBatch(Chain<sys::ibv_send_wr>);
 
 impl WorkBatch {
     /// An empty batch with room for this many requests and scatter list entries.
     pub fn with_capacity(request_count: usize, sge_count: usize) -> WorkBatch {
-        WorkBatch {
-            requests: Vec::with_capacity(request_count),
-            sges: Vec::with_capacity(sge_count),
-        }
+        WorkBatch(Chain::with_capacity(request_count, sge_count))
     }
 
     /// Requests in the batch.
     pub fn len(&self) -> usize {
-        self.requests.len()
+        self.0.requests.len()
     }
 
     /// True if there is none.
     pub fn is_empty(&self) -> bool {
-        self.requests.is_empty()
+        self.0.requests.is_empty()
     }
 
     /// Forgets what is in it; keeps its room.
     pub fn clear(&mut self) {
-        self.requests.clear();
-        self.sges.clear();
+        self.0.clear();
+    }
+
+    pub(super) fn post(
+        &mut self,
+        call: impl FnOnce(*mut sys::ibv_send_wr, &mut *mut sys::ibv_send_wr) -> i32,
+    ) -> Result<(), NotPosted> {
+        self.0.post(call)
     }
 
     /// Adds an RDMA READ of `remote` into `sges`, filled in order.
@@ -164,7 +262,7 @@ impl WorkBatch {
 
     /// Makes the last request report its completion.
     pub fn signal_last(&mut self) {
-        if let Some(last) = self.requests.last_mut() {
+        if let Some(last) = self.0.requests.last_mut() {
             last.send_flags |= SendFlags::SIGNALED.0;
         }
     }
@@ -183,7 +281,6 @@ impl WorkBatch {
         request.wr_id = wr_id;
         request.opcode = opcode;
         request.send_flags = flags.0;
-        request.sg_list = without_provenance_mut(self.sges.len());
         request.num_sge = i32::try_from(sges.len()).unwrap_or(i32::MAX);
         request.imm_data_invalidated_rkey_union.imm_data = imm.to_be();
         if let Some(remote) = remote {
@@ -192,16 +289,7 @@ impl WorkBatch {
                 rkey: remote.rkey.0,
             };
         }
-        self.sges.extend_from_slice(sges);
-        self.requests.push(request);
-    }
-
-    /// Forgets the first `count` requests. The scatter lists of the others stay where their indices say.
-    pub(super) fn forget_first(&mut self, count: usize) {
-        self.requests.drain(..count.min(self.requests.len()));
-        if self.requests.is_empty() {
-            self.sges.clear();
-        }
+        self.0.push(request, sges);
     }
 }
 
@@ -210,65 +298,53 @@ impl std::fmt::Debug for WorkBatch {
         write!(
             f,
             "WorkBatch({} requests, {} sges)",
-            self.requests.len(),
-            self.sges.len()
+            self.0.requests.len(),
+            self.0.sges.len()
         )
     }
 }
 
 /// A chain of receives, to be reused: it allocates only while it grows.
 #[must_use = "a batch does nothing until it is posted"]
-pub struct RecvBatch {
-    pub(super) requests: Vec<sys::ibv_recv_wr>,
-    pub(super) sges: Vec<Sge>,
-}
-
-// SAFETY: between posts the pointer fields hold no addresses, see the head of this file.
-unsafe impl Send for RecvBatch {}
-// SAFETY: as above; shared references give lengths only.
-unsafe impl Sync for RecvBatch {}
+pub struct RecvBatch(Chain<sys::ibv_recv_wr>);
 
 impl RecvBatch {
     /// An empty batch with room for this many receives of one scatter list entry each.
     pub fn with_capacity(count: usize) -> RecvBatch {
-        RecvBatch {
-            requests: Vec::with_capacity(count),
-            sges: Vec::with_capacity(count),
-        }
+        RecvBatch(Chain::with_capacity(count, count))
     }
 
     /// Receives in the batch.
     pub fn len(&self) -> usize {
-        self.requests.len()
+        self.0.requests.len()
     }
 
     /// True if there is none.
     pub fn is_empty(&self) -> bool {
-        self.requests.is_empty()
+        self.0.requests.is_empty()
     }
 
     /// Forgets what is in it; keeps its room.
     pub fn clear(&mut self) {
-        self.requests.clear();
-        self.sges.clear();
+        self.0.clear();
+    }
+
+    pub(super) fn post(
+        &mut self,
+        call: impl FnOnce(*mut sys::ibv_recv_wr, &mut *mut sys::ibv_recv_wr) -> i32,
+    ) -> Result<(), NotPosted> {
+        self.0.post(call)
     }
 
     /// Adds a receive into `sges`, filled in order.
     pub fn recv(&mut self, wr_id: u64, sges: &[Sge]) {
-        self.requests.push(sys::ibv_recv_wr {
+        let request = sys::ibv_recv_wr {
             wr_id,
             next: null_mut(),
-            sg_list: without_provenance_mut(self.sges.len()),
+            sg_list: null_mut(),
             num_sge: i32::try_from(sges.len()).unwrap_or(i32::MAX),
-        });
-        self.sges.extend_from_slice(sges);
-    }
-
-    pub(super) fn forget_first(&mut self, count: usize) {
-        self.requests.drain(..count.min(self.requests.len()));
-        if self.requests.is_empty() {
-            self.sges.clear();
-        }
+        };
+        self.0.push(request, sges);
     }
 }
 
@@ -277,8 +353,8 @@ impl std::fmt::Debug for RecvBatch {
         write!(
             f,
             "RecvBatch({} requests, {} sges)",
-            self.requests.len(),
-            self.sges.len()
+            self.0.requests.len(),
+            self.0.sges.len()
         )
     }
 }
@@ -302,17 +378,18 @@ mod tests {
         batch.read(2, remote, &[sge(20)], SendFlags::NONE);
         batch.read(3, remote, &[sge(30)], SendFlags::NONE);
         batch.signal_last();
-        batch.forget_first(1);
+        batch.0.forget_first(1);
         assert_eq!(batch.len(), 2);
         let indices: Vec<usize> = batch
+            .0
             .requests
             .iter()
             .map(|request| request.sg_list.addr())
             .collect();
         assert_eq!(indices, [2, 3]);
-        assert_eq!(batch.sges[indices[0]].addr(), 20);
-        assert_eq!(batch.requests[1].send_flags, SendFlags::SIGNALED.0);
-        batch.forget_first(9);
-        assert!(batch.is_empty() && batch.sges.is_empty());
+        assert_eq!(batch.0.sges[indices[0]].addr(), 20);
+        assert_eq!(batch.0.requests[1].send_flags, SendFlags::SIGNALED.0);
+        batch.0.forget_first(9);
+        assert!(batch.is_empty() && batch.0.sges.is_empty());
     }
 }
