@@ -8,6 +8,7 @@
 //! gone for [`OUTLIVES`].
 
 use std::collections::{HashMap, VecDeque};
+use std::hash::{BuildHasherDefault, Hasher};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Duration;
@@ -54,6 +55,26 @@ enum Slot {
     Refused,
 }
 
+/// Spreads rkeys, which the server counts up: each READ is looked up by one, and nobody else chooses them.
+#[derive(Default)]
+struct RkeyHasher(u64);
+
+impl Hasher for RkeyHasher {
+    fn write(&mut self, bytes: &[u8]) {
+        for byte in bytes {
+            self.write_u32(u32::from(*byte));
+        }
+    }
+
+    fn write_u32(&mut self, rkey: u32) {
+        self.0 = (self.0 ^ u64::from(rkey)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    }
+
+    fn finish(&self) -> u64 {
+        self.0
+    }
+}
+
 /// A client's data connection over `local`.
 #[derive(Debug)]
 pub struct Data {
@@ -62,7 +83,7 @@ pub struct Data {
     over: String,
     peer_gone: bool,
     mappings: Arc<Mappings>,
-    slots: HashMap<u32, Slot>,
+    slots: HashMap<u32, Slot, BuildHasherDefault<RkeyHasher>>,
     posted: VecDeque<Posted>,
     /// Ends not polled, each with the READs that it frees the room of.
     ended: VecDeque<(ReadCompletion, usize)>,
@@ -90,7 +111,7 @@ impl Data {
             over: String::new(),
             peer_gone: false,
             mappings,
-            slots: HashMap::new(),
+            slots: HashMap::default(),
             posted: VecDeque::with_capacity(reads_max),
             ended: VecDeque::with_capacity(reads_max),
             silent: 0,
@@ -293,6 +314,9 @@ impl crate::DataConnection<Region> for Data {
             return Ok(());
         }
         for read in reads {
+            if let Some(Slot::Mapped(mapping)) = self.slots.get(&read.from.rkey) {
+                mapping.touch(read.from.address, read.to.iter().map(|piece| piece.len).sum());
+            }
             let mut to = [const { None }; SCATTER_MAX];
             let mut len = 0;
             for (slot, piece) in to.iter_mut().zip(read.to) {

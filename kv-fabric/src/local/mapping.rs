@@ -19,6 +19,11 @@ use rustix::mm::{MapFlags, ProtFlags};
 
 use crate::Memory;
 
+/// Most bytes of a READ that are loaded before they are copied: a processor's own prefetching does the rest.
+const TOUCH_BYTES: usize = 256;
+/// Bytes of a line of the processor's cache.
+const LINE_BYTES: usize = 64;
+
 /// What a client may do to a mapping.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Access {
@@ -73,6 +78,21 @@ impl Mapping {
         address
             .checked_add(len as u64)
             .is_some_and(|end| end <= self.len as u64)
+    }
+
+    /// Loads the lines of the first bytes at `address`, which are copied soon. Loads that nothing waits for overlap;
+    /// copies, one after the other, would each wait for memory.
+    pub(super) fn touch(&self, address: u64, len: usize) {
+        if !self.contains(address, len) {
+            return;
+        }
+        for at in (0..len.min(TOUCH_BYTES)).step_by(LINE_BYTES) {
+            // SAFETY: `address + len` is inside the mapping (checked above), and `at < len`.
+            let byte = unsafe { self.start.add(address as usize + at) };
+            // SAFETY: `byte` is mapped readable; that others may write it is what the file header says, and what is
+            // loaded is not looked at.
+            let _ = unsafe { byte.read_volatile() };
+        }
     }
 
     /// Copies `len` bytes at `address` to `to`.
