@@ -86,7 +86,7 @@ impl<F: Fabric> Core<F> {
         &self.session
     }
 
-    pub(crate) fn shared(&self) -> &Shared<F> {
+    pub(crate) fn shared(&self) -> &Arc<Shared<F>> {
         self.session.shared()
     }
 

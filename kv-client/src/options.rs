@@ -19,8 +19,13 @@ pub struct ClientOptions {
     pub connect_timeout: Duration,
     /// Longest time that a call goes without getting on, retries and reconnections included.
     pub deadline: Duration,
-    /// Data connections of one [`crate::Client`].
+    /// Data connections of one [`crate::Client`] or [`crate::Reader`] at most; 0 chooses: as many as `depth` short READs
+    /// under way need on this device, 8 at most. They are made when there is that much to read, and no more of
+    /// them than the server takes.
     pub data_connections: u16,
+    /// Data connections of all clients and readers of one session at most. Past it a first one is refused with
+    /// [`crate::ReadError::NoResources`], and a further one is done without.
+    pub session_connections: u16,
     /// READs that one data connection holds.
     pub depth: u32,
     /// Whether the CRC of values is checked. Everything else is checked in any case.
@@ -36,7 +41,7 @@ pub struct ClientOptions {
 }
 
 impl ClientOptions {
-    /// What suits most: one data connection, ten seconds a call, values checked.
+    /// What suits most: ten seconds a call, values checked.
     #[must_use]
     pub fn new(key: AccessKey) -> Self {
         Self {
@@ -45,7 +50,8 @@ impl ClientOptions {
             first_operation: None,
             connect_timeout: Duration::from_secs(5),
             deadline: Duration::from_secs(10),
-            data_connections: 1,
+            data_connections: 0,
+            session_connections: 256,
             depth: 64,
             verify: true,
             read_buffer_bytes: 4 << 20,

@@ -77,7 +77,7 @@ impl<F: Fabric> SessionOn<F> {
         })
     }
 
-    pub(crate) fn shared(&self) -> &Shared<F> {
+    pub(crate) fn shared(&self) -> &Arc<Shared<F>> {
         &self.inner.handle.shared
     }
 

@@ -48,6 +48,8 @@ pub struct Counters {
     pub reads_posted: u64,
     /// Those that are splits or parts beyond the first READ of a value.
     pub split_reads: u64,
+    /// Records that came by the READ of the one before them.
+    pub coalesced: u64,
     /// Those that fetched buckets.
     pub bucket_reads: u64,
     /// Those that fetched pieces of the directory.
@@ -74,7 +76,9 @@ pub struct Counters {
     pub expired: u64,
     /// Of those, the ones that the checksums would have refused as well: memory that was reused.
     pub expired_reused: u64,
-    /// Data connections that had to be made again.
+    /// Data connections made.
+    pub connections: u64,
+    /// Of those, the ones that had to be made again.
     pub reconnects: u64,
     /// Renewals of the session's lease.
     pub renewals: u64,

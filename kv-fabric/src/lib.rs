@@ -92,6 +92,11 @@ pub trait Fabric: Send + Sync + Sized + 'static {
     /// Longest READ, bytes.
     fn read_max_bytes(&self) -> usize;
 
+    /// READs that one data connection has under way at once; more that are posted wait for their turn in its queue.
+    fn reads_at_once(&self) -> usize {
+        usize::MAX
+    }
+
     /// A new, empty protection domain.
     ///
     /// # Errors

@@ -188,6 +188,10 @@ impl<F: Fabric> Fabric for Stoppable<F> {
         self.inner.read_max_bytes()
     }
 
+    fn reads_at_once(&self) -> usize {
+        self.inner.reads_at_once()
+    }
+
     fn domain(&self) -> Result<Self::Domain, FabricError> {
         self.inner.domain()
     }

@@ -12,7 +12,7 @@ pub(crate) mod tenure;
 mod thread;
 
 use std::os::fd::OwnedFd;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 
@@ -93,6 +93,8 @@ pub(crate) struct Shared<F: Fabric> {
     operation: AtomicU64,
     pub(crate) renewals: AtomicU64,
     pub(crate) sessions: AtomicU64,
+    /// Data connections that there are, of all clients and readers.
+    data_connections: AtomicUsize,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -130,7 +132,16 @@ impl<F: Fabric> Shared<F> {
             operation: AtomicU64::new(first_operation),
             renewals: AtomicU64::new(0),
             sessions: AtomicU64::new(0),
+            data_connections: AtomicUsize::new(0),
         })
+    }
+
+    /// Leave for one more data connection; `None` past the limit. It ends when it is dropped.
+    pub(crate) fn permit(self: &Arc<Self>) -> Option<Permit<F>> {
+        let limit = usize::from(self.options.session_connections);
+        let before = self.data_connections.fetch_add(1, Ordering::Relaxed);
+        let permit = Permit(Arc::clone(self));
+        (before < limit).then_some(permit)
     }
 
     fn ring(&self) {
@@ -239,6 +250,15 @@ impl<F: Fabric> Shared<F> {
             dataset,
         });
         mailbox.wait(deadline).map(|(_, reply)| reply)
+    }
+}
+
+/// Leave for one data connection.
+pub(crate) struct Permit<F: Fabric>(Arc<Shared<F>>);
+
+impl<F: Fabric> Drop for Permit<F> {
+    fn drop(&mut self) {
+        self.0.data_connections.fetch_sub(1, Ordering::Relaxed);
     }
 }
 

@@ -22,6 +22,8 @@ lane_counters!(
     gets,
     reads_posted,
     split_reads,
+    coalesced,
+    connections,
     bucket_reads,
     directory_reads,
     doorbells,

@@ -217,6 +217,11 @@ impl<F: Fabric> Engine<F> {
             let item = &mut self.items[fetch.item as usize];
             result = if fetch.to == To::Place {
                 let region = item.memory.region().or(self.slots.region());
+                if let (true, Some(region)) = (fetch.in_ring, region) {
+                    scratch.resize(len, 0);
+                    self.lanes[lane].read(from, &mut scratch);
+                    region.memory().write(fetch.base + start as usize, &scratch);
+                }
                 region.map_or(Err(Refusal::Torn), |region| {
                     if !verify {
                         return Ok(());

@@ -83,6 +83,14 @@ pub(crate) struct Engine<F: Fabric> {
     /// Groups of READs in flight.
     pub(super) flying: usize,
     pub(super) chain: Chain,
+    /// READs of one chain at most: where there are several connections, about what one has under way at once.
+    pub(super) chain_max: usize,
+    /// READs that one connection has under way at once, as far as `depth` goes.
+    pub(super) at_once: usize,
+    /// Connections that it may have, fewer once the server takes no more.
+    pub(super) lanes_max: usize,
+    /// Whether the READs posted last were short: more connections carry more of those.
+    pub(super) short_reads: bool,
     pub(super) footing: Footing,
     /// Whether the epoch is pinned and the view was found good.
     pub(super) entered: bool,
@@ -109,6 +117,12 @@ impl<F: Fabric> Engine<F> {
     pub(crate) fn new(core: Arc<Core<F>>, options: Arc<ClientOptions>) -> Result<Self, ClientError> {
         let state = core.state_shared();
         let tally = Arc::clone(core.tally());
+        let at_once = core
+            .shared()
+            .fabric
+            .reads_at_once()
+            .min(options.depth.max(1) as usize);
+        let lanes_max = super::ready::lanes_max(&options, at_once);
         Ok(Self {
             lanes: vec![Lane::new(&options)],
             items: Vec::new(),
@@ -127,6 +141,10 @@ impl<F: Fabric> Engine<F> {
             active: 0,
             flying: 0,
             chain: Chain::new(),
+            chain_max: super::ready::chain_max(at_once, lanes_max),
+            at_once,
+            lanes_max,
+            short_reads: false,
             footing: Footing::new(&core.shared().tenure, &state),
             entered: false,
             advanced: false,

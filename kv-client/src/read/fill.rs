@@ -11,7 +11,6 @@ use kv_proto::layout::{BLOCK_BYTES, Bucket, DirectoryEntry};
 use super::counters::add;
 use super::engine::Engine;
 use super::flight::{Flight, Flying};
-use super::item::To;
 use super::lane::ring_bytes;
 use super::plan::{CHAIN_MAX, Chain, Dest, Piece, Planned};
 use super::{PIECE_BYTES, Trouble};
@@ -21,6 +20,9 @@ use crate::tables::{NoPlace, PAGE_ENTRIES, Row};
 
 pub(super) const BUCKET_BYTES: usize = size_of::<Bucket>();
 pub(super) const ENTRY_BYTES: usize = size_of::<DirectoryEntry>();
+
+/// READs shorter than this are short: few of them do not keep a connection busy.
+const SHORT_BYTES: usize = 64 << 10;
 
 /// Longest piece of a value that is asked for at once: it must fit one chain and a quarter of the ring.
 pub(super) fn piece_bytes<F: Fabric>(fabric: &F, options: &ClientOptions) -> u64 {
@@ -83,6 +85,9 @@ impl<F: Fabric> Engine<F> {
                 break;
             }
         }
+        if self.has_work() && self.wants_lane() {
+            self.add_lane();
+        }
         if self.flying == 0 && full > 0 && self.lanes.iter().all(|lane| lane.outstanding() == 0) {
             did |= self.refuse_what_never_fits();
         }
@@ -99,6 +104,7 @@ impl<F: Fabric> Engine<F> {
     fn post(&mut self, lane: usize) {
         add(&self.counters.reads_posted, self.chain.len() as u64);
         add(&self.counters.doorbells, 1);
+        self.short_reads = self.chain.bytes() < self.chain.len() * SHORT_BYTES;
         let (items, slots) = (&self.items, self.slots.region());
         let memory = |index: u32| items[index as usize].memory.region().or(slots);
         let posted = self.lanes[lane].post(&mut self.chain, memory);
@@ -124,7 +130,7 @@ impl<F: Fabric> Engine<F> {
         self.chain.clear();
         // Fetches that go by another lane are passed over, each once.
         let mut passes = self.records.len();
-        while self.chain.room() > 0 && self.lanes[lane].room() > self.chain.len() {
+        while self.chain.len() < self.chain_max && self.lanes[lane].room() > self.chain.len() {
             let step = if let Some(&page) = self.pages.front() {
                 self.plan_page(lane, page)
             } else if let Some(&fetch) = self.records.front() {
@@ -134,7 +140,8 @@ impl<F: Fabric> Engine<F> {
                 }
                 let by = self.fetches[fetch as usize].lane;
                 if by.is_none_or(|by| by as usize == lane) {
-                    self.plan_record(lane, fetch)
+                    let run = self.plan_run(lane);
+                    run.unwrap_or_else(|| self.plan_record(lane, fetch))
                 } else if passes > 0 {
                     passes -= 1;
                     self.records.rotate_left(1);
@@ -271,7 +278,7 @@ impl<F: Fabric> Engine<F> {
         let with_prefix = !fetch.prefix_asked;
         let head_len = if with_prefix { prefix_len as usize } else { 0 };
         let value_len = (end - start) as usize;
-        let to_place = fetch.to == To::Place;
+        let to_place = !fetch.in_ring;
         let (base, first_of_item) = (fetch.base, with_prefix && fetch.part.is_none());
         let read_max = self.shared().fabric.read_max_bytes();
         // Each cut at the end of an extent or at the longest READ costs one more.
@@ -332,7 +339,7 @@ impl<F: Fabric> Engine<F> {
     }
 
     /// Whether there is more of the record to ask for.
-    fn is_wanted(&self, index: u32) -> bool {
+    pub(super) fn is_wanted(&self, index: u32) -> bool {
         let fetch = &self.fetches[index as usize];
         let item = &self.items[fetch.item as usize];
         item.attempt == fetch.attempt && !item.is_settled() && !fetch.over && !fetch.is_asked()
@@ -358,7 +365,7 @@ impl<F: Fabric> Engine<F> {
     }
 
     /// The front fetch leaves the queue.
-    fn drop_queued(&mut self, index: u32) {
+    pub(super) fn drop_queued(&mut self, index: u32) {
         self.records.pop_front();
         self.fetches[index as usize].queued = false;
         self.release_fetch(index);

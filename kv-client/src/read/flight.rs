@@ -55,4 +55,9 @@ impl Flight {
             flying,
         }
     }
+
+    /// The same, at another place in the ring.
+    pub(crate) fn landing_at(self, at: usize) -> Self {
+        Self { at, ..self }
+    }
 }

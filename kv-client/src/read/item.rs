@@ -249,6 +249,8 @@ pub(crate) struct Fetch {
     pub(crate) to: To,
     /// The lane that all its pieces go by: READs of one lane complete in order.
     pub(crate) lane: Option<u32>,
+    /// Whether its value arrives in the ring, wherever it belongs.
+    pub(crate) in_ring: bool,
     /// Next byte of the value to ask for.
     pub(crate) next: u64,
     pub(crate) prefix_asked: bool,
@@ -290,6 +292,7 @@ impl Fetch {
             base: aim.base,
             to: aim.to,
             lane: None,
+            in_ring: aim.to == To::Out,
             prefix_asked: false,
             accepted: 0,
             pieces: 0,

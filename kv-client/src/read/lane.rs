@@ -5,6 +5,7 @@
 //!   whatever was in flight, so no memory is written after that (**I5**).
 
 use std::collections::VecDeque;
+use std::sync::Arc;
 
 use kv_fabric::{DataConnection, Fabric, FabricError, ReadCompletion, ReadStatus, Region};
 use kv_proto::control::{Answer, Request, Status};
@@ -18,7 +19,7 @@ use super::ring::Ring;
 use super::{NotReady, PASS_WAITS};
 use crate::backoff::Backoff;
 use crate::clock::Deadline;
-use crate::control::{Shared, Up};
+use crate::control::{Permit, Shared, Up};
 use crate::mailbox::Reply;
 use crate::{ClientOptions, ReadError};
 
@@ -34,6 +35,7 @@ pub(crate) fn ring_bytes(options: &ClientOptions) -> usize {
 
 pub(crate) struct Lane<F: Fabric> {
     connection: Option<F::Data>,
+    permit: Option<Permit<F>>,
     /// Session that the connection is of.
     pub(crate) generation: u64,
     /// Connections that it had.
@@ -56,6 +58,7 @@ impl<F: Fabric> Lane<F> {
     pub(crate) fn new(options: &ClientOptions) -> Self {
         Self {
             connection: None,
+            permit: None,
             generation: 0,
             connections: 0,
             memory: None,
@@ -94,6 +97,7 @@ impl<F: Fabric> Lane<F> {
     /// Destroys the connection; after this nothing is in flight. What was has to be taken from `flights`.
     pub(crate) fn disconnect(&mut self) {
         self.connection = None;
+        self.permit = None;
         self.completed = self.next_number - 1;
     }
 
@@ -191,7 +195,7 @@ impl<F: Fabric> Lane<F> {
     /// Makes the memory and the connection of session `up`, unless they are there. Nothing is in flight.
     pub(crate) fn connect(
         &mut self,
-        shared: &Shared<F>,
+        shared: &Arc<Shared<F>>,
         options: &ClientOptions,
         up: &Up,
         dataset: [u8; 16],
@@ -208,6 +212,13 @@ impl<F: Fabric> Lane<F> {
                 NotReady::Never(ReadError::NoResources)
             })?);
         }
+        let Some(permit) = shared.permit() else {
+            tracing::warn!(
+                limit = shared.options.session_connections,
+                "no further data connection"
+            );
+            return Err(NotReady::Never(ReadError::NoResources));
+        };
         let request = ConnectRequest {
             magic: CONNECT_MAGIC,
             version: PROTOCOL_VERSION,
@@ -226,6 +237,7 @@ impl<F: Fabric> Lane<F> {
         match connected {
             Ok(connection) => {
                 self.connection = Some(connection);
+                self.permit = Some(permit);
                 self.generation = up.generation;
                 self.connections += 1;
                 self.got_on = false;
@@ -254,7 +266,7 @@ fn token<F: Fabric>(
     match shared.ask(up.generation, request, None, deadline) {
         Some(Reply::Answer(Answer::Tokens { tokens })) => tokens.first().copied().ok_or(NotReady::Again),
         Some(Reply::Refused(refused)) if refused.status == Status::Limit => {
-            tracing::error!(
+            tracing::warn!(
                 limit = up.info.data_connections,
                 text = refused.text,
                 "the session has no data connection left: drop clones and readers, or raise the server's limit"

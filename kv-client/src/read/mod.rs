@@ -3,7 +3,7 @@
 //! - [`engine`]: what is wanted, what is in flight, what is done; the loop around it. One thread owns an engine.
 //! - [`calls`]: calls that wait, over the same engine.
 //! - [`ready`]: session, dataset and connections, made when something is to be posted and they are not there.
-//! - [`fill`]: plans READs and posts them in chains, [`plan`] and [`lane`] below it.
+//! - [`fill`]: plans READs and posts them in chains, [`plan`] and [`lane`] below it; [`runs`] of neighbours by one READ.
 //! - [`arrive`], [`deliver`]: judging what arrived (**I4**).
 //! - [`guess`]: the one round trip of a value whose place is remembered ([`locators`]).
 //! - [`recover`]: what keeps one value from being read, seen to while others are read on.
@@ -23,6 +23,7 @@ mod plan;
 mod ready;
 mod recover;
 mod ring;
+mod runs;
 pub(crate) mod slots;
 pub(crate) mod waits;
 

@@ -92,6 +92,11 @@ impl Chain {
         self.len = 0;
     }
 
+    /// Bytes that its READs ask for.
+    pub(crate) fn bytes(&self) -> usize {
+        self.reads[..self.len].iter().map(Planned::len).sum()
+    }
+
     /// Adds a READ. Only while there is room.
     pub(crate) fn push(&mut self, read: Planned) {
         self.reads[self.len] = read;

@@ -8,12 +8,82 @@ use kv_fabric::ReadStatus;
 use super::counters::add;
 use super::engine::Engine;
 use super::flight::{Flight, Flying};
+use super::lane::Lane;
+use super::plan::CHAIN_MAX;
+use super::waits::LANES_MAX;
 use super::{NotReady, Trouble, never};
-use crate::ReadError;
 use crate::backoff::Backoff;
-use crate::clock::boot_ns;
+use crate::clock::{Deadline, boot_ns};
+use crate::{ClientOptions, ReadError};
+
+/// Connections of one engine at most where none are asked for.
+const LANES_CHOSEN_MAX: usize = 8;
+/// Longest wait for a further connection: READs are under way on the others.
+const FURTHER_WAIT: Duration = Duration::from_secs(1);
+
+/// Connections of an engine, where each has `at_once` READs under way at once.
+pub(super) fn lanes_max(options: &ClientOptions, at_once: usize) -> usize {
+    match usize::from(options.data_connections) {
+        0 => (options.depth as usize)
+            .div_ceil(at_once)
+            .clamp(1, LANES_CHOSEN_MAX),
+        asked => asked.min(LANES_MAX),
+    }
+}
+
+/// READs of one chain: where there are several connections, no more than one has under way, so that all get some.
+pub(super) fn chain_max(at_once: usize, lanes_max: usize) -> usize {
+    if lanes_max > 1 {
+        at_once.clamp(1, CHAIN_MAX)
+    } else {
+        CHAIN_MAX
+    }
+}
 
 impl<F: Fabric> Engine<F> {
+    /// Whether all connections have as many short READs under way as they can, and there may be another one.
+    pub(super) fn wants_lane(&self) -> bool {
+        let busy = |lane: &Lane<F>| !lane.is_connected() || lane.outstanding() >= self.at_once as u64;
+        self.lanes_max > 1
+            && self.short_reads
+            && self.lanes.iter().all(busy)
+            && (self.lanes.len() < self.lanes_max || self.lanes.iter().any(|lane| !lane.is_connected()))
+    }
+
+    /// Makes a further connection, or one that was lost again.
+    pub(super) fn add_lane(&mut self) {
+        let now = boot_ns();
+        let lost = self.lanes.iter().position(|lane| !lane.is_connected());
+        if lost.is_some_and(|index| self.lanes[index].retry_at_ns > now) {
+            return;
+        }
+        let index = lost.unwrap_or_else(|| {
+            self.lanes.push(Lane::new(&self.options));
+            self.lanes.len() - 1
+        });
+        let deadline = Deadline::at(now, FURTHER_WAIT);
+        let Ok(up) = self.shared().ensure(deadline, false) else {
+            return;
+        };
+        if up.generation != self.footing.generation {
+            return;
+        }
+        let dataset = self.footing.view.dataset;
+        match self.connect(index, &up, dataset, deadline) {
+            Ok(()) => {}
+            Err(why) => {
+                tracing::debug!(?why, "no further data connection");
+                let lane = &mut self.lanes[index];
+                lane.retry_at_ns = after(boot_ns(), lane.backoff.next());
+                if matches!(why, NotReady::Never(_)) {
+                    // Those that there are do.
+                    self.lanes.truncate(index.max(1));
+                    self.lanes_max = self.lanes.len();
+                }
+            }
+        }
+    }
+
     /// Pins the epoch and takes the latest view; whether READs may be posted under it at `now_ns`.
     #[inline]
     pub(super) fn enter(&mut self, now_ns: u64) -> bool {
@@ -75,8 +145,11 @@ impl<F: Fabric> Engine<F> {
                 lane.reset();
             }
         }
-        self.footing.generation = up.generation;
-        if !self.lanes.iter().any(super::lane::Lane::is_connected) {
+        if self.footing.generation != up.generation {
+            self.lanes_max = lanes_max(&self.options, self.at_once);
+            self.footing.generation = up.generation;
+        }
+        if !self.lanes.iter().any(Lane::is_connected) {
             let now = boot_ns();
             let Some(index) = (0..self.lanes.len()).min_by_key(|&index| self.lanes[index].retry_at_ns) else {
                 return Err(NotReady::Never(ReadError::Closed));
@@ -100,10 +173,11 @@ impl<F: Fabric> Engine<F> {
         index: usize,
         up: &crate::control::Up,
         dataset: [u8; 16],
-        deadline: crate::clock::Deadline,
+        deadline: Deadline,
     ) -> Result<(), NotReady> {
         let lane = &mut self.lanes[index];
         lane.connect(self.core.shared(), &self.options, up, dataset, deadline)?;
+        add(&self.counters.connections, 1);
         add(&self.counters.reconnects, u64::from(lane.connections > 1));
         Ok(())
     }

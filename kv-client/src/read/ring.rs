@@ -19,6 +19,13 @@ pub(crate) struct Span {
     taken: usize,
 }
 
+impl Span {
+    /// Nothing of it.
+    pub(crate) fn none(self) -> Self {
+        Self { taken: 0, ..self }
+    }
+}
+
 impl Ring {
     pub(crate) fn new(capacity: usize) -> Self {
         Self {

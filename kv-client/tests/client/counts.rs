@@ -15,6 +15,7 @@ fn since(before: Counters, after: Counters) -> Counters {
     spent.directory_reads -= before.directory_reads;
     spent.doorbells -= before.doorbells;
     spent.retries -= before.retries;
+    spent.coalesced -= before.coalesced;
     spent.cached -= before.cached;
     spent.cached_wrong -= before.cached_wrong;
     spent.stale -= before.stale;
@@ -57,13 +58,13 @@ fn exact_counts<F: TestFabric>() {
         (0, 0, 0, 0)
     );
     assert_eq!(
-        cold.reads_posted,
+        cold.reads_posted + cold.coalesced,
         cold.bucket_reads + cold.directory_reads + COUNT as u64
     );
     assert!(cold.bucket_reads <= 2 * COUNT as u64);
     assert!(cold.directory_reads < 4, "{cold:?}");
     // One in 64 keys has its two candidate buckets in one; 3.00 is not exceeded, directory included.
-    assert!(cold.reads_posted <= 3 * COUNT as u64, "{cold:?}");
+    assert!(cold.reads_posted + cold.coalesced <= 3 * COUNT as u64, "{cold:?}");
     assert!(cold.doorbells < COUNT as u64 / 4, "batched: {cold:?}");
 
     let before = reader.counters();
@@ -80,7 +81,10 @@ fn exact_counts<F: TestFabric>() {
         assert!(got.as_ref() == Ok(value), "{key}");
     }
     let known = since(before, reader.counters());
-    assert_eq!((known.gets, known.reads_posted), (COUNT as u64, COUNT as u64));
+    assert_eq!(
+        (known.gets, known.reads_posted + known.coalesced),
+        (COUNT as u64, COUNT as u64)
+    );
 
     let mut buffer = reader.allocate(4096).unwrap();
     let before = reader.counters();
@@ -179,7 +183,7 @@ fn read_again<F: TestFabric>() {
         assert!(got.unwrap() == **value);
     }
     let batch = since(before, dataset.counters());
-    assert_eq!(batch.reads_posted, 2 * (COUNT - 4), "{batch:?}");
+    assert_eq!(batch.reads_posted + batch.coalesced, 2 * (COUNT - 4), "{batch:?}");
     assert!(batch.doorbells <= (COUNT - 4) / 4, "{batch:?}");
     // Without room for locators everything is looked up.
     let mut forgetful = options("reader");
@@ -205,6 +209,135 @@ fn a_value_read_again_costs_one_round_trip_over_sim() {
 #[ignore = "needs an RDMA device: VKV_TEST_DEVICE=rxe0"]
 fn a_value_read_again_costs_one_round_trip_over_verbs() {
     read_again::<Verbs>();
+}
+
+/// Short records that lie one behind the other come by one READ, to wherever they are wanted; longer ones do not.
+fn neighbours<F: TestFabric>() {
+    const COUNT: usize = 120;
+    let world = World::<F>::new();
+    let dataset = world.dataset("d");
+    let mut reader = dataset.reader().unwrap();
+    for (len, together) in [(0, true), (10, true), (900, true), (4096, true), (4097, false)] {
+        let (mut places, mut values, mut keys) = (Vec::new(), Vec::new(), Vec::new());
+        for index in 0..COUNT {
+            keys.push(format!("{len} {index}"));
+            values.push(value((len * 1000 + index) as u64, len));
+            places.push(
+                dataset
+                    .put(keys[index].as_bytes(), &values[index])
+                    .unwrap()
+                    .locator,
+            );
+        }
+        // The segments that the puts made are known after this.
+        assert!(
+            dataset
+                .get_many_at(&places, Some(&keys))
+                .iter()
+                .all(Result::is_ok)
+        );
+        for key in [None, Some(&keys[..])] {
+            let before = dataset.counters();
+            for (got, value) in dataset.get_many_at(&places, key).into_iter().zip(&values) {
+                assert!(got.unwrap() == *value);
+            }
+            for (got, value) in reader.get_many_at(&places, key).into_iter().zip(&values) {
+                assert!(got.unwrap() == **value);
+            }
+            let spent = since(before, dataset.counters());
+            assert_eq!(
+                spent.reads_posted + spent.coalesced,
+                2 * COUNT as u64,
+                "{spent:?}"
+            );
+            if together {
+                // Sixteen at most, and no more than 32 KiB.
+                assert!(spent.coalesced >= COUNT as u64, "{len}: {spent:?}");
+                assert!(spent.reads_posted >= 2 * COUNT as u64 / 16, "{len}: {spent:?}");
+            } else {
+                assert_eq!(spent.coalesced, 0);
+            }
+        }
+        // The other way round none follows the one before it.
+        let backwards: Vec<_> = places.iter().rev().copied().collect();
+        let before = dataset.counters();
+        for (got, value) in reader
+            .get_many_at::<&str>(&backwards, None)
+            .into_iter()
+            .zip(values.iter().rev())
+        {
+            assert!(got.unwrap() == **value);
+        }
+        assert_eq!(since(before, dataset.counters()).coalesced, 0);
+    }
+}
+
+#[test]
+fn neighbours_come_by_one_read_over_local() {
+    neighbours::<Local>();
+}
+
+#[test]
+fn neighbours_come_by_one_read_over_sim() {
+    neighbours::<Sim>();
+}
+
+#[test]
+#[ignore = "needs an RDMA device: VKV_TEST_DEVICE=rxe0"]
+fn neighbours_come_by_one_read_over_verbs() {
+    neighbours::<Verbs>();
+}
+
+/// As many connections as the device needs for what is to be under way, as the caller says, or as the server takes.
+#[test]
+fn connections_are_made_as_they_are_needed_and_allowed() {
+    const COUNT: u64 = 1500;
+    let made = |edit: &dyn Fn(&mut kv_client::ClientOptions), server_limit: u16, len: usize| {
+        let world = World::<Sim>::with(|_, options| options.data_connections_per_session_max = server_limit);
+        let writer = world.dataset("d");
+        let items: Vec<_> = (0..COUNT.min(60_000_000 / len as u64))
+            .map(|index| (format!("key {index}"), value(index, len)))
+            .collect();
+        assert!(writer.put_many(&items).iter().all(Result::is_ok));
+        let mut options = options("reader");
+        edit(&mut options);
+        let dataset = world.session(options).open("d").unwrap();
+        let mut reader = dataset.reader().unwrap();
+        let keys: Vec<_> = items.iter().map(|(key, _)| key.as_bytes()).collect();
+        assert_eq!(reader.get(keys[0]).unwrap(), items[0].1);
+        assert_eq!(dataset.counters().connections, 1, "one value needs one");
+        for (got, (_, value)) in reader.get_many(&keys).into_iter().zip(&items) {
+            assert!(got.unwrap() == **value);
+        }
+        let counters = dataset.counters();
+        assert_eq!(counters.reconnects, 0, "{counters:?}");
+        counters.connections
+    };
+    // 64 under way, 16 at once on one.
+    assert_eq!(made(&|_| {}, 64, 5000), 4);
+    assert_eq!(made(&|options| options.depth = 16, 64, 5000), 1);
+    assert_eq!(made(&|options| options.data_connections = 1, 64, 5000), 1);
+    assert_eq!(made(&|options| options.data_connections = 3, 64, 5000), 3);
+    assert_eq!(made(&|_| {}, 2, 5000), 2);
+    assert_eq!(made(&|options| options.session_connections = 3, 64, 5000), 3);
+}
+
+/// Past the limit of a session a reader is refused, until another one goes.
+#[test]
+fn a_reader_past_the_limit_is_refused_politely() {
+    let world = World::<Local>::new();
+    world.dataset("d").put(b"k", b"v").unwrap();
+    let mut few = options("reader");
+    few.session_connections = 2;
+    let dataset = world.session(few).open("d").unwrap();
+    let [mut first, mut second, mut third] = std::array::from_fn(|_| dataset.reader().unwrap());
+    assert_eq!(first.get(b"k").unwrap(), b"v");
+    assert_eq!(second.get(b"k").unwrap(), b"v");
+    assert_eq!(third.get(b"k").unwrap_err(), ReadError::NoResources);
+    assert_eq!(second.get(b"k").unwrap(), b"v");
+    drop(first);
+    assert_eq!(third.get(b"k").unwrap(), b"v");
+    assert_eq!(dataset.counters().sessions, 1);
 }
 
 #[test]

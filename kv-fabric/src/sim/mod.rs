@@ -41,6 +41,8 @@ use inbox::{Answer, Inbox, Request, Wanted};
 
 /// Longest READ, bytes.
 const READ_MAX_BYTES: usize = 8 * 1024 * 1024;
+/// READs that a connection is said to have under way at once, as on usual devices.
+const READS_AT_ONCE: usize = 16;
 
 /// How a network behaves.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
@@ -212,6 +214,10 @@ impl<const FENCES: bool> Fabric for Sim<FENCES> {
 
     fn read_max_bytes(&self) -> usize {
         READ_MAX_BYTES
+    }
+
+    fn reads_at_once(&self) -> usize {
+        READS_AT_ONCE
     }
 
     fn domain(&self) -> Result<Domain, FabricError> {

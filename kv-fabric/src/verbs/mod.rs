@@ -38,6 +38,8 @@ pub struct Verbs {
     context: Arc<rdma::Context>,
     pd: Arc<rdma::ProtectionDomain>,
     chosen: String,
+    /// The device's `max_rd_atomic`.
+    reads_at_once: usize,
 }
 
 impl Verbs {
@@ -112,10 +114,14 @@ impl Verbs {
             context.name(),
             port.active_mtu
         );
+        let attr = context
+            .query_device()
+            .map_err(|error| call("query the device", error))?;
         Ok(Self {
             context: context.clone(),
             pd,
             chosen,
+            reads_at_once: usize::from(attr.initiator_depth_max().min(attr.responder_resources_max())).max(1),
         })
     }
 
@@ -182,6 +188,10 @@ impl Fabric for Verbs {
 
     fn read_max_bytes(&self) -> usize {
         READ_MAX_BYTES
+    }
+
+    fn reads_at_once(&self) -> usize {
+        self.reads_at_once
     }
 
     fn domain(&self) -> Result<VerbsDomain, FabricError> {
