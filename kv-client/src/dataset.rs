@@ -84,6 +84,8 @@ impl<F: Fabric> DatasetOn<F> {
             .shared()
             .sessions
             .load(std::sync::atomic::Ordering::Relaxed);
+        let registrations = self.core.session().registrations();
+        sum.registrations = registrations.made.load(std::sync::atomic::Ordering::Relaxed);
         sum
     }
 

@@ -47,9 +47,10 @@
 //! - Memory that a call borrows is not written after the call returned.
 //!
 //! # Threads
-//! A session has one background thread, which renews its lease and sleeps otherwise. All else happens in the thread that
-//! calls, or in the one that drives an [`AsyncReader`]. A [`Client`] can be shared, but its calls take turns; a clone, and
-//! a [`Reader`], has data connections of its own, so threads do not wait for each other.
+//! A process has one session with each server and key, whoever connects; it has one background thread, which renews its
+//! lease and sleeps otherwise. All else happens in the thread that calls, or in the one that drives an [`AsyncReader`]. A
+//! [`Client`] can be shared, but its calls take turns; a clone, and a [`Reader`], has data connections of its own, so threads
+//! do not wait for each other.
 
 mod api;
 mod backoff;
@@ -71,6 +72,7 @@ mod read;
 mod reader;
 mod server;
 mod session;
+mod sessions;
 mod tables;
 mod target;
 mod types;

@@ -13,7 +13,10 @@
 //! was destroyed, and are given to another only when that is gone.
 #![allow(unsafe_code)]
 
+use std::collections::BTreeMap;
 use std::ptr::NonNull;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use kv_fabric::{Fabric, FabricError, Region};
 
@@ -29,34 +32,95 @@ pub(crate) fn landed(memory: &kv_fabric::Memory, offset: usize, len: usize) -> &
 
 /// Memory that values are read into without a copy, on fabric `F`.
 pub struct BufferOn<F: Fabric> {
-    region: F::Region,
+    region: Arc<F::Region>,
+    /// Where it begins in the region, and its length.
+    base: usize,
+    len: usize,
+}
+
+/// The callers' memory that is registered, by its start: what lies inside is not registered again.
+pub(crate) struct Registrations<F: Fabric> {
+    known: Mutex<BTreeMap<usize, Weak<F::Region>>>,
+    /// Registrations made.
+    pub(crate) made: AtomicU64,
+}
+
+impl<F: Fabric> Registrations<F> {
+    pub(crate) fn new() -> Self {
+        Self {
+            known: Mutex::default(),
+            made: AtomicU64::new(0),
+        }
+    }
+
+    /// What is registered of `start..start + len`, if all of it is: its region and where it begins there. A region is
+    /// found while somebody holds it, and so is mapped.
+    fn covering(&self, start: usize, len: usize) -> Option<(Arc<F::Region>, usize)> {
+        let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        known.range(..=start).rev().find_map(|(&first, region)| {
+            let region = region.upgrade()?;
+            let base = start - first;
+            let fits = base.checked_add(len)? <= region.memory().len();
+            fits.then_some((region, base))
+        })
+    }
+
+    fn remember(&self, region: &Arc<F::Region>) {
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        known.retain(|_, region| region.strong_count() > 0);
+        let start = region.memory().start().as_ptr() as usize;
+        let longer = |other: &Weak<F::Region>| {
+            let other = other.upgrade();
+            other.is_some_and(|other| other.memory().len() >= region.memory().len())
+        };
+        if !known.get(&start).is_some_and(longer) {
+            known.insert(start, Arc::downgrade(region));
+        }
+        self.made.fetch_add(1, Ordering::Relaxed);
+    }
 }
 
 impl<F: Fabric> BufferOn<F> {
     pub(crate) fn allocate(fabric: &F, len: usize) -> Result<Self, FabricError> {
-        let region = fabric.allocate(len)?;
-        Ok(Self { region })
+        let region = Arc::new(fabric.allocate(len)?);
+        Ok(Self { region, base: 0, len })
     }
 
-    /// Registers the caller's memory.
+    /// Registers the caller's memory, unless it lies in what is registered.
     ///
     /// # Safety
     /// - `start..start + len` is mapped readable and writable until the value is dropped.
     /// - While a call reads into it, or one of its methods runs, nothing else accesses it.
-    pub(crate) unsafe fn register(fabric: &F, start: NonNull<u8>, len: usize) -> Result<Self, FabricError> {
+    pub(crate) unsafe fn register(
+        fabric: &F,
+        registrations: &Registrations<F>,
+        start: NonNull<u8>,
+        len: usize,
+    ) -> Result<Self, FabricError> {
+        if len > 0
+            && let Some((region, base)) = registrations.covering(start.as_ptr() as usize, len)
+        {
+            return Ok(Self { region, base, len });
+        }
         // SAFETY: the caller vouches for what `register` asks; READs are posted only within calls.
-        let region = unsafe { fabric.register(start, len) }?;
-        Ok(Self { region })
+        let region = Arc::new(unsafe { fabric.register(start, len) }?);
+        registrations.remember(&region);
+        Ok(Self { region, base: 0, len })
     }
 
     pub(crate) fn region(&self) -> &F::Region {
         &self.region
     }
 
+    /// Where it begins in its region.
+    pub(crate) fn base(&self) -> usize {
+        self.base
+    }
+
     /// Its length, bytes.
     #[must_use]
     pub fn len(&self) -> usize {
-        self.region.memory().len()
+        self.len
     }
 
     /// Whether it has no bytes: never.
@@ -70,14 +134,14 @@ impl<F: Fabric> BufferOn<F> {
     pub fn bytes(&self) -> &[u8] {
         let memory = self.region.memory();
         // SAFETY: no READ into the region is posted while it is not mutably borrowed by a call (file header).
-        unsafe { memory.view(0, memory.len()) }
+        unsafe { memory.view(self.base, self.len) }
     }
 
     /// The bytes, to be changed.
     pub fn bytes_mut(&mut self) -> &mut [u8] {
         let memory = self.region.memory();
         // SAFETY: as in `bytes`, and `&mut self` excludes every other look; the region is cloned only into posts.
-        unsafe { memory.view_mut(0, memory.len()) }
+        unsafe { memory.view_mut(self.base, self.len) }
     }
 }
 
@@ -97,18 +161,28 @@ impl<F: Fabric> DatasetOn<F> {
     /// As there.
     pub unsafe fn register(&self, start: NonNull<u8>, len: usize) -> Result<BufferOn<F>, ClientError> {
         // SAFETY: the obligations are the same.
-        Ok(unsafe { BufferOn::register(&*self.core.shared().fabric, start, len) }?)
+        Ok(unsafe {
+            BufferOn::register(
+                &*self.core.shared().fabric,
+                self.core.session().registrations(),
+                start,
+                len,
+            )
+        }?)
     }
 }
 
 impl Client {
-    /// Registers `len` bytes of the caller's memory, so that values can be read into it without a copy.
+    /// Registers `len` bytes of the caller's memory, so that values can be read into it without a copy. What lies inside
+    /// memory that this session has registered, and that somebody still holds, is not registered again: register a pool once, and
+    /// then each piece of it costs a lookup.
     ///
     /// # Errors
     /// [`ClientError::Fabric`] if it cannot be registered: the text says which limit was met.
     ///
     /// # Safety
-    /// - `start..start + len` is mapped readable and writable until the result is dropped.
+    /// - `start..start + len` is mapped readable and writable until the result is dropped, and with it every other one
+    ///   that lies inside.
     /// - While a call reads into the result, nothing else accesses that memory.
     pub unsafe fn register(&self, start: NonNull<u8>, len: usize) -> Result<RegisteredMemory, ClientError> {
         let memory = match &self.inner {

@@ -1,6 +1,7 @@
 //! What the clients of one dataset share: its state, and how it is opened.
 
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::time::Duration;
 
 use kv_fabric::Fabric;
 use kv_proto::control::{Answer, Bytes, Request, Status};
@@ -11,38 +12,35 @@ use crate::control::{Command, Shared, Up, refused};
 use crate::mailbox::Reply;
 use crate::read::NotReady;
 use crate::read::counters::Tally;
-use crate::server::{ASK_WAITS, SessionOn, is_passing};
+use crate::server::{ASK_WAITS, SessionInner, SessionOn, is_passing};
 use crate::tables::{DatasetState, View};
 use crate::{ClientError, DatasetId, ReadError};
 
-/// What the clients of one dataset share.
-pub(crate) struct Core<F: Fabric> {
-    session: SessionOn<F>,
+/// A dataset of a session, with all that is known of it, however many clients it has.
+pub(crate) struct Opened<F: Fabric> {
+    session: Arc<SessionInner<F>>,
     /// Its name now, as far as this session changed it.
     name: Mutex<String>,
     state: Arc<DatasetState>,
-    tally: Arc<Tally>,
     /// Held by the one that opens.
     opening: Mutex<()>,
     /// Set by the first opening.
     id: OnceLock<DatasetId>,
 }
 
-/// Why a dataset is not open.
-enum NotOpen {
-    Again,
-    Refused(kv_proto::control::Refused),
-    /// The name is another dataset's now.
-    Replaced,
+/// A dataset as one client and its clones have it: with their settings and their counters.
+pub(crate) struct Core<F: Fabric> {
+    session: SessionOn<F>,
+    opened: Arc<Opened<F>>,
+    tally: Arc<Tally>,
 }
 
-impl<F: Fabric> Core<F> {
-    pub(crate) fn new(session: SessionOn<F>, name: &str) -> Self {
+impl<F: Fabric> Opened<F> {
+    pub(crate) fn new(session: Arc<SessionInner<F>>, name: &str) -> Self {
         Self {
             session,
             name: Mutex::new(name.to_owned()),
             state: Arc::new(DatasetState::new()),
-            tally: Arc::default(),
             opening: Mutex::new(()),
             id: OnceLock::new(),
         }
@@ -56,9 +54,41 @@ impl<F: Fabric> Core<F> {
     pub(crate) fn rename(&self, name: &str) {
         name.clone_into(&mut self.name.lock().unwrap_or_else(PoisonError::into_inner));
     }
+}
+
+/// Why a dataset is not open.
+enum NotOpen {
+    Again,
+    Refused(kv_proto::control::Refused),
+    /// The name is another dataset's now.
+    Replaced,
+}
+
+impl<F: Fabric> Core<F> {
+    pub(crate) fn new(session: SessionOn<F>, opened: Arc<Opened<F>>) -> Self {
+        Self {
+            session,
+            opened,
+            tally: Arc::default(),
+        }
+    }
+
+    /// Whether it is of this dataset.
+    pub(crate) fn is_of(&self, opened: &Arc<Opened<F>>) -> bool {
+        Arc::ptr_eq(&self.opened, opened)
+    }
+
+    pub(crate) fn name(&self) -> String {
+        self.opened.name()
+    }
 
     pub(crate) fn tally(&self) -> &Arc<Tally> {
         &self.tally
+    }
+
+    /// Longest time that a call goes without getting on.
+    pub(crate) fn budget(&self) -> Duration {
+        self.session.options().deadline
     }
 
     pub(crate) fn strange<T>(&self, answer: &Answer) -> Result<T, ClientError> {
@@ -91,16 +121,16 @@ impl<F: Fabric> Core<F> {
     }
 
     pub(crate) fn state_shared(&self) -> Arc<DatasetState> {
-        Arc::clone(&self.state)
+        Arc::clone(&self.opened.state)
     }
 
     pub(crate) fn id(&self) -> DatasetId {
-        self.id.get().copied().unwrap_or_default()
+        self.opened.id.get().copied().unwrap_or_default()
     }
 
     pub(crate) fn open_first(&self) -> Result<(), ClientError> {
         let shared = self.shared();
-        let deadline = Deadline::after(shared.options.deadline);
+        let deadline = Deadline::after(self.budget());
         let what = || format!("open dataset `{}`", self.name());
         let mut backoff = Backoff::new(ASK_WAITS.0, ASK_WAITS.1);
         loop {
@@ -114,7 +144,7 @@ impl<F: Fabric> Core<F> {
             if !backoff.sleep(deadline) {
                 return Err(ClientError::Timeout {
                     what: what(),
-                    after: shared.options.deadline,
+                    after: self.budget(),
                     last: "the session ended again and again".to_owned(),
                 });
             }
@@ -134,9 +164,9 @@ impl<F: Fabric> Core<F> {
     }
 
     fn try_open(&self, up: &Up, deadline: Deadline) -> Result<Arc<View>, NotOpen> {
-        let _opening = self.opening.lock().unwrap_or_else(PoisonError::into_inner);
+        let _opening = self.opened.opening.lock().unwrap_or_else(PoisonError::into_inner);
         let ask = |request| {
-            let state = Some(Arc::clone(&self.state));
+            let state = Some(self.state_shared());
             match self.shared().ask(up.generation, request, state, deadline) {
                 Some(Reply::Answer(answer)) => Ok(answer),
                 Some(Reply::Refused(refusal)) if !is_passing(refusal.status) => {
@@ -145,14 +175,14 @@ impl<F: Fabric> Core<F> {
                 _ => Err(NotOpen::Again),
             }
         };
-        if self.state.view().1.generation != up.generation {
+        if self.opened.state.view().1.generation != up.generation {
             let name = Bytes::from(self.name().as_bytes());
             if let Answer::Open { dataset, .. } = ask(Request::Open { name })? {
-                self.id.get_or_init(|| dataset);
+                self.opened.id.get_or_init(|| dataset);
             }
         }
         loop {
-            let (_, view) = self.state.view();
+            let (_, view) = self.opened.state.view();
             if view.generation != up.generation {
                 return Err(NotOpen::Again);
             }
@@ -194,7 +224,7 @@ impl<F: Fabric> Core<F> {
         unsure: &mut bool,
     ) -> Result<Answer, ClientError> {
         let shared = self.shared();
-        let deadline = Deadline::after(shared.options.deadline);
+        let deadline = Deadline::after(self.budget());
         let mut backoff = Backoff::new(ASK_WAITS.0, ASK_WAITS.1);
         loop {
             let up = shared.ensure(deadline, false)?;
@@ -221,7 +251,7 @@ impl<F: Fabric> Core<F> {
             if !backoff.sleep(deadline) {
                 return Err(ClientError::Timeout {
                     what: what(),
-                    after: shared.options.deadline,
+                    after: self.budget(),
                     last,
                 });
             }
@@ -229,11 +259,11 @@ impl<F: Fabric> Core<F> {
     }
 }
 
-impl<F: Fabric> Drop for Core<F> {
+impl<F: Fabric> Drop for Opened<F> {
     fn drop(&mut self) {
         let (_, view) = self.state.view();
         if view.generation != 0 {
-            self.shared().submit(Command::Request {
+            self.session.handle.shared.submit(Command::Request {
                 generation: view.generation,
                 request: Request::Close {
                     dataset: view.dataset,

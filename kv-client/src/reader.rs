@@ -7,7 +7,7 @@ use kv_fabric::Fabric;
 use crate::clock::boot_ns;
 use crate::memory::BufferOn;
 use crate::opening::Core;
-use crate::read::calls::{Wish, by_key, by_place};
+use crate::read::calls::{Wish, by_key, by_place, place_in};
 use crate::read::engine::{Ask, Done, Engine};
 use crate::read::item::{Memory, Want};
 use crate::read::slots::Value;
@@ -145,8 +145,8 @@ impl<F: Fabric> ReaderOn<F> {
         if let Err(error) = self.admit() {
             return Err((error, buffer));
         }
-        let room = buffer.len().saturating_sub(offset);
-        Ok(self.submit_wish(wish, Want::Place { offset, room }, Memory::Owned(buffer)))
+        let want = place_in(&buffer, offset);
+        Ok(self.submit_wish(wish, want, Memory::Owned(buffer)))
     }
 
     /// Values that were submitted and not taken.

@@ -12,19 +12,29 @@ use crate::clock::Deadline;
 use crate::control::{Handle, Shared, refused, unexpected};
 use crate::dataset::DatasetOn;
 use crate::mailbox::Reply;
-use crate::opening::Core;
+use crate::memory::Registrations;
+use crate::opening::{Core, Opened};
 use crate::put::pool::Pool;
+use crate::sessions;
 use crate::{ClientError, ClientOptions, DatasetId, DatasetInfo};
 
 /// First and longest wait between attempts at a request.
 pub(crate) const ASK_WAITS: (Duration, Duration) = (Duration::from_millis(1), Duration::from_millis(200));
 
-type Registry<F> = Mutex<HashMap<String, Weak<Core<F>>>>;
+type Registry<F> = Mutex<HashMap<String, Weak<Opened<F>>>>;
 
+/// A session, however many handles it has: one of each process, server and key.
 pub(crate) struct SessionInner<F: Fabric> {
     pub(crate) handle: Handle<F>,
     pool: Arc<Pool<F>>,
-    pub(crate) datasets: Registry<F>,
+    datasets: Registry<F>,
+    registrations: Registrations<F>,
+}
+
+/// What a handle and its clones have for themselves.
+struct Own<F: Fabric> {
+    options: Arc<ClientOptions>,
+    cores: Mutex<Vec<Weak<Core<F>>>>,
 }
 
 /// Whether asking again later can help: nothing was done.
@@ -34,13 +44,15 @@ pub(crate) fn is_passing(status: Status) -> bool {
 
 /// A session on fabric `F`. Clones share it.
 pub struct SessionOn<F: Fabric> {
-    pub(crate) inner: Arc<SessionInner<F>>,
+    inner: Arc<SessionInner<F>>,
+    own: Arc<Own<F>>,
 }
 
 impl<F: Fabric> Clone for SessionOn<F> {
     fn clone(&self) -> Self {
         Self {
             inner: Arc::clone(&self.inner),
+            own: Arc::clone(&self.own),
         }
     }
 }
@@ -56,8 +68,19 @@ pub(crate) fn figures(answer: Answer) -> Result<Vec<(String, u64)>, Answer> {
     }
 }
 
+impl<F: Fabric> SessionInner<F> {
+    fn begin(fabric: Arc<F>, address: &str, options: ClientOptions) -> Result<Self, ClientError> {
+        Ok(Self {
+            handle: Handle::start(fabric, address.to_owned(), options)?,
+            pool: Arc::new(Pool::new()),
+            datasets: Registry::default(),
+            registrations: Registrations::new(),
+        })
+    }
+}
+
 impl<F: Fabric> SessionOn<F> {
-    /// Begins a session with the server at `address`.
+    /// Begins a session of its own with the server at `address`.
     ///
     /// # Errors
     /// [`ClientError`]: the first thing that went wrong.
@@ -66,15 +89,35 @@ impl<F: Fabric> SessionOn<F> {
         address: &str,
         options: ClientOptions,
     ) -> Result<Self, ClientError> {
-        let handle = Handle::start(fabric.into(), address.to_owned(), options)?;
-        let inner = SessionInner {
-            handle,
-            pool: Arc::new(Pool::new()),
-            datasets: Registry::default(),
+        let inner = SessionInner::begin(fabric.into(), address, options.clone())?;
+        Ok(Self::over(Arc::new(inner), options))
+    }
+
+    /// The session that this process has with the server at `address` under this key, begun if there is none. The
+    /// settings are the handle's own, but for those of the session itself.
+    pub(crate) fn shared_by_process(
+        fabric: impl FnOnce() -> Result<F, ClientError>,
+        address: &str,
+        options: ClientOptions,
+    ) -> Result<Self, ClientError> {
+        let begin = || SessionInner::begin(Arc::new(fabric()?), address, options.clone());
+        let inner = sessions::shared(address, &options, begin)?;
+        Ok(Self::over(inner, options))
+    }
+
+    fn over(inner: Arc<SessionInner<F>>, options: ClientOptions) -> Self {
+        let own = Own {
+            options: Arc::new(options),
+            cores: Mutex::default(),
         };
-        Ok(Self {
-            inner: Arc::new(inner),
-        })
+        Self {
+            inner,
+            own: Arc::new(own),
+        }
+    }
+
+    pub(crate) fn options(&self) -> &Arc<ClientOptions> {
+        &self.own.options
     }
 
     pub(crate) fn shared(&self) -> &Arc<Shared<F>> {
@@ -85,6 +128,11 @@ impl<F: Fabric> SessionOn<F> {
         &self.inner.pool
     }
 
+    /// The callers' memory that is registered.
+    pub(crate) fn registrations(&self) -> &Registrations<F> {
+        &self.inner.registrations
+    }
+
     /// The fabric and what it chose.
     #[must_use]
     pub fn describe(&self) -> String {
@@ -93,7 +141,7 @@ impl<F: Fabric> SessionOn<F> {
 
     /// Asks until there is an answer. A request that is not `idempotent` is not asked again once it may have arrived.
     fn ask(&self, what: &str, request: &Request, idempotent: bool) -> Result<Answer, ClientError> {
-        let deadline = Deadline::after(self.shared().options.deadline);
+        let deadline = Deadline::after(self.options().deadline);
         let mut backoff = Backoff::new(ASK_WAITS.0, ASK_WAITS.1);
         loop {
             let up = self.shared().ensure(deadline, false)?;
@@ -112,7 +160,7 @@ impl<F: Fabric> SessionOn<F> {
             if !backoff.sleep(deadline) {
                 return Err(ClientError::Timeout {
                     what: what.to_owned(),
-                    after: self.shared().options.deadline,
+                    after: self.options().deadline,
                     last,
                 });
             }
@@ -222,17 +270,30 @@ impl<F: Fabric> SessionOn<F> {
     /// # Errors
     /// As there.
     pub fn open(&self, name: &str) -> Result<DatasetOn<F>, ClientError> {
-        let core = {
+        let opened = {
             let mut datasets = self.inner.datasets.lock().unwrap_or_else(PoisonError::into_inner);
-            datasets.retain(|_, core| core.strong_count() > 0);
+            datasets.retain(|_, opened| opened.strong_count() > 0);
             let known = datasets.get(name).and_then(Weak::upgrade);
             known.unwrap_or_else(|| {
-                let core = Arc::new(Core::new(self.clone(), name));
-                datasets.insert(name.to_owned(), Arc::downgrade(&core));
+                let opened = Arc::new(Opened::new(Arc::clone(&self.inner), name));
+                datasets.insert(name.to_owned(), Arc::downgrade(&opened));
+                opened
+            })
+        };
+        let core = {
+            let mut cores = self.own.cores.lock().unwrap_or_else(PoisonError::into_inner);
+            cores.retain(|core| core.strong_count() > 0);
+            let known = cores
+                .iter()
+                .filter_map(Weak::upgrade)
+                .find(|core| core.is_of(&opened));
+            known.unwrap_or_else(|| {
+                let core = Arc::new(Core::new(self.clone(), opened));
+                cores.push(Arc::downgrade(&core));
                 core
             })
         };
         core.open_first()?;
-        Ok(DatasetOn::over(core, Arc::new(self.shared().options.clone())))
+        Ok(DatasetOn::over(core, Arc::clone(self.options())))
     }
 }

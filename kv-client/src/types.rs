@@ -84,4 +84,6 @@ pub struct Counters {
     pub renewals: u64,
     /// Sessions begun, the first included.
     pub sessions: u64,
+    /// Registrations of callers' memory in the session.
+    pub registrations: u64,
 }

@@ -55,7 +55,10 @@ pub struct Server {
 }
 
 impl Server {
-    /// Begins a session with the server that `target` names.
+    /// The session of this process with the server that `target` names, begun if it has none under this key: all that
+    /// connect share it, its tables and its lease. Settings of clients and readers are those given here; those of the
+    /// session itself (`client_id`, `session_connections`) are the ones that it was begun with. A `client_id` of its own
+    /// or a `first_operation` has a session of its own.
     ///
     /// # Errors
     /// [`ClientError::Fabric`] if it cannot be reached, [`ClientError::Refused`] if it does not take the key,
@@ -64,9 +67,13 @@ impl Server {
         let address = target.address()?;
         let session = match target {
             Target::Rdma { .. } => {
-                Session::Verbs(SessionOn::connect(Verbs::for_peer(&address)?, &address, options)?)
+                let fabric = || Ok(Verbs::for_peer(&address)?);
+                Session::Verbs(SessionOn::shared_by_process(fabric, &address, options)?)
             }
-            Target::Local { .. } => Session::Local(SessionOn::connect(Local::new()?, &address, options)?),
+            Target::Local { .. } => {
+                let fabric = || Ok(Local::new()?);
+                Session::Local(SessionOn::shared_by_process(fabric, &address, options)?)
+            }
         };
         Ok(Self { session })
     }

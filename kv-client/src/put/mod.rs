@@ -50,7 +50,7 @@ impl<'c, 'v, F: Fabric> Putting<'c, 'v, F> {
         Self {
             core,
             ops,
-            deadline: Deadline::after(core.shared().options.deadline),
+            deadline: Deadline::after(core.budget()),
             mailbox: Arc::default(),
             active: 0,
             busy: false,
@@ -147,7 +147,7 @@ impl<'c, 'v, F: Fabric> Putting<'c, 'v, F> {
 
     /// Something was achieved that was not before: the deadline counts from now on.
     fn got_on(&mut self) {
-        self.deadline = Deadline::after(self.core.shared().options.deadline);
+        self.deadline = Deadline::after(self.core.budget());
     }
 
     fn submit(&mut self, index: usize, up: &Up, request: Request, write: Option<Write<F>>) {
@@ -310,7 +310,7 @@ impl<'c, 'v, F: Fabric> Putting<'c, 'v, F> {
     }
 
     fn refused(&mut self, index: usize, refusal: Refused) {
-        let after = self.core.shared().options.deadline;
+        let after = self.core.budget();
         let op = &mut self.ops[index];
         let what = op.what();
         if op.stage == Stage::Committing && refusal.status != Status::Io {
@@ -335,7 +335,7 @@ impl<'c, 'v, F: Fabric> Putting<'c, 'v, F> {
 
     /// The session is over: everything under way begins again.
     fn lose(&mut self) {
-        let after = self.core.shared().options.deadline;
+        let after = self.core.budget();
         let begun = |op: &&mut Op<'_>| !matches!(op.stage, Stage::Done | Stage::Waiting);
         for op in self.ops.iter_mut().filter(begun) {
             op.restart("the session ended before the answer".to_owned(), after);
@@ -346,7 +346,7 @@ impl<'c, 'v, F: Fabric> Putting<'c, 'v, F> {
         let op = &self.ops[index];
         ClientError::Timeout {
             what: op.what(),
-            after: self.core.shared().options.deadline,
+            after: self.core.budget(),
             last: op.last.clone(),
         }
     }

@@ -29,6 +29,14 @@ pub(crate) fn by_place<'k>(id: DatasetId, at: &GlobalLocator, key: Option<&'k [u
     Ok((key, Some(at.locator)))
 }
 
+/// The place in `buffer` at `offset`.
+pub(crate) fn place_in<F: Fabric>(buffer: &BufferOn<F>, offset: usize) -> Want {
+    Want::Place {
+        offset: buffer.base().saturating_add(offset),
+        room: buffer.len().saturating_sub(offset),
+    }
+}
+
 /// An engine in use by a call. If that unwinds, nothing is in flight after it: the memory that it borrowed goes.
 struct InUse<'e, F: Fabric> {
     engine: &'e mut Engine<F>,
@@ -107,9 +115,8 @@ impl<F: Fabric> Engine<F> {
         buffer: &mut BufferOn<F>,
         offset: usize,
     ) -> Result<usize, ReadError> {
-        let room = buffer.len().saturating_sub(offset);
         let memory = || Memory::Borrowed(buffer.region().clone());
-        let done = self.read_to(wish, Want::Place { offset, room }, memory)?;
+        let done = self.read_to(wish, place_in(buffer, offset), memory)?;
         Ok(done.result?.value_len_bytes as usize)
     }
 

@@ -15,4 +15,5 @@ mod puts;
 mod reader;
 mod refusals;
 mod restarts;
+mod sharing;
 mod values;

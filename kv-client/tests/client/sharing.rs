@@ -1,0 +1,163 @@
+//! One session for each process, server and key, whoever connects; memory that is registered once.
+//!
+//! # Safety
+//! What is registered outlives its registration, and is looked at only while no call reads into it.
+#![allow(unsafe_code)]
+
+use std::ptr::NonNull;
+use std::time::{Duration, Instant};
+
+use kv_client::{Client, ClientOptions, Server, Target};
+use kv_fabric::local::Local;
+use kv_fabric::verbs::Verbs;
+
+use crate::harness::{TestFabric, World, options, value};
+
+const PATIENCE: Duration = Duration::from_secs(20);
+
+fn uri(world: &World<Local>) -> String {
+    format!("local:{}?dataset=d", world.address)
+}
+
+fn figure(figures: &[(String, u64)], name: &str) -> u64 {
+    let found = figures.iter().find(|(known, _)| known == name);
+    found.expect("the server tells it").1
+}
+
+#[test]
+fn all_that_connect_share_a_session_and_its_tables() {
+    let world = World::<Local>::new();
+    let writer = world.dataset("d");
+    let items: Vec<_> = (0..200_u64)
+        .map(|index| (format!("key {index}"), value(index, 700)))
+        .collect();
+    assert!(writer.put_many(&items).iter().all(Result::is_ok));
+    let watcher = world.session(options("admin"));
+    let sessions = || figure(&watcher.stat().unwrap(), "sessions_count");
+    let before = sessions();
+    let clients: Vec<Client> = std::thread::scope(|scope| {
+        let threads: Vec<_> = (0..4_usize)
+            .map(|number| {
+                let settings = ClientOptions {
+                    verify: number % 2 == 0,
+                    ..options("reader")
+                };
+                let uri = uri(&world);
+                scope.spawn(move || Client::connect(&uri, settings).unwrap())
+            })
+            .collect();
+        threads.into_iter().map(|thread| thread.join().unwrap()).collect()
+    });
+    assert_eq!(sessions(), before + 1);
+    let keys: Vec<_> = items.iter().map(|(key, _)| key.as_bytes()).collect();
+    for (number, client) in clients.iter().enumerate() {
+        for (got, (_, value)) in client.get_many(&keys).into_iter().zip(&items) {
+            assert!(got.unwrap() == *value);
+        }
+        let counters = client.counters();
+        // Each counts its own; the directory is read once for all.
+        assert_eq!((counters.gets, counters.sessions), (200, 1));
+        assert_eq!(counters.directory_reads > 0, number == 0, "{counters:?}");
+    }
+    // Another key is another session, and so is a client id of its own.
+    let admin = Client::connect(&uri(&world), options("admin")).unwrap();
+    let own = ClientOptions {
+        client_id: Some(77),
+        ..options("reader")
+    };
+    let own = Client::connect(&uri(&world), own).unwrap();
+    assert_eq!(sessions(), before + 3);
+    assert!(admin.get(keys[0]).is_ok() && own.get(keys[0]).is_ok());
+    drop((admin, own));
+    // It ends with the last of them.
+    let mut clients = clients.into_iter();
+    let last = clients.next().unwrap();
+    drop(clients);
+    assert!(last.get(keys[1]).is_ok());
+    drop(last);
+    let until = Instant::now() + PATIENCE;
+    while sessions() > before {
+        assert!(Instant::now() < until, "{} of {before} sessions", sessions());
+    }
+    let again = Client::connect(&uri(&world), options("reader")).unwrap();
+    assert!(again.get(keys[2]).is_ok());
+}
+
+/// A dataset that one handle renames or drops is so for all.
+#[test]
+fn what_one_handle_changes_the_others_know() {
+    let world = World::<Local>::new();
+    world.dataset("d").put(b"k", b"v").unwrap();
+    let target: Target = format!("local:{}", world.address).parse().unwrap();
+    let [first, second] = [0, 1].map(|_| Server::connect(&target, options("admin")).unwrap());
+    let [one, two] = [&first, &second].map(|server| server.open("d").unwrap());
+    first.rename("d", "e").unwrap();
+    assert_eq!(second.open("e").unwrap().dataset_id(), one.dataset_id());
+    assert!(second.open("d").is_err());
+    assert_eq!(two.get(b"k").unwrap(), b"v");
+    first.drop_dataset("e").unwrap();
+    let until = Instant::now() + PATIENCE;
+    while two.get(b"k").is_ok() {
+        assert!(Instant::now() < until);
+    }
+    second.create("e").unwrap();
+    let fresh = first.open("e").unwrap();
+    assert_ne!(fresh.dataset_id(), one.dataset_id());
+    fresh.put(b"k", b"w").unwrap();
+    assert_eq!(second.open("e").unwrap().get(b"k").unwrap(), b"w");
+}
+
+/// Memory that lies in what is registered already is not registered again.
+fn registered_once<F: TestFabric>() {
+    let world = World::<F>::new();
+    let dataset = world.dataset("d");
+    let bytes = value(1, 9000);
+    dataset.put(b"k", &bytes).unwrap();
+    let mut pool = vec![0_u8; 1 << 20];
+    let start = NonNull::new(pool.as_mut_ptr()).unwrap();
+    let at = |offset: usize| NonNull::new(start.as_ptr().wrapping_add(offset)).expect("inside the pool");
+    let registrations = || dataset.counters().registrations;
+    // SAFETY: `pool` outlives all of these, and is looked at only while no call reads into it.
+    let whole = unsafe { dataset.register(start, pool.len()) }.unwrap();
+    assert_eq!(registrations(), 1);
+    for index in 0..50 {
+        let offset = index * 20_000;
+        // SAFETY: as above; it lies inside `pool`.
+        let mut sample = unsafe { dataset.register(at(offset), 9000 + index) }.unwrap();
+        assert_eq!(dataset.get_into(b"k", &mut sample, index), Ok(9000));
+        assert!(sample.bytes()[index..] == bytes[..]);
+        assert_eq!(sample.len(), 9000 + index);
+    }
+    assert_eq!(registrations(), 1);
+    // What reaches beyond it is its own.
+    let mut other = vec![0_u8; 4096];
+    let elsewhere = NonNull::new(other.as_mut_ptr()).unwrap();
+    // SAFETY: `other` outlives it.
+    drop(unsafe { dataset.register(elsewhere, 4096) }.unwrap());
+    assert_eq!(registrations(), 2);
+    // SAFETY: as above. It is gone, so it is registered anew: the memory may be another's meanwhile.
+    drop(unsafe { dataset.register(elsewhere, 4096) }.unwrap());
+    assert_eq!(registrations(), 3);
+    // The whole is held for as long as a piece of it is.
+    // SAFETY: as above.
+    let piece = unsafe { dataset.register(at(64), 64) }.unwrap();
+    drop(whole);
+    // SAFETY: as above.
+    drop(unsafe { dataset.register(at(128), 64) }.unwrap());
+    assert_eq!(registrations(), 3);
+    drop(piece);
+    // SAFETY: as above.
+    drop(unsafe { dataset.register(at(128), 64) }.unwrap());
+    assert_eq!(registrations(), 4);
+}
+
+#[test]
+fn memory_is_registered_once_over_local() {
+    registered_once::<Local>();
+}
+
+#[test]
+#[ignore = "needs an RDMA device: VKV_TEST_DEVICE=rxe0"]
+fn memory_is_registered_once_over_verbs() {
+    registered_once::<Verbs>();
+}
