@@ -28,6 +28,8 @@ readonly build_packages=(
     "python3: python3"
     "libclang-dev: /usr/lib/llvm-*/lib/libclang.so"
 )
+# What counts instructions.
+readonly count_packages=("valgrind: valgrind")
 
 # begin: this run's own folder, and the cache; both parts of what the sourced files expect
 begin() {

@@ -21,6 +21,9 @@ pub(crate) struct Environment {
     pub(crate) mtu_bytes: u32,
     /// Package version of rdma-core; empty where it cannot be told.
     pub(crate) rdma_core: String,
+    /// What else ran: processes that wanted a processor over the last minute, on average.
+    #[serde(default)]
+    pub(crate) load: f64,
     /// Commit of this program; empty where it cannot be told.
     pub(crate) commit: String,
 }
@@ -73,6 +76,11 @@ impl Environment {
             cpu,
             cpus: std::thread::available_parallelism().map_or(0, usize::from),
             device,
+            load: line_of("/proc/loadavg")
+                .split(' ')
+                .next()
+                .and_then(|load| load.parse().ok())
+                .unwrap_or(0.0),
             rdma_core: output_of("dpkg-query", &["-W", "-f", "${Version}", "libibverbs1"]),
             commit: option_env!("VKV_COMMIT").unwrap_or_default().to_owned(),
         }

@@ -24,7 +24,7 @@ use crate::stats::{Interval, interval};
 
 /// Keys and values of this length make records of 128 bytes.
 pub(crate) const KEY_BYTES: usize = 16;
-const VALUE_BYTES: usize = 48;
+pub(crate) const VALUE_BYTES: usize = 48;
 /// Operations in flight while a table is filled.
 const FILL_AHEAD: u64 = 4096;
 /// Lookups of one call, where many are asked for at once.
@@ -136,7 +136,7 @@ pub(crate) fn run(args: &Args) -> Result<bool, Error> {
         compaction: Compaction::default(),
     };
     let sizes = [("large", args.keys), ("small", args.small)];
-    let index_bytes = fill_store(&options, &sizes)?;
+    let index_bytes = fill_store(&options, &sizes, VALUE_BYTES)?;
     let served = Served::start(options, folder.path())?;
     let report = measure(args, &served, &index_bytes)?;
     served.stop()?;
@@ -147,10 +147,12 @@ pub(crate) fn run(args: &Args) -> Result<bool, Error> {
     Ok(report.reached)
 }
 
-/// Fills a store in this process, a dataset for each size; what their indexes take, bytes.
+/// Fills a store in this process, a dataset for each size; what their indexes take, bytes. A value has the low byte of its
+/// number in all of its bytes.
 pub(crate) fn fill_store(
     options: &StoreOptions,
     sizes: &[(&'static str, u64)],
+    value_bytes: usize,
 ) -> Result<BTreeMap<&'static str, u64>, Error> {
     let fabric = Local::new()?;
     let store = Store::open(options.clone(), move || fabric.domain())?;
@@ -159,7 +161,7 @@ pub(crate) fn fill_store(
         let started = Instant::now();
         store.create(name)?;
         let dataset = store.by_name(name).ok_or("the dataset is there")?;
-        fill(&store, &dataset, *count)?;
+        fill(&store, &dataset, *count, value_bytes)?;
         let stat = dataset.stat();
         let bytes = stat
             .iter()
@@ -172,20 +174,25 @@ pub(crate) fn fill_store(
     Ok(taken)
 }
 
-fn fill<D: kv_fabric::Domain>(store: &Store<D>, dataset: &Dataset<D>, count: u64) -> Result<(), Error> {
+fn fill<D: kv_fabric::Domain>(
+    store: &Store<D>,
+    dataset: &Dataset<D>,
+    count: u64,
+    value_bytes: usize,
+) -> Result<(), Error> {
     let mut done: Vec<Completion> = Vec::new();
     let (mut begun, mut finished) = (0, 0);
     while finished < count {
         while begun < count && begun - finished < FILL_AHEAD {
-            let value = value_of(begun);
-            let put = dataset.begin_put(1, begun + 1, &key_of(begun), VALUE_BYTES as u64);
+            let value = vec![begun as u8; value_bytes];
+            let put = dataset.begin_put(1, begun + 1, &key_of(begun), value_bytes as u64);
             let mut put = match put {
                 Ok(BeginPut::New(put)) => put,
                 Err(StorageError::Busy(_)) => break,
                 Ok(other) => return Err(format!("{other:?} of a new operation").into()),
                 Err(error) => return Err(error.into()),
             };
-            put.append(VALUE_BYTES, |out| out.copy_from_slice(&value))?;
+            put.append(value_bytes, |out| out.copy_from_slice(&value))?;
             dataset.commit(put, crc32c(&value), begun);
             begun += 1;
         }

@@ -1,6 +1,7 @@
 //! The harness: what a READ costs on the wire, and what verbs-kv makes of it, measured in one run.
 //!
 //! - `bench run`: what a DEF.toml says, beside floors and peers; `bench compare` tells two such runs apart.
+//! - `bench instructions`: how many of them the client spends on a GET.
 //! - `bench floor`: raw READs over `rdma-core-rs` beside perftest, alternating.
 //! - `bench fire`: readers against writers and reclamation, on networks that are late, in processes that stop.
 //! - `bench crash`: a server killed at random moments; nothing that was answered is lost.
@@ -16,6 +17,7 @@ mod environment;
 mod fetch;
 mod fire;
 mod floor;
+mod instructions;
 mod latency;
 mod lookup;
 mod perftest;
@@ -50,6 +52,8 @@ enum Command {
     Run(run::Args),
     /// What two reports of `run` say differently, beyond noise.
     Compare(run::compare::Args),
+    /// Instructions that the client spends on a GET, counted by callgrind over the simulated network.
+    Instructions(instructions::Args),
     /// Raw READs beside perftest (ib_read_lat, ib_read_bw), alternating, on the RDMA device of this machine.
     Floor(floor::Args),
     /// Ingests real files, kills the server, fetches every file back by READs and compares every byte.
@@ -79,6 +83,7 @@ fn main() -> ExitCode {
         Command::Run(args) => run::run(&args),
         Command::Compare(args) => run::compare::run(&args),
         Command::Side => run::run_side(),
+        Command::Instructions(args) => instructions::run(&args),
         Command::Floor(args) => floor::run(&args),
         Command::Demo(args) => demo::run(&args),
         Command::Fire(args) => fire::run(&args),

@@ -17,7 +17,7 @@ use zerocopy::FromBytes;
 use crate::Error;
 use crate::disk::make_cold;
 use crate::environment::Environment;
-use crate::lookup::{KEY_BYTES, fill_store, key_of, value_of};
+use crate::lookup::{KEY_BYTES, VALUE_BYTES, fill_store, key_of, value_of};
 use crate::stage::{Listen, Stage};
 use crate::stats::{Interval, interval};
 
@@ -93,7 +93,7 @@ pub(crate) fn run(args: &Args) -> Result<bool, Error> {
         gather_budget_bytes: 256 << 20,
         compaction: Compaction::default(),
     };
-    fill_store(&options, &[(DATASET, args.records)])?;
+    fill_store(&options, &[(DATASET, args.records)], VALUE_BYTES)?;
     let mut report = Samples::default();
     for block in 0..args.blocks.max(1) {
         eprintln!("restart: block {} of {}", block + 1, args.blocks.max(1));

@@ -47,6 +47,7 @@ fn head(out: &mut String, report: &Report) -> Result<(), Error> {
         ("blocks", report.blocks.to_string()),
         ("kernel", machine.kernel.clone()),
         ("processor", format!("{}, {} online", machine.cpu, machine.cpus)),
+        ("load at the end", machine.load.to_string()),
         ("RDMA device", machine.device.clone()),
         ("active MTU", mtu),
         ("rdma-core", machine.rdma_core.clone()),
@@ -99,10 +100,10 @@ fn table(out: &mut String, point: &PointReport) -> Result<(), Error> {
             format!("{}<span class=\"doubt\">{doubt}</span>", shown(&ratio.ratio))
         });
         let optional = |interval: Option<&crate::stats::Interval>| interval.map_or_else(String::new, shown);
-        write!(
+        writeln!(
             out,
             "<tr><td title=\"{}\">{}</td><td>{}</td><td>{}</td><td>{}</td><td>{}</td><td>{}</td><td>{}</td><td>{ratio}</td>\
-             <td>{}</td><td{}>{}</td></tr>\n",
+             <td>{}</td><td{}>{}</td></tr>",
             escaped(&side.settings),
             side.side,
             optional(side.latency_us.as_ref()),

@@ -4,7 +4,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use kv_client::{
-    AccessKey, Client, ClientOptions, Counters, GlobalLocator, ReadError, RegisteredBuffer, Server as Session,
+    AccessKey, Client, ClientOptions, Counters, GlobalLocator, ReadError, Reader, RegisteredBuffer,
+    Server as Session, Value,
 };
 
 use super::definition::Locators;
@@ -60,7 +61,7 @@ impl Connection {
         };
         let getter = |_| {
             Ok(KvGetter {
-                client: self.client.clone(),
+                reader: self.client.reader()?,
                 keys: Arc::clone(&keys),
                 locators: locators.clone(),
                 buffer: if point.batch == 1 {
@@ -112,14 +113,14 @@ pub(crate) fn fill(session: &Session, dataset: &str, values: &Values) -> Result<
 
 /// GETs of one thread: into registered memory one by one, into memory of its own several at once.
 pub(crate) struct KvGetter {
-    client: Client,
+    reader: Reader,
     keys: Arc<Vec<Vec<u8>>>,
     locators: Option<Arc<Vec<GlobalLocator>>>,
     buffer: Option<RegisteredBuffer>,
     len: usize,
     at: Vec<GlobalLocator>,
     asked: Vec<u32>,
-    got: Vec<Result<Vec<u8>, ReadError>>,
+    got: Vec<Result<Value, ReadError>>,
 }
 
 impl Getter for KvGetter {
@@ -138,9 +139,9 @@ impl Getter for KvGetter {
             let key = &self.keys[index as usize];
             self.len = match &self.locators {
                 Some(locators) => self
-                    .client
+                    .reader
                     .get_at_into(&locators[index as usize], Some(key), buffer, 0)?,
-                None => self.client.get_into(key, buffer, 0)?,
+                None => self.reader.get_into(key, buffer, 0)?,
             };
             return Ok(());
         }
@@ -148,9 +149,11 @@ impl Getter for KvGetter {
             .iter()
             .map(|&index| self.keys[index as usize].as_slice())
             .collect();
+        // Their memory goes back to the reader, which uses it again.
+        self.got.clear();
         self.got = match &self.locators {
-            Some(_) => self.client.get_many_at(&self.at, Some(&keys)),
-            None => self.client.get_many(&keys),
+            Some(_) => self.reader.get_many_at(&self.at, Some(&keys)),
+            None => self.reader.get_many(&keys),
         };
         Ok(())
     }

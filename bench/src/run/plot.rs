@@ -72,7 +72,7 @@ impl Axis {
     }
 
     /// What is drawn against it, and what that is called.
-    fn figures(self) -> &'static [(&'static str, fn(&SideReport) -> Option<f64>)] {
+    fn figures(self) -> &'static [(&'static str, Figure)] {
         match self {
             Self::Load => &[
                 ("median latency, us", |side| side.percentiles_us.map(|all| all[0])),
@@ -113,9 +113,12 @@ pub(crate) fn all(report: &Report) -> Result<Vec<(String, String)>, Error> {
     Ok(plots)
 }
 
+/// What is drawn of a side.
+type Figure = fn(&SideReport) -> Option<f64>;
+
 type Line = (String, Vec<(f64, f64)>);
 
-fn lines(axis: Axis, points: &[&PointReport], figure: fn(&SideReport) -> Option<f64>) -> Vec<Line> {
+fn lines(axis: Axis, points: &[&PointReport], figure: Figure) -> Vec<Line> {
     let mut lines: Vec<Line> = Vec::new();
     for point in points {
         for side in &point.sides {

@@ -125,7 +125,7 @@ pub(crate) fn settings(side: SideName, point: &Point) -> String {
             if batch == &1 {
                 "into registered memory"
             } else {
-                "into memory of the library"
+                "as values in memory of the reader"
             },
             if point.verify { "checked" } else { "not checked" },
             point.queue_pairs
