@@ -63,6 +63,8 @@ struct Gate {
     changed: Condvar,
     stops: AtomicU64,
     reads_failed: AtomicU64,
+    /// Whether the next poll of a data connection is to fail.
+    breaks: AtomicBool,
 }
 
 impl Gate {
@@ -133,6 +135,12 @@ impl Stops {
     pub fn arm(&self, stop: Stop) {
         self.0.plan().armed = Some(stop);
         self.0.busy.store(true, Ordering::SeqCst);
+    }
+
+    /// Has the next poll of a data connection fail, whatever is in flight there: the process takes the connection for
+    /// broken.
+    pub fn break_next(&self) {
+        self.0.breaks.store(true, Ordering::SeqCst);
     }
 
     /// What stops came to so far.
@@ -339,6 +347,9 @@ impl<F: Fabric> DataConnection<F::Region> for StoppableData<F> {
     fn poll(&mut self, completions: &mut Vec<ReadCompletion>) -> Result<(), FabricError> {
         let gate = &self.stops.0;
         gate.pass();
+        if gate.breaks.swap(false, Ordering::SeqCst) {
+            return Err(FabricError::Closed("it is to break here".to_owned()));
+        }
         let before = completions.len();
         completions.append(&mut self.ended);
         let polled = self.inner.poll(completions);

@@ -13,6 +13,7 @@ mod leases;
 mod loading;
 mod puts;
 mod reader;
+mod reconnects;
 mod refusals;
 mod restarts;
 mod sharing;
