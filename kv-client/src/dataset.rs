@@ -91,17 +91,25 @@ impl<F: Fabric> DatasetOn<F> {
 
     /// The engine, as soon as no other call uses it.
     fn hold(&self) -> Result<Held<'_, F>, ReadError> {
-        let deadline = Deadline::after(self.options.deadline);
-        let mut backoff = Backoff::new(ENGINE_WAITS.0, ENGINE_WAITS.1);
-        let mut held = loop {
-            match self.engine.try_lock() {
-                Ok(guard) => break Held(guard),
-                // A panic left it as `Held::drop` did: with nothing in flight.
-                Err(TryLockError::Poisoned(error)) => break Held(error.into_inner()),
-                Err(TryLockError::WouldBlock) => {}
-            }
-            if !backoff.sleep(deadline) {
-                return Err(ReadError::Timeout);
+        // A panic leaves it as `Held::drop` does: with nothing in flight.
+        let free = || match self.engine.try_lock() {
+            Ok(guard) => Some(Held(guard)),
+            Err(TryLockError::Poisoned(error)) => Some(Held(error.into_inner())),
+            Err(TryLockError::WouldBlock) => None,
+        };
+        let mut held = match free() {
+            Some(held) => held,
+            None => {
+                let deadline = Deadline::after(self.options.deadline);
+                let mut backoff = Backoff::new(ENGINE_WAITS.0, ENGINE_WAITS.1);
+                loop {
+                    if !backoff.sleep(deadline) {
+                        return Err(ReadError::Timeout);
+                    }
+                    if let Some(held) = free() {
+                        break held;
+                    }
+                }
             }
         };
         if held.0.is_none() {

@@ -14,9 +14,12 @@ use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use rustix::fs::{MemfdFlags, SealFlags};
-use rustix::mm::{MapFlags, ProtFlags};
+use rustix::mm::{Advice, MapFlags, ProtFlags};
 
 use crate::FabricError;
+
+/// Length of a huge page: shorter memory has none.
+const HUGE_PAGE_BYTES: usize = 2 << 20;
 
 /// Who may map the memory besides this process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -85,7 +88,9 @@ impl Memory {
                 let start = unsafe {
                     rustix::mm::mmap_anonymous(std::ptr::null_mut(), len, prot, MapFlags::PRIVATE)
                 }?;
-                return Self::checked(start, len, Backing::Anonymous);
+                let memory = Self::checked(start, len, Backing::Anonymous)?;
+                memory.ask_for_huge_pages();
+                return Ok(memory);
             }
             MemoryKind::SharedReadOnly => {
                 SealFlags::FUTURE_WRITE | SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL
@@ -102,6 +107,18 @@ impl Memory {
             rustix::fs::fcntl_add_seals(fd, seals)?;
         }
         Ok(memory)
+    }
+
+    /// Has the kernel use huge pages where it can: a device that translates each page misses its cache less.
+    fn ask_for_huge_pages(&self) {
+        if self.len < HUGE_PAGE_BYTES {
+            return;
+        }
+        // SAFETY: the advice changes nothing that the mapping holds, and all of it is this value's own.
+        let advised =
+            unsafe { rustix::mm::madvise(self.start.as_ptr().cast(), self.len, Advice::LinuxHugepage) };
+        // A kernel without them serves as well.
+        tracing::trace!(?advised, len = self.len, "huge pages asked for");
     }
 
     fn checked(start: *mut core::ffi::c_void, len: usize, backing: Backing) -> io::Result<Self> {

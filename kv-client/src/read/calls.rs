@@ -115,6 +115,11 @@ impl<F: Fabric> Engine<F> {
         buffer: &mut BufferOn<F>,
         offset: usize,
     ) -> Result<usize, ReadError> {
+        if let Ok((key, Some(at))) = &wish
+            && let Some(len) = self.using(|engine| engine.fast_into(*key, at, buffer, offset))
+        {
+            return Ok(len);
+        }
         let memory = || Memory::Borrowed(buffer.region().clone());
         let done = self.read_to(wish, place_in(buffer, offset), memory)?;
         Ok(done.result?.value_len_bytes as usize)

@@ -100,6 +100,8 @@ pub(crate) struct Engine<F: Fabric> {
     /// When something arrived last.
     pub(super) now_ns: u64,
     look_at_ns: u64,
+    /// Whether time ran out while a session was waited for.
+    pub(super) no_session: bool,
     /// Session and connection are not tried before that.
     pub(super) ready_at_ns: u64,
     pub(super) ready_backoff: Backoff,
@@ -151,6 +153,7 @@ impl<F: Fabric> Engine<F> {
             advanced_ns: 0,
             now_ns: 0,
             look_at_ns: 0,
+            no_session: false,
             ready_at_ns: 0,
             ready_backoff: Backoff::new(super::PASS_WAITS.0, super::PASS_WAITS.1),
             scratch: Vec::new(),
@@ -368,9 +371,10 @@ impl<F: Fabric> Engine<F> {
     /// Ends an item whose time is over. What is in flight for it is ended with its connection.
     fn expire(&mut self, index: u32) {
         let item = &mut self.items[index as usize];
-        let error = match item.state {
-            State::Waiting => item.last,
-            _ => ReadError::Timeout,
+        let error = if item.flying > 0 || self.no_session {
+            ReadError::Timeout
+        } else {
+            item.last
         };
         item.result = Some(Err(error));
         if item.flying > 0 {

@@ -188,6 +188,15 @@ impl<F: Fabric> Lane<F> {
         !matches!(armed, Some(Ok(false)))
     }
 
+    /// Sleeps until something can be polled, or to the deadline.
+    pub(crate) fn wait(&mut self, until: Deadline) {
+        // A failure shows when it is polled.
+        let _ = self
+            .connection
+            .as_mut()
+            .map(|connection| connection.wait(until.instant()));
+    }
+
     pub(crate) fn fd(&self) -> Option<BorrowedFd<'_>> {
         self.connection.as_ref().and_then(|connection| connection.fd())
     }

@@ -6,6 +6,7 @@
 //! - [`fill`]: plans READs and posts them in chains, [`plan`] and [`lane`] below it; [`runs`] of neighbours by one READ.
 //! - [`arrive`], [`deliver`]: judging what arrived (**I4**).
 //! - [`guess`]: the one round trip of a value whose place is remembered ([`locators`]).
+//! - [`fast`]: the short way for one value of known place.
 //! - [`recover`]: what keeps one value from being read, seen to while others are read on.
 
 pub(crate) mod arrive;
@@ -13,6 +14,7 @@ pub(crate) mod calls;
 pub(crate) mod counters;
 mod deliver;
 pub(crate) mod engine;
+mod fast;
 mod fill;
 mod flight;
 mod guess;

@@ -122,7 +122,11 @@ impl<F: Fabric> Engine<F> {
                 self.ready_backoff = Backoff::new(super::PASS_WAITS.0, super::PASS_WAITS.1);
                 return true;
             }
-            Err(NotReady::Never(ReadError::Timeout)) => self.look(boot_ns()),
+            Err(NotReady::Never(ReadError::Timeout)) => {
+                self.no_session = true;
+                self.look(boot_ns());
+                self.no_session = false;
+            }
             Err(NotReady::Never(error)) => self.finish_all(error),
             Err(NotReady::Again) => {
                 let now = boot_ns();

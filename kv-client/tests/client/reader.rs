@@ -335,6 +335,55 @@ fn futures_need_no_runtime_over_verbs() {
     futures::<Verbs>();
 }
 
+/// How often the threads of this process named `kv-reader` have slept and woken.
+fn wakes_of_drivers() -> Vec<String> {
+    let tasks = std::fs::read_dir("/proc/self/task").unwrap();
+    let status = tasks.map(|task| std::fs::read_to_string(task.unwrap().path().join("status")).unwrap());
+    let drivers = status.filter(|status| status.starts_with("Name:\tkv-reader\n"));
+    let wakes = |status: String| {
+        let lines = status.lines().filter(|line| line.contains("ctxt_switches"));
+        lines.collect::<Vec<_>>().join(" ")
+    };
+    drivers.map(wakes).collect()
+}
+
+/// A driver that nobody asks anything sleeps, and does not wake to look.
+#[test]
+fn an_idle_async_reader_uses_no_processor() {
+    const ALONE: &str = "VKV_TEST_ALONE";
+    // Alone in a process: other tests have drivers too.
+    if std::env::var_os(ALONE).is_none() {
+        let alone = std::process::Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "reader::an_idle_async_reader_uses_no_processor"])
+            .env(ALONE, "1")
+            .output()
+            .unwrap();
+        let said = String::from_utf8_lossy(&alone.stdout);
+        assert!(alone.status.success() && said.contains("1 passed"), "{said}");
+        return;
+    }
+    let world = World::<Local>::new();
+    let dataset = world.dataset("d");
+    dataset.put(b"k", &told(1, 700)).unwrap();
+    let reader = dataset.async_reader().unwrap();
+    assert_eq!(tell(&block_on(reader.get(b"k")).unwrap()), 1);
+    // It may still be on its way to sleep.
+    let mut before = wakes_of_drivers();
+    loop {
+        std::thread::sleep(Duration::from_millis(300));
+        let now = wakes_of_drivers();
+        assert_eq!(now.len(), 1);
+        if now == before {
+            break;
+        }
+        before = now;
+    }
+    std::thread::sleep(Duration::from_millis(600));
+    assert_eq!(wakes_of_drivers(), before);
+    assert_eq!(tell(&block_on(reader.get(b"k")).unwrap()), 1);
+    assert_ne!(wakes_of_drivers(), before);
+}
+
 /// Values live longer than all that they came by.
 #[test]
 fn values_outlive_their_session() {
