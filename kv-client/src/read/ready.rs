@@ -75,9 +75,9 @@ impl<F: Fabric> Engine<F> {
                 tracing::debug!(?why, "no further data connection");
                 let lane = &mut self.lanes[index];
                 lane.retry_at_ns = after(boot_ns(), lane.backoff.next());
-                if matches!(why, NotReady::Never(_)) {
-                    // Those that there are do.
-                    self.lanes.truncate(index.max(1));
+                if lost.is_none() && matches!(why, NotReady::Never(_)) {
+                    // Those that there are do. The new one carries nothing yet.
+                    self.lanes.pop();
                     self.lanes_max = self.lanes.len();
                 }
             }
@@ -220,8 +220,9 @@ impl<F: Fabric> Engine<F> {
         // What was half asked for is begun again: its rest must not come by another connection.
         for fetch in 0..self.fetches.len() as u32 {
             let it = &self.fetches[fetch as usize];
-            if it.lane == Some(index as u32) && it.queued && !it.over {
-                let item = it.item;
+            let item = it.item;
+            let current = self.items[item as usize].attempt == it.attempt;
+            if it.lane == Some(index as u32) && it.queued && !it.over && current {
                 self.meet(item, trouble, got_on);
                 self.after(item);
             }

@@ -258,6 +258,45 @@ fn tickets_on_a_rough_network_all_come() {
     assert!(dataset.counters().reconnects > 0);
 }
 
+/// Connections that fail where the server takes no more than there are: it may not have noticed the end of one when the
+/// next is asked for, and what is in flight on the others goes on.
+#[test]
+fn connections_that_fail_at_the_limit_lose_nothing() {
+    let seed = seed_from_env(23).unwrap();
+    let _hint = ReplayHint(seed);
+    let fabric = Sim::new(SimOptions {
+        seed,
+        ..SimOptions::default()
+    });
+    let limit = |options: &mut kv_server::control::Options| options.data_connections_per_session_max = 4;
+    let world = World::over(|_| Arc::new(fabric), |_, options| limit(options));
+    filled(&world);
+    let patient = ClientOptions {
+        deadline: Duration::from_secs(60),
+        ..options("reader")
+    };
+    let dataset = world.session(patient).open("d").unwrap();
+    let mut reader = dataset.reader().unwrap();
+    let keys: Vec<_> = (0..KEYS).filter(|index| len(*index) < 100_000).map(key).collect();
+    assert!(reader.get_many(&keys).iter().all(Result::is_ok));
+    assert_eq!(dataset.counters().connections, 4);
+    world.fabric.set_faults(SimFaults {
+        read_delay: 0.3,
+        read_delay_max: Duration::from_millis(3),
+        read_error: 0.004,
+        ..SimFaults::default()
+    });
+    for _ in 0..6 {
+        for got in reader.get_many(&keys) {
+            // At the limit the first connection can be refused as well.
+            assert!(matches!(got, Ok(_) | Err(ReadError::NoResources)), "{got:?}");
+        }
+    }
+    world.fabric.set_faults(SimFaults::default());
+    assert!(dataset.counters().reconnects > 0);
+    assert!(reader.get_many(&keys).iter().all(Result::is_ok));
+}
+
 struct Unpark(Thread, AtomicU64);
 
 impl Wake for Unpark {
