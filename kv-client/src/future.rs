@@ -5,6 +5,7 @@
 
 use std::future::Future;
 use std::mem;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -139,6 +140,12 @@ impl AsyncReader {
         };
         let first = {
             let mut inbox = lock(&desk.inbox);
+            if inbox.closing {
+                // A bug ended the driver: nobody looks at the inbox.
+                drop(inbox);
+                keep(desk, &promise, Err(ReadError::Closed));
+                return Get(promise);
+            }
             inbox.wanted.push(wanted);
             inbox.wanted.len() == 1
         };
@@ -178,7 +185,10 @@ fn keep(desk: &Desk, promise: &Shared, result: Result<Value, ReadError>) {
     desk.outstanding.fetch_sub(1, Ordering::Relaxed);
     let before = mem::replace(&mut *lock(promise), Promise::Kept(result));
     if let Promise::Waiting(Some(waker)) = before {
-        waker.wake();
+        // A foreign waker that panics must not end the driver, on which other futures wait.
+        if catch_unwind(AssertUnwindSafe(|| waker.wake())).is_err() {
+            tracing::error!("the waker of a future panicked");
+        }
     }
 }
 

@@ -50,6 +50,11 @@ impl<F: Fabric> Opened<F> {
         self.name.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
+    /// Whether it is the dataset `id`.
+    pub(crate) fn is(&self, id: DatasetId) -> bool {
+        self.id.get() == Some(&id)
+    }
+
     /// The dataset has another name now.
     pub(crate) fn rename(&self, name: &str) {
         name.clone_into(&mut self.name.lock().unwrap_or_else(PoisonError::into_inner));
@@ -71,6 +76,10 @@ impl<F: Fabric> Core<F> {
             opened,
             tally: Arc::default(),
         }
+    }
+
+    pub(crate) fn opened(&self) -> &Arc<Opened<F>> {
+        &self.opened
     }
 
     /// Whether it is of this dataset.

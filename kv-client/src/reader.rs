@@ -159,7 +159,7 @@ impl<F: Fabric> ReaderOn<F> {
     pub fn poll(&mut self) -> Option<Completion<BufferOn<F>>> {
         let done = self.engine.using(|engine| {
             engine.take_ticket().or_else(|| {
-                engine.turn();
+                engine.turn_or_look();
                 engine.take_ticket()
             })
         });

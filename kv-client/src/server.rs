@@ -1,6 +1,5 @@
 //! A session over one fabric: the generic core under [`crate::Server`].
 
-use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
@@ -21,7 +20,7 @@ use crate::{ClientError, ClientOptions, DatasetId, DatasetInfo};
 /// First and longest wait between attempts at a request.
 pub(crate) const ASK_WAITS: (Duration, Duration) = (Duration::from_millis(1), Duration::from_millis(200));
 
-type Registry<F> = Mutex<HashMap<String, Weak<Opened<F>>>>;
+type Registry<F> = Mutex<Vec<Weak<Opened<F>>>>;
 
 /// A session, however many handles it has: one of each process, server and key.
 pub(crate) struct SessionInner<F: Fabric> {
@@ -194,7 +193,6 @@ impl<F: Fabric> SessionOn<F> {
             name: Bytes::from(name.as_bytes()),
         };
         self.ask(&format!("drop dataset `{name}`"), &request, false)?;
-        self.forget(name);
         Ok(())
     }
 
@@ -210,22 +208,17 @@ impl<F: Fabric> SessionOn<F> {
         self.ask(&format!("rename dataset `{from}` to `{to}`"), &request, false)?;
         // Upgraded inside the lock and dropped outside.
         let renamed = {
-            let mut datasets = self.inner.datasets.lock().unwrap_or_else(PoisonError::into_inner);
-            let renamed = datasets.remove(from).and_then(|core| core.upgrade());
-            if let Some(core) = &renamed {
-                core.rename(to);
-                datasets.insert(to.to_owned(), Arc::downgrade(core));
-            }
+            let datasets = self.inner.datasets.lock().unwrap_or_else(PoisonError::into_inner);
+            let renamed: Vec<_> = datasets
+                .iter()
+                .filter_map(Weak::upgrade)
+                .filter(|opened| opened.name() == from)
+                .collect();
+            renamed.iter().for_each(|opened| opened.rename(to));
             renamed
         };
         drop(renamed);
         Ok(())
-    }
-
-    /// The name is no longer that dataset's: who opens it from now on gets another one.
-    fn forget(&self, name: &str) {
-        let mut datasets = self.inner.datasets.lock().unwrap_or_else(PoisonError::into_inner);
-        datasets.remove(name);
     }
 
     /// As [`crate::Server::datasets`].
@@ -270,14 +263,17 @@ impl<F: Fabric> SessionOn<F> {
     /// # Errors
     /// As there.
     pub fn open(&self, name: &str) -> Result<DatasetOn<F>, ClientError> {
+        // Asked anew each time: the name may be another dataset's by now.
+        let asked = Core::new(self.clone(), Arc::new(Opened::new(Arc::clone(&self.inner), name)));
+        asked.open_first()?;
         let opened = {
             let mut datasets = self.inner.datasets.lock().unwrap_or_else(PoisonError::into_inner);
-            datasets.retain(|_, opened| opened.strong_count() > 0);
-            let known = datasets.get(name).and_then(Weak::upgrade);
+            datasets.retain(|opened| opened.strong_count() > 0);
+            let same = |opened: &Arc<Opened<F>>| opened.is(asked.id());
+            let known = datasets.iter().filter_map(Weak::upgrade).find(same);
             known.unwrap_or_else(|| {
-                let opened = Arc::new(Opened::new(Arc::clone(&self.inner), name));
-                datasets.insert(name.to_owned(), Arc::downgrade(&opened));
-                opened
+                datasets.push(Arc::downgrade(asked.opened()));
+                Arc::clone(asked.opened())
             })
         };
         let core = {

@@ -21,7 +21,7 @@ pub(crate) struct Tenure {
     generation: AtomicU64,
     lease_end_ns: AtomicU64,
     epoch: AtomicU64,
-    pins: Mutex<Vec<Weak<AtomicU64>>>,
+    pins: Mutex<Vec<Weak<Pin>>>,
 }
 
 impl Tenure {
@@ -35,7 +35,7 @@ impl Tenure {
         }
     }
 
-    fn pins(&self) -> MutexGuard<'_, Vec<Weak<AtomicU64>>> {
+    fn pins(&self) -> MutexGuard<'_, Vec<Weak<Pin>>> {
         // Pins are pushed whole, so a panic elsewhere leaves the list usable.
         self.pins.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -66,8 +66,11 @@ impl Tenure {
     }
 
     /// Registers a reader; it stores the epoch that it reads under.
-    fn add_pin(&self) -> Arc<AtomicU64> {
-        let pin = Arc::new(AtomicU64::new(UNPINNED));
+    fn add_pin(&self) -> Arc<Pin> {
+        let pin = Arc::new(Pin {
+            epoch: AtomicU64::new(UNPINNED),
+            generation: AtomicU64::new(0),
+        });
         let mut pins = self.pins();
         pins.retain(|pin| pin.strong_count() > 0);
         pins.push(Arc::downgrade(&pin));
@@ -85,12 +88,14 @@ impl Tenure {
         self.epoch.fetch_add(1, Ordering::SeqCst) + 1
     }
 
-    /// Whether no READ of an older epoch is in flight.
+    /// Whether no READ of an older epoch is in flight. Those of a session that is over do not count: their lease has
+    /// ended, so nothing of them is accepted, and the server holds what they could read on its own account.
     fn quiesced(&self, epoch: u64) -> bool {
+        let generation = self.generation.load(Ordering::SeqCst);
         let pins = self.pins();
-        pins.iter()
-            .filter_map(Weak::upgrade)
-            .all(|pin| pin.load(Ordering::SeqCst) >= epoch)
+        pins.iter().filter_map(Weak::upgrade).all(|pin| {
+            pin.epoch.load(Ordering::SeqCst) >= epoch || pin.generation.load(Ordering::SeqCst) != generation
+        })
     }
 }
 
@@ -119,10 +124,19 @@ impl Debt {
     }
 }
 
+/// What a reader says of its READs in flight.
+#[derive(Debug)]
+struct Pin {
+    /// The oldest epoch that they were posted in.
+    epoch: AtomicU64,
+    /// The session that they are of.
+    generation: AtomicU64,
+}
+
 /// Under what one lane reads: its pin, the view of its dataset, the session that its connection is of.
 #[derive(Debug)]
 pub(crate) struct Footing {
-    pin: Arc<AtomicU64>,
+    pin: Arc<Pin>,
     pinned: u64,
     /// What is known of the dataset.
     pub(crate) view: Arc<View>,
@@ -150,7 +164,8 @@ impl Footing {
         self.pinned = tenure.epoch();
         // Pairs with `Tenure::quiesced`: either it sees this pin, or the reader sees the tables that the epoch began
         // with.
-        self.pin.store(self.pinned, Ordering::SeqCst);
+        self.pin.generation.store(self.generation, Ordering::SeqCst);
+        self.pin.epoch.store(self.pinned, Ordering::SeqCst);
     }
 
     /// Takes the latest view; whether READs may be posted under it at `now_ns`.
@@ -178,7 +193,7 @@ impl Footing {
     /// Lets the epoch go: nothing is in flight.
     #[inline]
     pub(crate) fn leave(&self) {
-        self.pin.store(UNPINNED, Ordering::SeqCst);
+        self.pin.epoch.store(UNPINNED, Ordering::SeqCst);
     }
 }
 
@@ -220,7 +235,11 @@ mod forks {
         /// A copy that reads for `tenure`.
         pub(crate) fn fork(&self, tenure: &Tenure) -> Self {
             let pin = tenure.add_pin();
-            pin.store(self.pin.load(Ordering::SeqCst), Ordering::SeqCst);
+            let copy = |from: &AtomicU64, to: &AtomicU64| {
+                to.store(from.load(Ordering::SeqCst), Ordering::SeqCst);
+            };
+            copy(&self.pin.generation, &pin.generation);
+            copy(&self.pin.epoch, &pin.epoch);
             Self {
                 pin,
                 pinned: self.pinned,
@@ -231,8 +250,9 @@ mod forks {
         }
 
         pub(crate) fn digest(&self, tenure: &Tenure, state: &DatasetState, hasher: &mut impl Hasher) {
-            let pin = self.pin.load(Ordering::SeqCst);
-            let behind = (pin != UNPINNED).then(|| tenure.epoch() - pin);
+            let pin = self.pin.epoch.load(Ordering::SeqCst);
+            let behind =
+                (pin != UNPINNED).then(|| (tenure.epoch() - pin, self.pin.generation.load(Ordering::SeqCst)));
             (behind, self.generation, state.version() == self.view_version).hash(hasher);
         }
     }
@@ -260,6 +280,24 @@ mod tests {
         // A reader that is gone holds nothing up.
         drop(second);
         assert!(tenure.quiesced(later));
+    }
+
+    /// A reader that nobody turned any more, with READs of a session long over, had every later session fenced: none
+    /// could acknowledge a retirement.
+    #[test]
+    fn a_reader_of_a_session_that_is_over_holds_up_no_other() {
+        let (tenure, state) = (Tenure::new(), DatasetState::new());
+        tenure.begin(1, 100);
+        let mut forgotten = Footing::new(&tenure, &state);
+        forgotten.generation = 1;
+        forgotten.pin(&tenure);
+        let epoch = tenure.next_epoch();
+        assert!(!tenure.quiesced(epoch));
+        tenure.begin(2, 200);
+        assert!(tenure.quiesced(epoch));
+        forgotten.generation = 2;
+        forgotten.pin(&tenure);
+        assert!(!tenure.quiesced(tenure.next_epoch()));
     }
 
     #[test]

@@ -210,7 +210,11 @@ impl<F: Fabric> Engine<F> {
 
     /// Whether nothing is asked for, in flight or waiting to be taken.
     pub(crate) fn is_at_rest(&self) -> bool {
-        self.active == 0 && self.flying == 0 && self.done.is_empty() && self.tickets.is_empty()
+        self.active == 0
+            && self.flying == 0
+            && !self.entered
+            && self.done.is_empty()
+            && self.tickets.is_empty()
     }
 
     /// Items without a result.
@@ -233,9 +237,12 @@ impl<F: Fabric> Engine<F> {
     fn take(&mut self, index: u32) -> Done<F> {
         let item = &mut self.items[index as usize];
         let result = item.result.take().unwrap_or(Err(ReadError::Closed));
+        let out = std::mem::take(&mut item.out);
         let value = match (item.slot.take(), &result) {
             (Some(slot), Ok(found)) => Value::in_slot(slot, found.value_len_bytes as usize),
-            _ => Value::on_heap(std::mem::take(&mut item.out)),
+            (None, Ok(_)) => Value::on_heap(out),
+            // What came before the error was not judged, or not all of it.
+            (_, Err(_)) => Value::on_heap(Vec::new()),
         };
         let buffer = match std::mem::replace(&mut item.memory, Memory::None) {
             Memory::Owned(buffer) => Some(buffer),
@@ -337,6 +344,28 @@ impl<F: Fabric> Engine<F> {
             } else {
                 self.idle(&mut idle);
             }
+        }
+        // What ended by its deadline may have taken along the last that flew.
+        if self.flying == 0 {
+            self.leave();
+        }
+    }
+
+    /// As [`Self::turn`], for who never waits: deadlines and the lease are looked at too.
+    pub(crate) fn turn_or_look(&mut self) {
+        if self.turn() {
+            return;
+        }
+        let now = boot_ns();
+        if now < self.look_at_ns {
+            return;
+        }
+        self.look(now);
+        if self.flying > 0 && !self.footing.leased(&self.core.shared().tenure, now) {
+            self.lose_lease();
+        }
+        if self.flying == 0 {
+            self.leave();
         }
     }
 

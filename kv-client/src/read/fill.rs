@@ -360,6 +360,7 @@ impl<F: Fabric> Engine<F> {
             self.drop_queued(fetch);
         }
         self.pages.clear();
+        self.waits.pages.clear();
         self.larges.clear();
         self.lookups.clear();
     }

@@ -47,7 +47,11 @@ impl<F: Fabric> Engine<F> {
         self.lanes_max > 1
             && self.short_reads
             && self.lanes.iter().all(busy)
-            && (self.lanes.len() < self.lanes_max || self.lanes.iter().any(|lane| !lane.is_connected()))
+            && self.connected() < self.lanes_max
+    }
+
+    fn connected(&self) -> usize {
+        self.lanes.iter().filter(|lane| lane.is_connected()).count()
     }
 
     /// Makes a further connection, or one that was lost again.
@@ -74,11 +78,14 @@ impl<F: Fabric> Engine<F> {
             Err(why) => {
                 tracing::debug!(?why, "no further data connection");
                 let lane = &mut self.lanes[index];
-                lane.retry_at_ns = after(boot_ns(), lane.backoff.next());
-                if lost.is_none() && matches!(why, NotReady::Never(_)) {
-                    // Those that there are do. The new one carries nothing yet.
-                    self.lanes.pop();
-                    self.lanes_max = self.lanes.len();
+                // The wait for it was one for the other connections too.
+                lane.retry_at_ns = after(boot_ns(), lane.backoff.next().max(FURTHER_WAIT));
+                if matches!(why, NotReady::Never(_)) {
+                    // Those that there are do. What flies names its lane by place: only the last ones may go.
+                    self.lanes_max = self.connected().max(1);
+                    while self.lanes.len() > 1 && self.lanes.last().is_some_and(|lane| !lane.is_connected()) {
+                        self.lanes.pop();
+                    }
                 }
             }
         }
@@ -144,9 +151,10 @@ impl<F: Fabric> Engine<F> {
         if view.dropped {
             return Err(NotReady::Never(ReadError::Closed));
         }
-        for lane in &mut self.lanes {
-            if lane.generation != up.generation {
-                lane.reset();
+        for index in 0..self.lanes.len() {
+            if self.lanes[index].generation != up.generation {
+                self.lose(index, Trouble::Lost);
+                self.lanes[index].reset();
             }
         }
         if self.footing.generation != up.generation {

@@ -275,6 +275,9 @@ impl<F: Fabric> Engine<F> {
         }
         let now = boot_ns();
         self.look(now);
+        if self.active() == 0 {
+            return;
+        }
         if self.flying > 0 {
             if !self.footing.leased(&self.core.shared().tenure, now) {
                 return self.lose_lease();
@@ -290,7 +293,8 @@ impl<F: Fabric> Engine<F> {
     /// Sleeps until something may have arrived or is due, for `longest_ns` at most.
     pub(crate) fn sleep(&mut self, now_ns: u64, longest_ns: u64) {
         let timer = self.waits.timers.peek().map_or(u64::MAX, |Reverse((at, _))| *at);
-        let ready = if self.has_work() {
+        // While something flies, what is queued waits for that.
+        let ready = if self.flying == 0 && self.has_work() {
             self.ready_at_ns
         } else {
             u64::MAX

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll, Wake, Waker};
 use std::thread::Thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::harness::{TestFabric, World, options, tell, told};
 use kv_client::on::DatasetOn;
@@ -315,6 +315,32 @@ impl Wake for Unpark {
 }
 
 /// The smallest runtime there is.
+/// Who polled alone never met a deadline: only waiting looked at the clock.
+#[test]
+fn who_only_polls_meets_the_deadline_too_and_gets_no_bytes() {
+    let mut world = World::<Local>::new();
+    filled(&world);
+    let hasty = ClientOptions {
+        deadline: Duration::from_millis(500),
+        ..options("reader")
+    };
+    let dataset = world.session(hasty).open("d").unwrap();
+    let mut reader = dataset.reader().unwrap();
+    assert_eq!(tell(&reader.get(&key(1)).unwrap()), 1);
+    world.stop();
+    let ticket = reader.submit(&key(2)).unwrap();
+    let start = Instant::now();
+    let done = loop {
+        if let Some(done) = reader.poll() {
+            break done;
+        }
+        assert!(start.elapsed() < Duration::from_secs(60), "no deadline");
+    };
+    assert_eq!(done.ticket, ticket);
+    assert!(done.result.is_err() && done.value.is_empty());
+    assert!(reader.poll().is_none());
+}
+
 fn block_on<T>(future: impl Future<Output = T>) -> T {
     let woken = Arc::new(Unpark(std::thread::current(), AtomicU64::new(0)));
     let waker = Waker::from(Arc::clone(&woken));

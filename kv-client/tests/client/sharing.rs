@@ -107,6 +107,24 @@ fn what_one_handle_changes_the_others_know() {
     assert_eq!(second.open("e").unwrap().get(b"k").unwrap(), b"w");
 }
 
+/// A dataset that was known by the name was handed out though the name is another's by now.
+#[test]
+fn a_name_that_another_session_gave_away_is_asked_for_again() {
+    let world = World::<Local>::new();
+    world.dataset("d").put(b"k", b"old").unwrap();
+    let target: Target = format!("local:{}", world.address).parse().unwrap();
+    let [own, other] = ["reader", "admin"].map(|key| Server::connect(&target, options(key)).unwrap());
+    let before = own.open("d").unwrap();
+    other.rename("d", "e").unwrap();
+    other.create("d").unwrap();
+    other.open("d").unwrap().put(b"k", b"new").unwrap();
+    let after = own.open("d").unwrap();
+    assert_ne!(after.dataset_id(), before.dataset_id());
+    assert_eq!(after.get(b"k").unwrap(), b"new");
+    assert_eq!(before.get(b"k").unwrap(), b"old");
+    assert_eq!(own.open("e").unwrap().dataset_id(), before.dataset_id());
+}
+
 /// Memory that lies in what is registered already is not registered again.
 fn registered_once<F: TestFabric>() {
     let world = World::<F>::new();
