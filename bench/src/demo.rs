@@ -88,6 +88,11 @@ struct Report {
     seed: u64,
     gets: u64,
     reads_posted: u64,
+    /// Of those, the ones that only split large values.
+    split_reads: u64,
+    /// Samples that came by the READ of a neighbour.
+    coalesced: u64,
+    /// Before splitting and coalescing, as the next.
     reads_per_get_known: f64,
     /// With no locator cached. The directory, which a session READs once, is counted in the next.
     reads_per_get_cold: f64,
@@ -301,6 +306,8 @@ fn report(
         seed: args.seed,
         gets: cold.gets + known.gets,
         reads_posted: cold.reads + known.reads,
+        split_reads: cold.split_reads + known.split_reads,
+        coalesced: cold.coalesced + known.coalesced,
         reads_per_get_known: known.reads_per_get(),
         reads_per_get_cold: cold.reads_per_get(),
         directory_reads: 0,
@@ -353,8 +360,13 @@ fn print_table(report: &Report) {
         (
             "READs per GET",
             format!(
-                "{:.3} by locator, {:.3} by key with no locator cached (and {} of the directory, once a session)",
-                report.reads_per_get_known, report.reads_per_get_cold, report.directory_reads
+                "{:.3} by locator, {:.3} by key with no locator cached (and {} of the directory, once a session); {} more \
+                 split large values, {} fewer fetched neighbours together",
+                report.reads_per_get_known,
+                report.reads_per_get_cold,
+                report.directory_reads,
+                report.split_reads,
+                report.coalesced
             ),
         ),
         (

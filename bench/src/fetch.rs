@@ -32,12 +32,14 @@ pub(crate) struct Pass {
     pub(crate) reads: u64,
     /// Of those, the ones that only split a large value.
     pub(crate) split_reads: u64,
+    /// Samples that came by the READ of a neighbour.
+    pub(crate) coalesced: u64,
 }
 
 impl Pass {
-    /// READs for each GET, those that split large values not counted.
+    /// READs for each GET, before large values are split and neighbours coalesced.
     pub(crate) fn reads_per_get(&self) -> f64 {
-        (self.reads - self.split_reads) as f64 / self.gets.max(1) as f64
+        (self.reads - self.split_reads + self.coalesced) as f64 / self.gets.max(1) as f64
     }
 }
 
@@ -88,6 +90,7 @@ pub(crate) fn pass(
 fn add_reads(pass: &mut Pass, before: &Counters, after: &Counters) {
     pass.reads = after.reads_posted - before.reads_posted;
     pass.split_reads = after.split_reads - before.split_reads;
+    pass.coalesced = after.coalesced - before.coalesced;
 }
 
 /// Runs of `order` that are asked for at once.

@@ -95,9 +95,7 @@ fn round_trip(mut server: Server, many: u64, large_bytes: usize) {
     );
     let (said, figures) = server.verify("images", &[tree.as_os_str(), "--known".as_ref(), "-q".as_ref()]);
     said.expect(0, &[]);
-    // Neighbours come by one READ.
-    let reads_per_get = figures["reads_per_get"].as_f64().unwrap();
-    assert!(reads_per_get > 0.0 && reads_per_get <= 1.0, "{figures}");
+    assert_eq!(figures["reads_per_get"], 1.0, "{figures}");
     assert!(said.stderr.is_empty(), "{said:?}");
 
     for name in names.iter().filter(|name| !name.starts_with(b"many/")) {

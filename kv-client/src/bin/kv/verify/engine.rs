@@ -46,6 +46,7 @@ pub(crate) struct Found {
     pub(crate) gets: u64,
     pub(crate) reads_posted: u64,
     pub(crate) split_reads: u64,
+    pub(crate) coalesced: u64,
     pub(crate) directory_reads: u64,
     pub(crate) problems: Vec<String>,
 }
@@ -101,6 +102,7 @@ pub(crate) fn verify<S: Store>(
     run.found.gets = after.gets - before.gets;
     run.found.reads_posted = after.reads_posted - before.reads_posted;
     run.found.split_reads = after.split_reads - before.split_reads;
+    run.found.coalesced = after.coalesced - before.coalesced;
     run.found.directory_reads = after.directory_reads - before.directory_reads;
     run.found
 }

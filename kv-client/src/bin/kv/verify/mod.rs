@@ -71,8 +71,10 @@ struct Report {
     gets: u64,
     reads_posted: u64,
     split_reads: u64,
+    /// Values that came by the READ of a neighbour.
+    coalesced: u64,
     directory_reads: u64,
-    /// Without the splits of large values.
+    /// Before large values are split and neighbours coalesced.
     reads_per_get: f64,
     seconds: f64,
     /// Of those, inside calls that fetch.
@@ -111,7 +113,7 @@ pub(crate) fn run(arguments: Arguments, common: &Common) -> Ended {
 
 fn report(arguments: &Arguments, sources: &Sources, found: Found, took: Duration) -> Report {
     let samples = sources.items.len() as u64;
-    let single_reads = found.reads_posted.saturating_sub(found.split_reads);
+    let single_reads = (found.reads_posted + found.coalesced).saturating_sub(found.split_reads);
     let per_second = |number: u64| match found.fetch_time.as_secs_f64() {
         seconds if seconds > 0.0 => round(number as f64 / seconds, 1),
         _ => 0.0,
@@ -138,6 +140,7 @@ fn report(arguments: &Arguments, sources: &Sources, found: Found, took: Duration
         gets: found.gets,
         reads_posted: found.reads_posted,
         split_reads: found.split_reads,
+        coalesced: found.coalesced,
         directory_reads: found.directory_reads,
         reads_per_get: if found.gets > 0 {
             round(single_reads as f64 / found.gets as f64, 4)
