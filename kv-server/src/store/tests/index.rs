@@ -190,8 +190,13 @@ fn retired_blocks_say_so_until_they_are_released() {
     assert!(late > 0);
     assert!(rig.dataset("set").changes(since, 4000).is_some());
     let before = rig.figure("set", "index_bytes");
-    rig.store.release(&id, rig.store.retired());
-    assert_eq!(rig.figure("set", "retired_waiting_count"), 0);
+    // Where much came back, groups are moved out of arenas that are nearly empty, and theirs is retired in turn.
+    let mut releases = 0;
+    while rig.figure("set", "retired_waiting_count") > 0 {
+        rig.store.release(&id, rig.store.retired());
+        releases += 1;
+        assert!(releases < 20, "what is released goes on retiring more");
+    }
     fill(&rig, 20_000, 24_000);
     assert!(
         rig.figure("set", "index_bytes") < before + GROUP_BYTES as u64,
