@@ -17,6 +17,10 @@ fail() {
     exit "$code"
 }
 
+# What reports say that they are of. One value for all that cargo does here: another has bench built anew.
+VKV_COMMIT=$(git -C "$top" rev-parse --short HEAD 2>/dev/null || true)
+export VKV_COMMIT
+
 # shellcheck source=soft-roce-ci/guest/packages.sh
 . "$here/guest/packages.sh"
 
@@ -70,7 +74,6 @@ guarded() {
 build_programs() {
     need_toolchain
     note "building (the first time takes some minutes)"
-    (cd "$top" && VKV_COMMIT=$(git rev-parse --short HEAD 2>/dev/null || true) \
-        cargo build --release --locked --quiet -p kv-server -p kv-client -p bench --bins)
+    (cd "$top" && cargo build --release --locked --quiet -p kv-server -p kv-client -p bench --bins)
     programs=${CARGO_TARGET_DIR:-$top/target}/release
 }
