@@ -223,7 +223,7 @@ fn a_key_costs_no_more_when_all_were_replaced_many_times() {
 
 #[test]
 #[ignore = "takes minutes: run with --ignored"]
-fn a_key_costs_no_more_when_all_were_replaced_many_times_at_many_sizes() {
+fn by_hand_a_key_costs_no_more_when_all_were_replaced_many_times_at_many_sizes() {
     for keys in [200_000, 230_000, 260_000, 300_000, 340_000, 390_000, 1_000_000] {
         churn_and_weigh(keys, 100);
     }
