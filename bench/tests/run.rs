@@ -1,29 +1,13 @@
 //! `bench run` in smoke form: every definition that is shipped runs, with few values, and every value is right. It shows
 //! that the harness works, and measures nothing.
 
+mod common;
+
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
+use common::{BENCH, server};
 use serde_json::Value;
-
-const BENCH: &str = env!("CARGO_BIN_EXE_bench");
-
-/// The server lies beside `bench`, where `bench run` looks for it.
-fn need_server() {
-    if Path::new(BENCH).with_file_name("kv-server").exists() {
-        return;
-    }
-    let cargo = std::env::var_os("CARGO").expect("kv-server lies beside bench, or it runs under cargo");
-    let mut build = Command::new(cargo);
-    build.args(["build", "-q", "-p", "kv-server", "--bin", "kv-server"]);
-    if Path::new(BENCH)
-        .parent()
-        .is_some_and(|folder| folder.ends_with("release"))
-    {
-        build.arg("--release");
-    }
-    assert!(build.status().unwrap().success(), "kv-server does not build");
-}
 
 fn definitions(start: &str) -> Vec<PathBuf> {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("defs");
@@ -50,7 +34,8 @@ fn bench(arguments: &[&str], folder: &Path) -> Output {
 
 /// Runs a definition in smoke form; its report.
 fn smoke(definition: &Path, blocks: &str) -> Value {
-    need_server();
+    // It lies beside `bench`, where `bench run` looks for it.
+    server();
     let folder = tempfile::tempdir().unwrap();
     let data = std::env::var_os("VKV_NVME").map_or_else(|| folder.path().to_owned(), PathBuf::from);
     let (path, data, out) = (
@@ -205,7 +190,7 @@ fn a_definition_that_cannot_be_is_refused_before_anything_starts() {
 
 #[test]
 fn the_example_is_a_definition_and_reports_compare() {
-    need_server();
+    server();
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("example.toml");
     let output = bench(&["run", "--example"], folder.path());
