@@ -11,6 +11,7 @@ use hashbrown::HashMap;
 use kv_client::Client;
 use kv_proto::layout::{SegmentTrailer, TRAILER_MAGIC};
 use kv_server::store::{Compaction, StoreOptions};
+use rustc_hash::FxBuildHasher;
 use serde::Serialize;
 use zerocopy::FromBytes;
 
@@ -102,8 +103,8 @@ pub(crate) fn run(args: &Args) -> Result<bool, Error> {
         report.footer_bytes = footers.iter().map(|footers| footers.end - footers.first).sum();
         files.iter().try_for_each(|path| make_cold(path))?;
         report.cat.push(cat(&footers)?);
-        report.map.push(fill_map(args.records, HashMap::new()));
-        let reserved = HashMap::with_capacity(usize::try_from(args.records)?);
+        report.map.push(fill_map(args.records, HashMap::default()));
+        let reserved = HashMap::with_capacity_and_hasher(usize::try_from(args.records)?, FxBuildHasher);
         report.map_reserved.push(fill_map(args.records, reserved));
         files.iter().try_for_each(|path| make_cold(path))?;
         let (ready, found) = restart(&stage, block as u64 % args.records)?;
@@ -175,7 +176,7 @@ fn cat(footers: &[Footers]) -> Result<f64, Error> {
 }
 
 /// Inserts every key with 16 bytes, the length of a locator; s.
-fn fill_map(records: u64, mut map: HashMap<[u8; KEY_BYTES], [u8; 16]>) -> f64 {
+fn fill_map(records: u64, mut map: HashMap<[u8; KEY_BYTES], [u8; 16], FxBuildHasher>) -> f64 {
     let started = Instant::now();
     for number in 0..records {
         map.insert(key_of(number), u128::from(number).to_le_bytes());

@@ -1,28 +1,26 @@
 //! A dataset over one fabric: the generic core under [`crate::Client`]. Its puts are in [`crate::put`].
 
-use std::sync::{Arc, Mutex, MutexGuard, TryLockError};
-use std::time::Duration;
+use std::sync::Arc;
 
 use kv_fabric::Fabric;
 use kv_proto::control::{Answer, Bytes, Request};
+use parking_lot::{Mutex, MutexGuard};
 
-use crate::backoff::Backoff;
-use crate::clock::Deadline;
 use crate::future::AsyncReader;
 use crate::list::ListOn;
 use crate::memory::BufferOn;
 use crate::opening::Core;
 use crate::read::arrive::global;
-use crate::read::calls::{Wish, by_key, by_place};
+use crate::read::calls::{Got, Wish, by_key, by_place};
 use crate::read::check_key;
-use crate::read::engine::{Done, Engine};
+use crate::read::engine::Engine;
 use crate::read::item::Want;
 use crate::reader::ReaderOn;
 use crate::server::{SessionOn, figures};
 use crate::{ClientError, ClientOptions, Counters, DatasetId, GlobalLocator, ReadError};
 
-/// First and longest wait between two looks whether the engine is free.
-const ENGINE_WAITS: (Duration, Duration) = (Duration::from_micros(20), Duration::from_millis(1));
+/// Values of one call that are read before another thread's call has its turn: the lock is a fair one.
+const TURN: usize = 4096;
 
 /// A dataset on fabric `F`. A clone has an engine, and so data connections, of its own.
 pub struct DatasetOn<F: Fabric> {
@@ -89,29 +87,10 @@ impl<F: Fabric> DatasetOn<F> {
         sum
     }
 
-    /// The engine, as soon as no other call uses it.
+    /// The engine, as soon as it is this call's turn.
     fn hold(&self) -> Result<Held<'_, F>, ReadError> {
-        // A panic leaves it as `Held::drop` does: with nothing in flight.
-        let free = || match self.engine.try_lock() {
-            Ok(guard) => Some(Held(guard)),
-            Err(TryLockError::Poisoned(error)) => Some(Held(error.into_inner())),
-            Err(TryLockError::WouldBlock) => None,
-        };
-        let mut held = match free() {
-            Some(held) => held,
-            None => {
-                let deadline = Deadline::after(self.options.deadline);
-                let mut backoff = Backoff::new(ENGINE_WAITS.0, ENGINE_WAITS.1);
-                loop {
-                    if !backoff.sleep(deadline) {
-                        return Err(ReadError::Timeout);
-                    }
-                    if let Some(held) = free() {
-                        break held;
-                    }
-                }
-            }
-        };
+        let engine = self.engine.try_lock_for(self.options.deadline);
+        let mut held = Held(engine.ok_or(ReadError::Timeout)?);
         if held.0.is_none() {
             let engine = Engine::new(Arc::clone(&self.core), Arc::clone(&self.options));
             *held.0 = Some(Box::new(engine.map_err(|error| {
@@ -134,10 +113,21 @@ impl<F: Fabric> DatasetOn<F> {
         count: usize,
         want: Want,
         wish: impl Fn(usize) -> Wish<'k>,
-        what: impl Fn(Done<F>) -> T,
+        what: impl Fn(Got) -> T,
     ) -> Vec<Result<T, ReadError>> {
-        let read = self.with(|engine| Ok(engine.read_many(count, want, wish, what)));
-        read.unwrap_or_else(|error| (0..count).map(|_| Err(error)).collect())
+        let read = |first: usize, count: usize| {
+            let read =
+                self.with(|engine| Ok(engine.read_many(count, want, |index| wish(first + index), &what)));
+            read.unwrap_or_else(|error| (0..count).map(|_| Err(error)).collect())
+        };
+        if count <= TURN {
+            return read(0, count);
+        }
+        let mut results = Vec::with_capacity(count);
+        while results.len() < count {
+            results.extend(read(results.len(), TURN.min(count - results.len())));
+        }
+        results
     }
 
     /// A reader of its own for one thread.
@@ -161,8 +151,8 @@ impl<F: Fabric> DatasetOn<F> {
     /// # Errors
     /// As there.
     pub fn get(&self, key: &[u8]) -> Result<Vec<u8>, ReadError> {
-        let done = self.with(|engine| engine.read_one(by_key(key), Want::Whole))?;
-        Ok(done.value.into())
+        let got = self.with(|engine| engine.read_one(by_key(key), Want::Whole))?;
+        Ok(got.value.into())
     }
 
     /// As [`crate::Client::get_range`].
@@ -171,14 +161,14 @@ impl<F: Fabric> DatasetOn<F> {
     /// As there.
     pub fn get_range(&self, key: &[u8], offset: u64, len: u64) -> Result<Vec<u8>, ReadError> {
         let want = Want::Range { offset, len };
-        let done = self.with(|engine| engine.read_one(by_key(key), want))?;
-        Ok(done.value.into())
+        let got = self.with(|engine| engine.read_one(by_key(key), want))?;
+        Ok(got.value.into())
     }
 
     /// As [`crate::Client::get_many`].
     pub fn get_many<K: AsRef<[u8]>>(&self, keys: &[K]) -> Vec<Result<Vec<u8>, ReadError>> {
         let wish = |index: usize| by_key(keys[index].as_ref());
-        self.read_many(keys.len(), Want::Whole, wish, |done| done.value.into())
+        self.read_many(keys.len(), Want::Whole, wish, |got| got.value.into())
     }
 
     /// As [`crate::Client::locate`].
@@ -186,17 +176,17 @@ impl<F: Fabric> DatasetOn<F> {
     /// # Errors
     /// As there.
     pub fn locate(&self, key: &[u8]) -> Result<GlobalLocator, ReadError> {
-        let done = self.with(|engine| engine.read_one(by_key(key), Want::Locator))?;
-        Ok(global(self.id(), done.result?.locator))
+        let got = self.with(|engine| engine.read_one(by_key(key), Want::Locator))?;
+        Ok(global(self.id(), got.found.locator))
     }
 
     /// As [`crate::Client::locate_many`].
     pub fn locate_many<K: AsRef<[u8]>>(&self, keys: &[K]) -> Vec<Result<GlobalLocator, ReadError>> {
         let id = self.id();
         let wish = |index: usize| by_key(keys[index].as_ref());
-        let located = self.read_many(keys.len(), Want::Locator, wish, |done| done.result);
-        let located = located.into_iter().map(|found| Ok(global(id, found??.locator)));
-        located.collect()
+        self.read_many(keys.len(), Want::Locator, wish, |got| {
+            global(id, got.found.locator)
+        })
     }
 
     /// As [`crate::Client::get_at`].
@@ -222,7 +212,7 @@ impl<F: Fabric> DatasetOn<F> {
             let key = keys.and_then(|keys| keys.get(index)).map(AsRef::as_ref);
             by_place(id, &at[index], key)
         };
-        self.read_many(at.len(), Want::Whole, wish, |done| done.value.into())
+        self.read_many(at.len(), Want::Whole, wish, |got| got.value.into())
     }
 
     /// As [`crate::Client::get_into`].

@@ -288,6 +288,7 @@ fn submit<F: Fabric>(engine: &mut Engine<F>, wanted: &Wanted, user: u64, now_ns:
         at,
         want: Want::Slot,
         memory: Memory::None,
+        trouble: None,
     };
     engine.submit_or_refuse(ask, refused, now_ns);
 }

@@ -25,6 +25,7 @@ use crate::api::{Client, Inner, Memory, RegisteredMemory};
 use crate::dataset::DatasetOn;
 
 /// Bytes that READs have brought, by the rule in the file header.
+#[inline]
 pub(crate) fn landed(memory: &kv_fabric::Memory, offset: usize, len: usize) -> &[u8] {
     // SAFETY: no READ to the range is posted, and nobody writes it while the reference lives (file header).
     unsafe { memory.view(offset, len) }

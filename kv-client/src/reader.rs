@@ -76,6 +76,7 @@ impl<F: Fabric> ReaderOn<F> {
             at,
             want,
             memory,
+            trouble: None,
         };
         self.engine.submit_or_refuse(ask, refused, boot_ns());
         ticket
@@ -206,7 +207,7 @@ impl<F: Fabric> ReaderOn<F> {
     pub fn get_many<K: AsRef<[u8]>>(&mut self, keys: &[K]) -> Vec<Result<Value, ReadError>> {
         let wish = |index: usize| by_key(keys[index].as_ref());
         self.engine
-            .read_many(keys.len(), Want::Slot, wish, |done| done.value)
+            .read_many(keys.len(), Want::Slot, wish, |got| got.value)
     }
 
     /// As [`crate::Reader::get_many_at`].
@@ -218,8 +219,7 @@ impl<F: Fabric> ReaderOn<F> {
         let id = self.engine.dataset_id();
         let key = |index: usize| keys.and_then(|keys| keys.get(index)).map(AsRef::as_ref);
         let wish = |index: usize| by_place(id, &at[index], key(index));
-        self.engine
-            .read_many(at.len(), Want::Slot, wish, |done| done.value)
+        self.engine.read_many(at.len(), Want::Slot, wish, |got| got.value)
     }
 
     /// As [`crate::Reader::get_into`].

@@ -49,6 +49,7 @@ impl Row {
     }
 
     /// Whether bytes `start..end` of the segment may be read.
+    #[inline]
     pub(crate) fn check(&self, end: u64) -> Result<(), NoPlace> {
         match self.state {
             segment_state::ACTIVE => {}
@@ -66,6 +67,7 @@ impl Row {
     }
 
     /// Where byte `at` of the segment lies, and how many bytes follow it there.
+    #[inline]
     pub(crate) fn place(&self, at: u64) -> Option<(RemoteRef, u64)> {
         let extent = usize::try_from(at / EXTENT_BYTES).ok()?;
         let within = at % EXTENT_BYTES;
@@ -168,12 +170,14 @@ impl View {
         }
     }
 
+    #[inline]
     pub(crate) fn row(&self, segment: u32) -> Option<&Row> {
         let index = self.rows.binary_search_by_key(&segment, |row| row.segment).ok()?;
         self.rows.get(index)
     }
 
     /// The row that `locator` needs, if the whole record may be read now.
+    #[inline]
     pub(crate) fn row_for(&self, locator: &Locator) -> Result<&Row, NoPlace> {
         let row = self.row(locator.segment).ok_or(NoPlace::Unknown)?;
         row.check(locator.offset_bytes() + locator.wire_len_bytes())?;

@@ -382,6 +382,13 @@ pub struct Read<'a, R> {
     pub signaled: bool,
 }
 
+impl<R> Clone for Read<'_, R> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+impl<R> Copy for Read<'_, R> {}
+
 /// How a READ ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum ReadStatus {

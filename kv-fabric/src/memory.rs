@@ -167,6 +167,7 @@ impl Memory {
         }
     }
 
+    #[inline]
     fn range(&self, offset: usize, len: usize) -> NonNull<u8> {
         assert!(
             offset.checked_add(len).is_some_and(|end| end <= self.len),
@@ -260,6 +261,7 @@ impl Memory {
     ///
     /// # Safety
     /// - No READ to the range is posted and no other process or thread writes it while the view lives.
+    #[inline]
     #[must_use]
     pub unsafe fn view(&self, offset: usize, len: usize) -> &[u8] {
         let at = self.range(offset, len);

@@ -1,12 +1,13 @@
 //! CRC32C (Castagnoli, RFC 3720 section 12.1) of values, blocks and records.
 
 use crate::layout::{BLOCK_BYTES, block_count};
-use crc_fast::{CrcAlgorithm, Digest, checksum, checksum_combine};
+use crc_fast::{CrcAlgorithm, Digest, checksum_combine, crc32_iscsi};
 
 /// CRC32C of `bytes`.
+#[inline]
 #[must_use]
 pub fn crc32c(bytes: &[u8]) -> u32 {
-    checksum(CrcAlgorithm::Crc32Iscsi, bytes) as u32
+    crc32_iscsi(bytes)
 }
 
 /// CRC32C of bytes with the CRC `first` and, behind them, `second_len_bytes` bytes with the CRC `second`.

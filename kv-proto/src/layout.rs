@@ -509,6 +509,7 @@ pub const fn units(len_bytes: u64) -> u64 {
 }
 
 /// Blocks of a value that carry a CRC of their own: none up to [`BLOCK_BYTES`].
+#[inline]
 #[must_use]
 pub const fn block_count(value_len_bytes: u64) -> u64 {
     if value_len_bytes <= BLOCK_BYTES as u64 {
@@ -519,12 +520,14 @@ pub const fn block_count(value_len_bytes: u64) -> u64 {
 }
 
 /// Bytes of a record before its value: header, key and block CRCs.
+#[inline]
 #[must_use]
 pub const fn prefix_len(key_len_bytes: u64, value_len_bytes: u64) -> u64 {
     size_of::<RecordHeader>() as u64 + key_len_bytes + 4 * block_count(value_len_bytes)
 }
 
 /// Bytes of a record on the wire: all of it, without what pads it to its alignment.
+#[inline]
 #[must_use]
 pub const fn wire_len(key_len_bytes: u64, value_len_bytes: u64) -> u64 {
     prefix_len(key_len_bytes, value_len_bytes) + value_len_bytes
@@ -532,18 +535,21 @@ pub const fn wire_len(key_len_bytes: u64, value_len_bytes: u64) -> u64 {
 
 impl Locator {
     /// Bytes of the record before its value.
+    #[inline]
     #[must_use]
     pub const fn prefix_len_bytes(&self) -> u64 {
         prefix_len(self.key_len_bytes as u64, self.value_len_bytes as u64)
     }
 
     /// Bytes of the whole record on the wire.
+    #[inline]
     #[must_use]
     pub const fn wire_len_bytes(&self) -> u64 {
         wire_len(self.key_len_bytes as u64, self.value_len_bytes as u64)
     }
 
     /// Offset of the record in its segment, bytes.
+    #[inline]
     #[must_use]
     pub const fn offset_bytes(&self) -> u64 {
         self.offset_units as u64 * RECORD_ALIGN_BYTES

@@ -139,6 +139,7 @@ pub fn parse_header(bytes: &[u8]) -> Result<RecordHeader, DecodeError> {
 }
 
 /// Bytes before the value of the record with this header; for FILLER the header alone.
+#[inline]
 #[must_use]
 pub fn header_prefix_len(header: &RecordHeader) -> u64 {
     if header.kind == record_kind::FILLER {
@@ -154,9 +155,15 @@ pub fn header_prefix_len(header: &RecordHeader) -> u64 {
 /// [`DecodeError`] if a field is outside its range, `prefix` is not exactly as long as the header says, or the CRC
 /// does not agree.
 pub fn check_prefix(prefix: &[u8]) -> Result<RecordHeader, DecodeError> {
-    const WHAT: &str = "record prefix";
     let header = parse_header(prefix)?;
-    let need = header_prefix_len(&header) as usize;
+    check_crc(prefix, &header)?;
+    Ok(header)
+}
+
+/// Whether `prefix` is as long as its header says, and has its CRC.
+fn check_crc(prefix: &[u8], header: &RecordHeader) -> Result<(), DecodeError> {
+    const WHAT: &str = "record prefix";
+    let need = header_prefix_len(header) as usize;
     if prefix.len() < need {
         return Err(DecodeError::Short {
             what: WHAT,
@@ -170,10 +177,7 @@ pub fn check_prefix(prefix: &[u8]) -> Result<RecordHeader, DecodeError> {
             extra: prefix.len() - need,
         });
     }
-    let mut crc = Crc32c::new();
-    crc.update(&prefix[..HEADER_BYTES - 4]);
-    crc.update(&prefix[HEADER_BYTES..]);
-    let computed = crc.finish();
+    let computed = prefix_crc(&prefix[..HEADER_BYTES - 4], &prefix[HEADER_BYTES..]);
     if computed != header.header_crc {
         return Err(DecodeError::Checksum {
             what: WHAT,
@@ -181,7 +185,26 @@ pub fn check_prefix(prefix: &[u8]) -> Result<RecordHeader, DecodeError> {
             computed: u64::from(computed),
         });
     }
-    Ok(header)
+    Ok(())
+}
+
+/// Longest key, with the CRCs of blocks, whose prefix is put together before its CRC is taken.
+const SHORT_BYTES: usize = 128;
+
+/// CRC of a header but for its last field, and of what comes behind it.
+#[inline]
+fn prefix_crc(header: &[u8], rest: &[u8]) -> u32 {
+    if rest.len() <= SHORT_BYTES {
+        // Twice as fast as in two steps.
+        let mut bytes = [0; HEADER_BYTES + SHORT_BYTES];
+        bytes[..header.len()].copy_from_slice(header);
+        bytes[header.len()..header.len() + rest.len()].copy_from_slice(rest);
+        return crc32c(&bytes[..header.len() + rest.len()]);
+    }
+    let mut crc = Crc32c::new();
+    crc.update(header);
+    crc.update(rest);
+    crc.finish()
 }
 
 /// Why bytes that were read are not the record that was wanted.
@@ -216,7 +239,45 @@ pub struct Expected<'a> {
 ///
 /// # Errors
 /// [`Refusal`]: which of the remedies applies.
+#[inline]
 pub fn judge_prefix(prefix: &[u8], expected: &Expected<'_>) -> Result<RecordHeader, Refusal> {
+    match wanted(prefix, expected) {
+        Some(header) => Ok(header),
+        None => judge_other(prefix, expected),
+    }
+}
+
+/// The header, if `prefix` is what is wanted in every respect: what nearly always comes, judged in few steps. What it
+/// takes [`judge_other`] takes too, which alone says what is wrong with the rest.
+#[inline]
+fn wanted(prefix: &[u8], expected: &Expected<'_>) -> Option<RecordHeader> {
+    let locator = &expected.locator;
+    let (header, rest) = RecordHeader::read_from_prefix(prefix).ok()?;
+    let key_len = usize::from(locator.key_len_bytes);
+    let is_wanted = header.magic == RECORD_MAGIC
+        && header.format == MEDIA_FORMAT
+        && matches!(header.kind, record_kind::VALUE | record_kind::HEAD)
+        && header.flags == 0
+        && header.reserved == 0
+        && header.part == 0
+        && header.key_len_bytes == locator.key_len_bytes
+        && header.value_len_bytes == locator.value_len_bytes
+        && header.segment_identity == expected.segment_identity
+        && (1..=KEY_MAX_BYTES).contains(&key_len)
+        && prefix.len() as u64 == locator.prefix_len_bytes()
+        && prefix_crc(&prefix[..HEADER_BYTES - 4], rest) == header.header_crc;
+    let key = rest.get(..key_len).filter(|_| is_wanted)?;
+    let is_key = match expected.key {
+        // Equal keys have equal tags: hashing again is for those who come with a locator alone.
+        Some(wanted) => key == wanted,
+        None => KeyHash::of(expected.hash_key, key).tag() == locator.tag,
+    };
+    is_key.then_some(header)
+}
+
+/// As [`judge_prefix`], step by step.
+#[cold]
+fn judge_other(prefix: &[u8], expected: &Expected<'_>) -> Result<RecordHeader, Refusal> {
     let header = judge_record(prefix, expected)?;
     match header.kind {
         record_kind::VALUE | record_kind::HEAD => Ok(header),
@@ -242,7 +303,9 @@ pub(crate) fn judge_record(prefix: &[u8], expected: &Expected<'_>) -> Result<Rec
                 Refusal::Stale
             });
         }
-        Ok(_) => check_prefix(prefix).map_err(|_| Refusal::Torn)?,
+        Ok(header) => check_crc(prefix, &header)
+            .map(|()| header)
+            .map_err(|_| Refusal::Torn)?,
         Err(_) => return Err(Refusal::Torn),
     };
     if header.segment_identity != expected.segment_identity {
@@ -250,7 +313,6 @@ pub(crate) fn judge_record(prefix: &[u8], expected: &Expected<'_>) -> Result<Rec
     }
     let key = &prefix[HEADER_BYTES..HEADER_BYTES + usize::from(header.key_len_bytes)];
     match expected.key {
-        // Equal keys have equal tags: hashing again is for those who come with a locator alone.
         Some(wanted) if key == wanted => {}
         Some(_) => return Err(Refusal::OtherKey),
         None if KeyHash::of(expected.hash_key, key).tag() != locator.tag => return Err(Refusal::Stale),
@@ -272,6 +334,7 @@ pub fn key_in<'a>(prefix: &'a [u8], header: &RecordHeader) -> &'a [u8] {
 ///
 /// # Errors
 /// [`Refusal::Torn`] if a CRC or the length does not agree.
+#[inline]
 pub fn judge_value(prefix: &[u8], header: &RecordHeader, value: &[u8]) -> Result<(), Refusal> {
     if value.len() as u64 != u64::from(header.value_len_bytes) {
         return Err(Refusal::Torn);
@@ -283,10 +346,12 @@ pub fn judge_value(prefix: &[u8], header: &RecordHeader, value: &[u8]) -> Result
             Err(Refusal::Torn)
         };
     }
-    value
-        .chunks(BLOCK_BYTES)
-        .enumerate()
-        .try_for_each(|(index, block)| judge_block(prefix, header, index, block))
+    judge_blocks(prefix, header, value)
+}
+
+fn judge_blocks(prefix: &[u8], header: &RecordHeader, value: &[u8]) -> Result<(), Refusal> {
+    let mut blocks = value.chunks(BLOCK_BYTES).enumerate();
+    blocks.try_for_each(|(index, block)| judge_block(prefix, header, index, block))
 }
 
 /// Judges block `index` of a value against its accepted prefix; the value has more than one block.
@@ -358,4 +423,74 @@ pub fn encode_head(head: &HeadValue, parts: &[PartRef], out: &mut Vec<u8>) {
     debug_assert_eq!(head.part_count as usize, parts.len());
     out.extend_from_slice(head.as_bytes());
     out.extend_from_slice(parts.as_bytes());
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::layout::wire_len;
+
+    /// Headers with any one bit, or any two, turned over and the CRC made right again: the short judgement takes what the
+    /// long one takes, and nothing else.
+    #[test]
+    fn both_judgements_take_the_same() {
+        let (key, value, hash_key) = (b"a key", [7_u8; 300], [3; 16]);
+        let meta = RecordMeta {
+            kind: record_kind::VALUE,
+            part: 0,
+            sequence: 9,
+            segment_identity: 77,
+            client_id: 5,
+            operation: 6,
+            durable_units: 4,
+        };
+        let mut right = Vec::new();
+        encode_prefix(&meta, key, 300, crc32c(&value), &[], &mut right);
+        let locator = Locator {
+            segment: 1,
+            offset_units: 0,
+            value_len_bytes: 300,
+            key_len_bytes: 5,
+            tag: KeyHash::of(&hash_key, key).tag(),
+        };
+        assert_eq!(right.len() as u64, wire_len(5, 300) - 300);
+        let (mut taken, mut refused) = (0, 0);
+        let bits = 8 * right.len();
+        for first in 0..bits {
+            for second in (first..bits).step_by(7) {
+                for (wanted_key, tag) in [(Some(&key[..]), locator.tag), (None, locator.tag), (None, 1)] {
+                    let mut bytes = right.clone();
+                    bytes[first / 8] ^= 1 << (first % 8);
+                    // The same bit twice: nothing is changed.
+                    bytes[second / 8] ^= 1 << (second % 8);
+                    if (HEADER_BYTES - 4..HEADER_BYTES).contains(&(first / 8)) {
+                        continue;
+                    }
+                    let crc = prefix_crc(&bytes[..HEADER_BYTES - 4], &bytes[HEADER_BYTES..]);
+                    bytes[HEADER_BYTES - 4..HEADER_BYTES].copy_from_slice(&crc.to_le_bytes());
+                    let expected = Expected {
+                        segment_identity: 77,
+                        locator: Locator { tag, ..locator },
+                        hash_key: &hash_key,
+                        key: wanted_key,
+                    };
+                    let long = judge_other(&bytes, &expected);
+                    assert_eq!(wanted(&bytes, &expected), long.ok(), "bits {first} and {second}");
+                    assert_eq!(judge_prefix(&bytes, &expected), long);
+                    *(if long.is_ok() { &mut taken } else { &mut refused }) += 1;
+                }
+            }
+        }
+        assert!(taken > 1000 && refused > 1000, "{taken} {refused}");
+        let mut bytes = right.clone();
+        bytes[HEADER_BYTES - 1] ^= 1;
+        let expected = Expected {
+            segment_identity: 77,
+            locator,
+            hash_key: &hash_key,
+            key: None,
+        };
+        assert!(wanted(&right, &expected).is_some() && wanted(&bytes, &expected).is_none());
+        assert!(wanted(&right[..HEADER_BYTES + 4], &expected).is_none());
+    }
 }

@@ -84,6 +84,9 @@ pub(crate) struct Args {
     /// Operations after which a dataset is dropped
     #[arg(long, default_value_t = 12_000)]
     operations: u32,
+    /// Longer values: segments are full, and compacted, after fewer of them
+    #[arg(long)]
+    long: bool,
     /// Address to listen on, for verbs
     #[arg(long, env = "VKV_TEST_ADDR")]
     address: Option<String>,
@@ -144,7 +147,8 @@ fn campaign<F: FireFabric>(args: &Args) -> Result<bool, Error> {
         lease: Duration::from_millis(u64::from(args.lease.max(10))),
         keys: args.keys.max(writer::WRITERS),
         operations: args.operations,
-        memory_bytes: space::budget_bytes(args.operations, PLACES, args.readers as u64),
+        long: args.long,
+        memory_bytes: space::budget_bytes(args.operations, args.long, PLACES, args.readers as u64),
     };
     println!(
         "fire: {} reads to check over {}, each hazard {} times at least; to repeat: --seed {seed:#x}",

@@ -12,6 +12,7 @@ use super::fabrics::FireFabric;
 use super::field::Field;
 use super::hazards::{Hazard, Required, Seen, hazards};
 use super::space::Space;
+use super::values::LONG;
 
 /// What a campaign is made of.
 #[derive(Debug, Clone, Copy)]
@@ -22,6 +23,7 @@ pub(super) struct Plan {
     pub(super) lease: Duration,
     pub(super) keys: u32,
     pub(super) operations: u32,
+    pub(super) long: bool,
     pub(super) memory_bytes: u64,
 }
 
@@ -56,6 +58,12 @@ impl Shared {
     pub(super) fn fail(&self, why: String) {
         lock(&self.trouble).get_or_insert(why);
         self.over.store(true, Ordering::SeqCst);
+    }
+
+    /// The generation of a dataset that is about to be made.
+    pub(super) fn next_generation(&self) -> u64 {
+        let number = self.generations.fetch_add(1, Ordering::SeqCst) + 1;
+        number | if self.plan.long { LONG } else { 0 }
     }
 
     pub(super) fn key(&self, key: u32) -> &[u8] {

@@ -8,6 +8,8 @@ use kv_client::on::{DatasetOn, SessionOn};
 use kv_fabric::Fabric;
 use serde::Serialize;
 
+use super::values::LONGER_BYTES;
+
 /// Memory of images and index for each operation, generously: a record of about 200 bytes, and its share of an index
 /// that is half empty.
 const OPERATION_BYTES: u64 = 700;
@@ -23,8 +25,9 @@ const PATIENCE: Duration = Duration::from_secs(60);
 const EMPTY_BYTES: u64 = 1 << 20;
 
 /// The memory that is enough where what is retired comes back: the server has no more.
-pub(super) fn budget_bytes(operations: u32, places: u64, readers: u64) -> u64 {
-    let datasets = (u64::from(operations) * OPERATION_BYTES + DATASET_BYTES) * DATASETS_PER_PLACE * places;
+pub(super) fn budget_bytes(operations: u32, long: bool, places: u64, readers: u64) -> u64 {
+    let operation = OPERATION_BYTES + if long { LONGER_BYTES as u64 } else { 0 };
+    let datasets = (u64::from(operations) * operation + DATASET_BYTES) * DATASETS_PER_PLACE * places;
     datasets + (places * 4 + readers + 1) * SESSION_BYTES
 }
 

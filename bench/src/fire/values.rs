@@ -3,6 +3,11 @@
 /// Length of what a value begins with: generation of the dataset, key, version.
 const HEAD_BYTES: usize = 16;
 
+/// In the generation of a dataset: its values are longer, by [`LONGER_BYTES`] as a rule.
+pub(super) const LONG: u64 = 1 << 63;
+/// See [`LONG`].
+pub(super) const LONGER_BYTES: usize = 800;
+
 /// SplitMix64's finish: every bit of the result hangs on every bit of `x`.
 pub(super) const fn mix(mut x: u64) -> u64 {
     x = x.wrapping_add(0x9E37_79B9_7F4A_7C15);
@@ -33,10 +38,15 @@ impl Version {
     /// Length of its value: short as a rule, now and then of several cache lines, rarely of two blocks.
     const fn len(self) -> usize {
         let seed = self.seed() >> 8;
+        let longer = if self.generation & LONG == 0 {
+            0
+        } else {
+            LONGER_BYTES
+        };
         match seed % 8192 {
             0 => 70_000,
             1..=16 => 3000,
-            _ => HEAD_BYTES + (seed >> 13) as usize % 160,
+            _ => HEAD_BYTES + longer + (seed >> 13) as usize % 160,
         }
     }
 
@@ -95,13 +105,13 @@ impl Version {
 
 #[cfg(test)]
 mod tests {
-    use super::Version;
+    use super::{LONG, Version};
 
     #[test]
     fn a_value_tells_its_version_and_any_other_byte_shows() {
         for number in 1..40 {
             let version = Version {
-                generation: 3,
+                generation: if number < 20 { 3 } else { LONG | 3 },
                 key: 77,
                 number,
             };

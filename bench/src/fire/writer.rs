@@ -40,7 +40,7 @@ pub(super) struct Place<F: Fabric> {
 /// Makes datasets, has them written, and drops them, until it is told to stop; the last one is dropped too.
 pub(super) fn run<F: Fabric>(shared: &Shared, place: &Place<F>) -> Result<(), String> {
     while !shared.is_over() {
-        let generation = shared.generations.fetch_add(1, Ordering::SeqCst) + 1;
+        let generation = shared.next_generation();
         let field = Arc::new(Field::new(generation, shared.plan.keys));
         let create = || place.admin.create(&field.name).map(|_| ());
         surely("creating", &field, Status::Exists, create)?;

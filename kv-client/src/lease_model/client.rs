@@ -1,5 +1,5 @@
 //! A client's half: its control thread and one reader. They call the client's own functions in the order in which
-//! `control/{serving,thread}.rs` and `read/{lane,fast,mod}.rs` do. Any step may be as late as it likes: that is what a
+//! `control/{serving,thread}.rs` and `read/{lane,short,mod}.rs` do. Any step may be as late as it likes: that is what a
 //! client that is stopped, or a thread that is not scheduled, comes to.
 
 use std::sync::Arc;

@@ -111,13 +111,6 @@ impl<F: Fabric> Engine<F> {
     fn expired(&self, lane: &Lane<F>, flight: &Flight) {
         add(&self.counters.expired, 1);
         let at = flight.at;
-        let other_bucket = |entry: &DirectoryEntry, index: u32, at: usize| {
-            let mut bytes = [0; BUCKET_BYTES];
-            lane.read(at, &mut bytes);
-            let scope = &self.footing.view.scope;
-            Bucket::read_from_bytes(&bytes)
-                .is_ok_and(|bucket| scope.bucket_checksum(entry.group, index, &bucket) != bucket.checksum)
-        };
         let reused = match flight.flying {
             Flying::Buckets {
                 entry,
@@ -125,8 +118,8 @@ impl<F: Fabric> Engine<F> {
                 count,
                 ..
             } => (buckets[..count].iter().enumerate())
-                .any(|(place, &index)| other_bucket(&entry, index, at + place * BUCKET_BYTES)),
-            Flying::Guess { entry, bucket, .. } => other_bucket(&entry, bucket, at),
+                .any(|(place, &index)| self.is_other_bucket(lane, &entry, index, at + place * BUCKET_BYTES)),
+            Flying::Guess { entry, bucket, .. } => self.is_other_bucket(lane, &entry, bucket, at),
             Flying::Piece {
                 fetch,
                 with_prefix: true,
@@ -139,6 +132,21 @@ impl<F: Fabric> Engine<F> {
             Flying::Piece { .. } | Flying::Page { .. } => false,
         };
         add(&self.counters.expired_reused, u64::from(reused));
+    }
+
+    /// Whether what lies at `at` of the ring is not bucket `index` of that group.
+    pub(super) fn is_other_bucket(
+        &self,
+        lane: &Lane<F>,
+        entry: &DirectoryEntry,
+        index: u32,
+        at: usize,
+    ) -> bool {
+        let mut bytes = [0; BUCKET_BYTES];
+        lane.read(at, &mut bytes);
+        let scope = &self.footing.view.scope;
+        Bucket::read_from_bytes(&bytes)
+            .is_ok_and(|bucket| scope.bucket_checksum(entry.group, index, &bucket) != bucket.checksum)
     }
 
     fn page_landed(&mut self, lane: usize, page: u32, changes: u64, at: usize) {

@@ -4,7 +4,9 @@ use kv_fabric::Fabric;
 use kv_proto::layout::Locator;
 
 use super::engine::{Ask, Done, Engine};
-use super::item::{Memory, Want};
+use super::item::{Found, Memory, Want};
+use super::short::Call;
+use super::slots::Value;
 use crate::clock::boot_ns;
 use crate::memory::BufferOn;
 use crate::{DatasetId, GlobalLocator, ReadError};
@@ -15,12 +17,19 @@ const WINDOW: usize = 1024;
 /// One value that a call asks for, by key or by place; `Err` if it cannot be there.
 pub(crate) type Wish<'k> = Result<(Option<&'k [u8]>, Option<Locator>), ReadError>;
 
+/// A value that a call asked for, as it was wanted.
+pub(crate) struct Got {
+    pub(crate) found: Found,
+    pub(crate) value: Value,
+}
+
 /// What a key wishes for.
 pub(crate) fn by_key(key: &[u8]) -> Wish<'_> {
     Ok((Some(key), None))
 }
 
 /// What a locator wishes for, if it can be of this dataset and, where one is given, of this key.
+#[inline]
 pub(crate) fn by_place<'k>(id: DatasetId, at: &GlobalLocator, key: Option<&'k [u8]>) -> Wish<'k> {
     let other_key = |key: &[u8]| key.len() != usize::from(at.locator.key_len_bytes);
     if at.dataset != id || at.locator.segment == 0 || key.is_some_and(other_key) {
@@ -63,49 +72,75 @@ impl<F: Fabric> Engine<F> {
         result
     }
 
-    /// Reads `count` values and hands over each as it is done. All of them are done when it returns.
+    /// Reads `count` values and hands over each as it is done. All of them are done when it returns. What wants a
+    /// place has it in `region`.
     fn read<'k>(
         &mut self,
         count: usize,
         want: Want,
-        memory: impl Fn() -> Memory<F>,
+        region: Option<&F::Region>,
         wish: impl Fn(usize) -> Wish<'k>,
-        mut take: impl FnMut(usize, Result<Done<F>, ReadError>),
+        take: impl FnMut(usize, Result<Got, ReadError>),
     ) {
         self.using(|engine| {
-            let (mut next, mut under_way) = (0, 0);
-            while next < count || under_way > 0 {
-                let now = boot_ns();
-                while next < count && under_way < WINDOW {
-                    match wish(next) {
+            let mut call = Call {
+                count,
+                want,
+                region,
+                wish,
+                take,
+                next: 0,
+                left: std::mem::take(&mut engine.left),
+            };
+            // What is left has had the time since then.
+            let mut now = engine.short(&mut call, boot_ns());
+            let Call {
+                wish, mut take, left, ..
+            } = call;
+            let (mut asked, mut under_way) = (left.iter(), 0);
+            loop {
+                while under_way < WINDOW
+                    && let Some(&(index, trouble)) = asked.next()
+                {
+                    match wish(index) {
                         Ok((key, at)) => {
                             let ask = Ask {
-                                user: next as u64,
+                                user: index as u64,
                                 ticket: false,
                                 key,
                                 at,
                                 want,
-                                memory: memory(),
+                                trouble,
+                                memory: region
+                                    .map_or(Memory::None, |region| Memory::Borrowed(region.clone())),
                             };
                             engine.submit(ask, now);
                             under_way += 1;
                         }
-                        Err(error) => take(next, Err(error)),
+                        Err(error) => take(index, Err(error)),
                     }
-                    next += 1;
+                }
+                if under_way == 0 {
+                    break;
                 }
                 engine.run();
-                while let Some(done) = engine.take_done() {
+                while let Some(Done {
+                    user, result, value, ..
+                }) = engine.take_done()
+                {
                     under_way -= 1;
-                    take(done.user as usize, Ok(done));
+                    take(user as usize, result.map(|found| Got { found, value }));
                 }
+                now = boot_ns();
             }
+            engine.left = left;
+            engine.left.clear();
         });
     }
 
     /// Reads one value.
-    pub(crate) fn read_one(&mut self, wish: Wish<'_>, want: Want) -> Result<Done<F>, ReadError> {
-        self.read_to(wish, want, || Memory::None)
+    pub(crate) fn read_one(&mut self, wish: Wish<'_>, want: Want) -> Result<Got, ReadError> {
+        self.read_to(wish, want, None)
     }
 
     /// Reads one value into the caller's memory at `offset`; its length.
@@ -115,25 +150,14 @@ impl<F: Fabric> Engine<F> {
         buffer: &mut BufferOn<F>,
         offset: usize,
     ) -> Result<usize, ReadError> {
-        if let Ok((key, Some(at))) = &wish
-            && let Some(len) = self.using(|engine| engine.fast_into(*key, at, buffer, offset))
-        {
-            return Ok(len);
-        }
-        let memory = || Memory::Borrowed(buffer.region().clone());
-        let done = self.read_to(wish, place_in(buffer, offset), memory)?;
-        Ok(done.result?.value_len_bytes as usize)
+        let got = self.read_to(wish, place_in(buffer, offset), Some(buffer.region()))?;
+        Ok(got.found.value_len_bytes as usize)
     }
 
-    fn read_to(
-        &mut self,
-        wish: Wish<'_>,
-        want: Want,
-        memory: impl Fn() -> Memory<F>,
-    ) -> Result<Done<F>, ReadError> {
+    fn read_to(&mut self, wish: Wish<'_>, want: Want, region: Option<&F::Region>) -> Result<Got, ReadError> {
         let mut result = Err(ReadError::Closed);
-        let take = |_, done: Result<Done<F>, _>| result = done.and_then(|done| done.result.map(|_| done));
-        self.read(1, want, memory, |_| wish, take);
+        let take = |_, got| result = got;
+        self.read(1, want, region, |_| wish, take);
         result
     }
 
@@ -143,15 +167,15 @@ impl<F: Fabric> Engine<F> {
         count: usize,
         want: Want,
         wish: impl Fn(usize) -> Wish<'k>,
-        what: impl Fn(Done<F>) -> T,
+        what: impl Fn(Got) -> T,
     ) -> Vec<Result<T, ReadError>> {
         let mut results: Vec<_> = (0..count).map(|_| Err(ReadError::Closed)).collect();
-        let take = |index: usize, done: Result<Done<F>, _>| {
+        let take = |index: usize, got: Result<Got, _>| {
             if let Some(place) = results.get_mut(index) {
-                *place = done.and_then(|done| done.result.map(|_| what(done)));
+                *place = got.map(&what);
             }
         };
-        self.read(count, want, || Memory::None, wish, take);
+        self.read(count, want, None, wish, take);
         results
     }
 }

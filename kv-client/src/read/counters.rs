@@ -41,6 +41,7 @@ lane_counters!(
 );
 
 /// Adds to a counter that this thread alone writes.
+#[inline]
 pub(crate) fn add(counter: &AtomicU64, count: u64) {
     counter.store(counter.load(Ordering::Relaxed) + count, Ordering::Relaxed);
 }

@@ -13,7 +13,6 @@ use std::sync::Arc;
 use kv_fabric::Fabric;
 use kv_proto::layout::Locator;
 
-use super::check_key;
 use super::counters::{LaneCounters, Tally};
 use super::item::{Fetch, Found, Item, Memory, State, Want};
 use super::lane::Lane;
@@ -21,6 +20,7 @@ use super::locators::Locators;
 use super::plan::Chain;
 use super::slots::{Slots, Value};
 use super::waits::Waits;
+use super::{Trouble, check_key};
 use crate::backoff::Backoff;
 use crate::clock::{Deadline, boot_ns};
 use crate::control::Shared;
@@ -42,6 +42,8 @@ pub(crate) struct Ask<'k, F: Fabric> {
     pub(crate) at: Option<Locator>,
     pub(crate) want: Want,
     pub(crate) memory: Memory<F>,
+    /// What it has met already.
+    pub(crate) trouble: Option<Trouble>,
 }
 
 /// A result, taken.
@@ -74,6 +76,8 @@ pub(crate) struct Engine<F: Fabric> {
     pub(super) records: VecDeque<u32>,
     pub(super) larges: VecDeque<Turn>,
     pub(super) lookups: VecDeque<Turn>,
+    /// Which of a call's values the short way leaves.
+    pub(super) left: Vec<(usize, Option<Trouble>)>,
     pub(super) waits: Waits,
     /// Items whose result waits, those of calls and those that are polled for.
     done: VecDeque<u32>,
@@ -108,6 +112,8 @@ pub(crate) struct Engine<F: Fabric> {
     /// For blocks that are judged.
     pub(super) scratch: Vec<u8>,
     pub(super) piece_bytes: u64,
+    /// Longest record that goes the short way, bytes on the wire.
+    pub(super) short_max: u64,
     pub(super) counters: Arc<LaneCounters>,
     tally: Arc<Tally>,
     pub(super) options: Arc<ClientOptions>,
@@ -137,6 +143,7 @@ impl<F: Fabric> Engine<F> {
             records: VecDeque::new(),
             larges: VecDeque::new(),
             lookups: VecDeque::new(),
+            left: Vec::new(),
             waits: Waits::new()?,
             done: VecDeque::new(),
             tickets: VecDeque::new(),
@@ -157,6 +164,7 @@ impl<F: Fabric> Engine<F> {
             ready_at_ns: 0,
             ready_backoff: Backoff::new(super::PASS_WAITS.0, super::PASS_WAITS.1),
             scratch: Vec::new(),
+            short_max: super::PIECE_BYTES.min(core.shared().fabric.read_max_bytes() as u64),
             piece_bytes: super::fill::piece_bytes(&*core.shared().fabric, &options),
             counters: tally.add_lane(),
             tally,
@@ -202,6 +210,7 @@ impl<F: Fabric> Engine<F> {
             Ok(()) => {
                 item.key.extend_from_slice(ask.key.unwrap_or_default());
                 self.begin(index);
+                self.items[index as usize].trouble = ask.trouble;
             }
             Err(error) => self.settle(index, Err(error)),
         }
@@ -409,7 +418,7 @@ impl<F: Fabric> Engine<F> {
         if item.flying > 0 {
             for lane in 0..self.lanes.len() {
                 if self.flies_on(lane, index) {
-                    self.lose(lane, super::Trouble::Lost);
+                    self.lose(lane, Trouble::Lost);
                 }
             }
         }

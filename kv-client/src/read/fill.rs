@@ -80,7 +80,7 @@ impl<F: Fabric> Engine<F> {
                 continue;
             }
             did = true;
-            self.post(lane);
+            self.post(lane, None);
             if !planned {
                 break;
             }
@@ -95,18 +95,23 @@ impl<F: Fabric> Engine<F> {
     }
 
     /// The connected lane with the fewest READs in flight, of those that are not full.
-    fn pick(&self, full: u32) -> Option<usize> {
+    pub(super) fn pick(&self, full: u32) -> Option<usize> {
         let usable = |lane: &usize| full & 1 << lane == 0 && self.lanes[*lane].room() > 0;
         let lanes = (0..self.lanes.len()).filter(usable);
         lanes.min_by_key(|&lane| self.lanes[lane].outstanding())
     }
 
-    fn post(&mut self, lane: usize) {
+    /// Posts the chain; `borrowed` is the caller's memory, where it is not an item's.
+    pub(super) fn post(&mut self, lane: usize, borrowed: Option<&F::Region>) {
         add(&self.counters.reads_posted, self.chain.len() as u64);
         add(&self.counters.doorbells, 1);
         self.short_reads = self.chain.bytes() < self.chain.len() * SHORT_BYTES;
         let (items, slots) = (&self.items, self.slots.region());
-        let memory = |index: u32| items[index as usize].memory.region().or(slots);
+        let memory = |dest| match dest {
+            Dest::Ring => None,
+            Dest::Slots => slots,
+            Dest::Item(index) => borrowed.or_else(|| items[index as usize].memory.region().or(slots)),
+        };
         let posted = self.lanes[lane].post(&mut self.chain, memory);
         self.chain.clear();
         if let Err(status) = posted {

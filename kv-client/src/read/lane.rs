@@ -16,6 +16,7 @@ use zerocopy::IntoBytes;
 use super::flight::Flight;
 use super::plan::{CHAIN_MAX, Chain, Dest};
 use super::ring::Ring;
+use super::short::Short;
 use super::{NotReady, PASS_WAITS};
 use crate::backoff::Backoff;
 use crate::clock::Deadline;
@@ -43,6 +44,8 @@ pub(crate) struct Lane<F: Fabric> {
     memory: Option<F::Region>,
     pub(crate) ring: Ring,
     pub(crate) flights: VecDeque<Flight>,
+    /// What flies the short way; then nothing else does.
+    pub(super) shorts: VecDeque<Short>,
     next_number: u64,
     /// READs up to this number have completed.
     completed: u64,
@@ -64,6 +67,7 @@ impl<F: Fabric> Lane<F> {
             memory: None,
             ring: Ring::new(ring_bytes(options)),
             flights: VecDeque::with_capacity(2 * CHAIN_MAX),
+            shorts: VecDeque::new(),
             next_number: 1,
             completed: 0,
             completions: Vec::with_capacity(2 * CHAIN_MAX),
@@ -82,6 +86,11 @@ impl<F: Fabric> Lane<F> {
         if let Some(memory) = &self.memory {
             memory.memory().read(offset, out);
         }
+    }
+
+    /// The memory behind the ring.
+    pub(super) fn memory(&self) -> Option<&F::Region> {
+        self.memory.as_ref()
     }
 
     /// READs that can be posted now.
@@ -105,6 +114,7 @@ impl<F: Fabric> Lane<F> {
     pub(crate) fn reset(&mut self) {
         self.disconnect();
         self.flights.clear();
+        self.shorts.clear();
         self.ring.clear();
     }
 
@@ -114,12 +124,19 @@ impl<F: Fabric> Lane<F> {
         self.flights.push_back(flight);
     }
 
-    /// Posts a chain; `item` tells the memory of items. The lease is the caller's to check before.
+    /// As [`Self::fly`], the short way.
+    #[inline]
+    pub(super) fn fly_short(&mut self, reads: usize, mut short: Short) {
+        short.last = self.next_number + reads as u64 - 1;
+        self.shorts.push_back(short);
+    }
+
+    /// Posts a chain; `other` tells the memory that is not the ring. The lease is the caller's to check before.
     #[inline]
     pub(crate) fn post<'a>(
         &'a mut self,
         chain: &mut Chain,
-        item: impl Fn(u32) -> Option<&'a F::Region>,
+        other: impl Fn(Dest) -> Option<&'a F::Region>,
     ) -> Result<(), ReadStatus> {
         let (Some(connection), Some(ring)) = (&mut self.connection, &self.memory) else {
             return Err(ReadStatus::Flushed);
@@ -127,11 +144,8 @@ impl<F: Fabric> Lane<F> {
         let first = self.next_number;
         // Counted before: what a failed post left in flight is gone only with the connection.
         self.next_number += chain.len() as u64;
-        let memory = |dest| match dest {
-            Dest::Ring => ring,
-            // Pieces go to an item only where it has memory.
-            Dest::Item(index) => item(index).unwrap_or(ring),
-        };
+        // Pieces go only where there is memory.
+        let memory = |dest| other(dest).unwrap_or(ring);
         chain
             .post::<F, _>(first, memory, |reads| connection.post(reads))
             .map_err(|error| {
@@ -181,20 +195,28 @@ impl<F: Fabric> Lane<F> {
         if landed { self.flights.pop_front() } else { None }
     }
 
+    /// All that has landed the short way and was not taken yet.
+    pub(super) fn landed_shorts(&self) -> impl Iterator<Item = &Short> {
+        self.shorts
+            .iter()
+            .take_while(|short| short.last <= self.completed)
+    }
+
+    /// What has landed the short way and was not taken yet, the oldest first.
+    #[inline]
+    pub(super) fn next_short(&mut self) -> Option<Short> {
+        let landed = self
+            .shorts
+            .front()
+            .is_some_and(|short| short.last <= self.completed);
+        if landed { self.shorts.pop_front() } else { None }
+    }
+
     /// Prepares for a sleep: whether something can be polled already.
     pub(crate) fn arm(&mut self) -> bool {
         let armed = self.connection.as_mut().map(|connection| connection.arm());
         // A failure shows when it is polled.
         !matches!(armed, Some(Ok(false)))
-    }
-
-    /// Sleeps until something can be polled, or to the deadline.
-    pub(crate) fn wait(&mut self, until: Deadline) {
-        // A failure shows when it is polled.
-        let _ = self
-            .connection
-            .as_mut()
-            .map(|connection| connection.wait(until.instant()));
     }
 
     pub(crate) fn fd(&self) -> Option<BorrowedFd<'_>> {

@@ -6,7 +6,7 @@
 //! - [`fill`]: plans READs and posts them in chains, [`plan`] and [`lane`] below it; [`runs`] of neighbours by one READ.
 //! - [`arrive`], [`deliver`]: judging what arrived (**I4**).
 //! - [`guess`]: the one round trip of a value whose place is remembered ([`locators`]).
-//! - [`fast`]: the short way for one value of known place.
+//! - [`short`]: the short way of calls whose values lie where that is known, and of lookups.
 //! - [`recover`]: what keeps one value from being read, seen to while others are read on.
 
 pub(crate) mod arrive;
@@ -14,7 +14,6 @@ pub(crate) mod calls;
 pub(crate) mod counters;
 mod deliver;
 pub(crate) mod engine;
-mod fast;
 mod fill;
 mod flight;
 mod guess;
@@ -26,6 +25,7 @@ mod ready;
 mod recover;
 mod ring;
 mod runs;
+mod short;
 pub(crate) mod slots;
 pub(crate) mod waits;
 

@@ -15,6 +15,8 @@ pub(crate) enum Dest {
     /// The lane's ring.
     #[default]
     Ring,
+    /// The memory of slots.
+    Slots,
     /// The memory or the slot of this item.
     Item(u32),
 }
@@ -45,6 +47,7 @@ pub(crate) struct Planned {
 
 impl Planned {
     /// A READ to one or two places; empty ones are left out.
+    #[inline]
     pub(crate) fn new(from: RemoteRef, pieces: [Piece; 2]) -> Self {
         let [first, second] = pieces;
         let (pieces, count) = match (first.len, second.len) {
@@ -61,7 +64,7 @@ impl Planned {
     }
 
     fn len(&self) -> usize {
-        self.pieces.iter().map(|piece| piece.len).sum()
+        self.pieces[0].len + self.pieces[1].len
     }
 }
 
@@ -70,6 +73,10 @@ impl Planned {
 pub(crate) struct Chain {
     reads: [Planned; CHAIN_MAX],
     len: usize,
+    /// Of all READs, and of those since the last that gives a completion.
+    bytes: usize,
+    quiet_bytes: usize,
+    quiet: usize,
 }
 
 impl Chain {
@@ -77,6 +84,9 @@ impl Chain {
         Self {
             reads: [Planned::default(); CHAIN_MAX],
             len: 0,
+            bytes: 0,
+            quiet_bytes: 0,
+            quiet: 0,
         }
     }
 
@@ -89,46 +99,46 @@ impl Chain {
     }
 
     pub(crate) fn clear(&mut self) {
-        self.len = 0;
+        (self.len, self.bytes) = (0, 0);
+        (self.quiet, self.quiet_bytes) = (0, 0);
     }
 
     /// Bytes that its READs ask for.
     pub(crate) fn bytes(&self) -> usize {
-        self.reads[..self.len].iter().map(Planned::len).sum()
+        self.bytes
     }
 
-    /// Adds a READ. Only while there is room.
+    /// Adds a READ, and chooses whether it gives a completion; the last one does. Only while there is room.
+    #[inline]
     pub(crate) fn push(&mut self, read: Planned) {
-        self.reads[self.len] = read;
+        let len = read.len();
+        self.bytes += len;
+        self.quiet_bytes += len;
+        self.quiet += 1;
+        let signaled = self.quiet_bytes >= SIGNAL_BYTES || self.quiet >= SIGNAL_READS;
+        if signaled {
+            (self.quiet, self.quiet_bytes) = (0, 0);
+        }
+        self.reads[self.len] = Planned { signaled, ..read };
         self.len += 1;
     }
 
-    /// Chooses which READs give a completion.
-    fn signal(&mut self) {
-        let (mut bytes, mut quiet) = (0, 0);
-        let last = self.len.saturating_sub(1);
-        for (index, read) in self.reads[..self.len].iter_mut().enumerate() {
-            bytes += read.len();
-            quiet += 1;
-            read.signaled = index == last || bytes >= SIGNAL_BYTES || quiet >= SIGNAL_READS;
-            if read.signaled {
-                (bytes, quiet) = (0, 0);
-            }
-        }
-    }
-
     /// Hands the READs over as the fabric takes them, numbered from `first_number` on; `memory` tells where a piece goes.
+    #[inline]
     pub(crate) fn post<'r, F: Fabric, T>(
         &mut self,
         first_number: u64,
         memory: impl Fn(Dest) -> &'r F::Region,
         post: impl FnOnce(&[Read<'_, F::Region>]) -> T,
     ) -> T {
-        self.signal();
+        if let Some(last) = self.reads[..self.len].last_mut() {
+            last.signaled = true;
+        }
         // The lists are built on the stack: one READ is not to pay for thirty-two.
         match self.len {
             0 | 1 => self.post_up_to::<F, T, 1>(first_number, memory, post),
-            2..=8 => self.post_up_to::<F, T, 8>(first_number, memory, post),
+            2 => self.post_up_to::<F, T, 2>(first_number, memory, post),
+            3..=8 => self.post_up_to::<F, T, 8>(first_number, memory, post),
             _ => self.post_up_to::<F, T, CHAIN_MAX>(first_number, memory, post),
         }
     }
@@ -139,24 +149,36 @@ impl Chain {
         memory: impl Fn(Dest) -> &'r F::Region,
         post: impl FnOnce(&[Read<'_, F::Region>]) -> T,
     ) -> T {
-        let ring = memory(Dest::Ring);
-        let scatters: [[Scatter<'_, F::Region>; 2]; MAX] = std::array::from_fn(|index| {
-            self.reads[index].pieces.map(|piece| Scatter {
-                region: if index < self.len {
-                    memory(piece.dest)
-                } else {
-                    ring
-                },
-                offset: piece.offset,
-                len: piece.len,
-            })
-        });
-        let reads: [Read<'_, F::Region>; MAX] = std::array::from_fn(|index| Read {
-            number: first_number + index as u64,
-            from: self.reads[index].from,
-            to: &scatters[index][..self.reads[index].count],
-            signaled: self.reads[index].signaled,
-        });
+        let nothing = Scatter {
+            region: memory(Dest::Ring),
+            offset: 0,
+            len: 0,
+        };
+        let mut scatters = [[nothing; 2]; MAX];
+        for (planned, pieces) in self.reads[..self.len].iter().zip(&mut scatters) {
+            for (piece, scatter) in planned.pieces[..planned.count].iter().zip(pieces) {
+                *scatter = Scatter {
+                    region: memory(piece.dest),
+                    offset: piece.offset,
+                    len: piece.len,
+                };
+            }
+        }
+        let mut reads = [Read {
+            number: 0,
+            from: RemoteRef::default(),
+            to: &[],
+            signaled: false,
+        }; MAX];
+        let planned = self.reads[..self.len].iter().zip(first_number..);
+        for (((planned, number), pieces), read) in planned.zip(&scatters).zip(&mut reads) {
+            *read = Read {
+                number,
+                from: planned.from,
+                to: &pieces[..planned.count],
+                signaled: planned.signaled,
+            };
+        }
         post(&reads[..self.len])
     }
 }

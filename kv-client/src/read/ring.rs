@@ -35,6 +35,7 @@ impl Ring {
         }
     }
 
+    #[inline]
     pub(crate) fn take(&mut self, len: usize) -> Option<Span> {
         let need = len.checked_next_multiple_of(ALIGN)?;
         if self.used == 0 {
@@ -62,8 +63,13 @@ impl Ring {
     }
 
     /// Takes back the span that was given out longest ago.
+    #[inline]
     pub(crate) fn give_back(&mut self, span: Span) {
-        self.tail = (self.tail + span.taken) % self.capacity;
+        // No span is longer than the ring.
+        self.tail += span.taken;
+        if self.tail >= self.capacity {
+            self.tail -= self.capacity;
+        }
         self.used -= span.taken;
     }
 }

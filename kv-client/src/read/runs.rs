@@ -6,6 +6,7 @@
 use std::sync::Arc;
 
 use kv_fabric::Fabric;
+use kv_proto::layout::Locator;
 
 use super::counters::add;
 use super::engine::Engine;
@@ -31,6 +32,14 @@ fn is_short(fetch: &Fetch) -> bool {
         && !fetch.prefix_asked
         && fetch.part.is_none()
         && fetch.lane.is_none()
+}
+
+/// Whether the second lies right behind the first, and one READ for both pays.
+#[inline]
+pub(super) fn follows(first: &Locator, second: &Locator) -> bool {
+    let end = (first.offset_bytes() + first.wire_len_bytes()).next_multiple_of(ALIGN);
+    let is_short = |locator: &Locator| u64::from(locator.value_len_bytes) <= VALUE_MAX_BYTES;
+    second.offset_bytes() == end && first.segment == second.segment && is_short(first) && is_short(second)
 }
 
 impl<F: Fabric> Engine<F> {

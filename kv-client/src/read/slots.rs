@@ -48,8 +48,8 @@ pub(crate) struct Slots<F: Fabric> {
 /// A piece of the memory, given back when dropped.
 pub(crate) struct Slot {
     arena: Arc<Arena>,
-    first: usize,
-    units: usize,
+    first: u32,
+    units: u32,
 }
 
 impl<F: Fabric> Slots<F> {
@@ -69,7 +69,32 @@ impl<F: Fabric> Slots<F> {
     }
 
     /// A slot of `len` bytes; `None` if none is free. No slot has more than a quarter of the memory.
+    #[inline]
     pub(crate) fn take(&mut self, fabric: &F, len: usize) -> Result<Option<Slot>, FabricError> {
+        let units = len.div_ceil(UNIT);
+        let at = self.cursor % 64;
+        if let Some(arena) = &self.arena
+            && units.wrapping_sub(1) < 64 - at
+            && len <= self.len_bytes / 4
+        {
+            // What lies next is free, nearly always.
+            let mask = (u64::MAX >> (64 - units)) << at;
+            let word = &arena.free[self.cursor / 64];
+            if word.load(Ordering::Acquire) & mask == mask {
+                word.fetch_and(!mask, Ordering::Acquire);
+                let first = self.cursor;
+                self.cursor += units;
+                if self.cursor == self.len_bytes / UNIT {
+                    self.cursor = 0;
+                }
+                return Ok(Some(Slot::new(arena, first, units)));
+            }
+        }
+        self.search(fabric, len)
+    }
+
+    /// The same, wherever there is one.
+    fn search(&mut self, fabric: &F, len: usize) -> Result<Option<Slot>, FabricError> {
         if len == 0 || len > self.len_bytes / 4 {
             return Ok(None);
         }
@@ -95,11 +120,7 @@ impl<F: Fabric> Slots<F> {
                 word.fetch_and(!mask, Ordering::Acquire);
             });
             self.cursor = if first + units == all { 0 } else { first + units };
-            Slot {
-                arena: Arc::clone(arena),
-                first,
-                units,
-            }
+            Slot::new(arena, first, units)
         }))
     }
 }
@@ -128,6 +149,7 @@ impl Arena {
         None
     }
 
+    #[inline]
     fn mark(&self, first: usize, units: usize, change: impl Fn(&AtomicU64, u64)) {
         let (mut at, end) = (first, first + units);
         while at < end {
@@ -140,16 +162,27 @@ impl Arena {
 }
 
 impl Slot {
+    /// The units are fewer than 2^32: the memory has no more than [`SLOTS_MAX_BYTES`].
+    fn new(arena: &Arc<Arena>, first: usize, units: usize) -> Self {
+        Self {
+            arena: Arc::clone(arena),
+            first: first as u32,
+            units: units as u32,
+        }
+    }
+
     /// Its first byte in the region.
+    #[inline]
     pub(crate) fn offset(&self) -> usize {
-        self.first * UNIT
+        self.first as usize * UNIT
     }
 }
 
 impl Drop for Slot {
     fn drop(&mut self) {
         // What was done with the bytes happens before they are taken again.
-        self.arena.mark(self.first, self.units, |word, mask| {
+        let (first, units) = (self.first as usize, self.units as usize);
+        self.arena.mark(first, units, |word, mask| {
             word.fetch_or(mask, Ordering::Release);
         });
     }
@@ -250,7 +283,7 @@ mod tests {
                     assert!(end <= 1 << 20);
                     for other in &held {
                         assert!(
-                            end <= other.offset() || start >= other.offset() + other.units * UNIT,
+                            end <= other.offset() || start >= other.offset() + other.units as usize * UNIT,
                             "{start}..{end} overlaps one at {}",
                             other.offset()
                         );

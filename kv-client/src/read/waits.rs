@@ -3,6 +3,7 @@
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use kv_fabric::Fabric;
 use kv_proto::control::Request;
@@ -19,7 +20,7 @@ use crate::mailbox::{Bell, Mailbox};
 /// Polls between two looks at the clock.
 const POLLS_PER_LOOK: u32 = 64;
 /// Longest sleep while something is in flight or under way, ns: so often the lease and the deadlines are looked at.
-const SLEEP_MAX_NS: u64 = 50_000_000;
+pub(super) const SLEEP_MAX_NS: u64 = 50_000_000;
 /// Connections of one engine at most.
 pub(crate) const LANES_MAX: usize = 16;
 /// Tag of a renewal; the tag of a LOAD is its segment, which is never 0.
@@ -50,6 +51,25 @@ pub(crate) struct Waits {
 pub(crate) struct Idle {
     polls: u32,
     spin_end_ns: Option<u64>,
+}
+
+impl Idle {
+    /// The time, once every few polls.
+    pub(super) fn look_at_clock(&mut self) -> Option<u64> {
+        self.polls = self.polls.wrapping_add(1);
+        if self.polls.is_multiple_of(POLLS_PER_LOOK) {
+            Some(boot_ns())
+        } else {
+            std::hint::spin_loop();
+            None
+        }
+    }
+
+    /// Whether polling has gone on for long enough, so that it sleeps.
+    pub(super) fn has_spun(&mut self, now_ns: u64, spin: Duration) -> bool {
+        let spin_ns = u64::try_from(spin.as_nanos()).unwrap_or(u64::MAX);
+        now_ns >= *self.spin_end_ns.get_or_insert(now_ns.saturating_add(spin_ns))
+    }
 }
 
 impl Waits {
@@ -268,12 +288,12 @@ impl<F: Fabric> Engine<F> {
 
     /// Nothing could be done: looks again soon, or sleeps once polling has not helped for a while.
     pub(crate) fn idle(&mut self, idle: &mut Idle) {
-        idle.polls = idle.polls.wrapping_add(1);
-        if self.flying > 0 && !idle.polls.is_multiple_of(POLLS_PER_LOOK) {
-            std::hint::spin_loop();
-            return;
-        }
-        let now = boot_ns();
+        let now = if self.flying > 0 {
+            let Some(now) = idle.look_at_clock() else { return };
+            now
+        } else {
+            boot_ns()
+        };
         self.look(now);
         if self.active() == 0 {
             return;
@@ -282,8 +302,7 @@ impl<F: Fabric> Engine<F> {
             if !self.footing.leased(&self.core.shared().tenure, now) {
                 return self.lose_lease();
             }
-            let spin_ns = u64::try_from(self.options.spin.as_nanos()).unwrap_or(u64::MAX);
-            if now < *idle.spin_end_ns.get_or_insert(now.saturating_add(spin_ns)) {
+            if !idle.has_spun(now, self.options.spin) {
                 return;
             }
         }
@@ -300,7 +319,7 @@ impl<F: Fabric> Engine<F> {
             u64::MAX
         };
         let mut left = timer.min(ready).saturating_sub(now_ns).min(longest_ns);
-        for lane in self.lanes.iter_mut().filter(|lane| !lane.flights.is_empty()) {
+        for lane in self.lanes.iter_mut().filter(|lane| lane.outstanding() > 0) {
             if lane.arm() {
                 left = 0;
             }
@@ -314,7 +333,7 @@ impl<F: Fabric> Engine<F> {
         for fd in self
             .lanes
             .iter()
-            .filter_map(|lane| lane.fd().filter(|_| !lane.flights.is_empty()))
+            .filter_map(|lane| lane.fd().filter(|_| lane.outstanding() > 0))
         {
             if let Some(place) = fds.get_mut(count) {
                 *place = PollFd::from_borrowed_fd(fd, PollFlags::IN);

@@ -10,7 +10,7 @@ use std::process::{Command, Stdio};
 
 use crate::support::{Server, bytes, files, run, write};
 
-/// Parts of 8 MiB, so that a value of 20 MB is a large one.
+/// Parts of 8 MiB, so that a value of 10 MB is a large one.
 const SMALL_PARTS: [&str; 4] = ["--segment-bytes", "64M", "--part-bytes", "8M"];
 
 /// Files with the names and lengths that trip programs up; links and special files among them.
@@ -56,7 +56,9 @@ fn hostile(root: &Path, many: u64, large_bytes: usize) -> UnixListener {
     UnixListener::bind(root.join("a socket")).unwrap()
 }
 
-fn round_trip(mut server: Server, many: u64, large_bytes: usize) {
+/// Of the names that trip programs up, one in `step` is fetched by itself, in a process of its own; of all, the bytes are
+/// compared thrice.
+fn round_trip(mut server: Server, many: u64, large_bytes: usize, step: usize) {
     let tree = server.path("tree");
     let _socket = hostile(&tree, many, large_bytes);
     let names = files(&tree);
@@ -98,7 +100,8 @@ fn round_trip(mut server: Server, many: u64, large_bytes: usize) {
     assert_eq!(figures["reads_per_get"], 1.0, "{figures}");
     assert!(said.stderr.is_empty(), "{said:?}");
 
-    for name in names.iter().filter(|name| !name.starts_with(b"many/")) {
+    let tricky = names.iter().filter(|name| !name.starts_with(b"many/"));
+    for name in tricky.step_by(step) {
         assert_eq!(
             server.get("images", name),
             fs::read(tree.join(OsStr::from_bytes(name))).unwrap(),
@@ -129,7 +132,7 @@ fn round_trip(mut server: Server, many: u64, large_bytes: usize) {
 #[test]
 fn hostile_names_and_lengths_come_back_as_they_were() {
     let server = Server::with_dataset("images", &SMALL_PARTS);
-    round_trip(server, 3000, 20_000_000);
+    round_trip(server, 3000, 20_000_000, 1);
 }
 
 #[test]
@@ -138,12 +141,12 @@ fn hostile_names_and_lengths_come_back_as_they_were_over_verbs() {
     let host = std::env::var("VKV_TEST_ADDR");
     let host = host.expect("VKV_TEST_ADDR names no address: run inside soft-roce-ci/run");
     let server = Server::start_on(Some(format!("{host}:7481")), &SMALL_PARTS).create("images");
-    round_trip(server, 300, 20_000_000);
+    round_trip(server, 60, 10_000_000, 4);
 }
 
 #[test]
 fn a_value_of_300_mb_comes_back_as_it_was() {
-    round_trip(Server::with_dataset("images", &[]), 10, 300_000_000);
+    round_trip(Server::with_dataset("images", &[]), 10, 300_000_000, 1);
 }
 
 #[test]

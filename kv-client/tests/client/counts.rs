@@ -106,8 +106,8 @@ fn splits_and_parts_are_counted_apart() {
     let dataset = world.dataset("d");
     dataset.put(b"split", &value(1, 2 << 20)).unwrap();
     dataset.put(b"parts", &value(2, 5 << 20)).unwrap();
-    // 1 MiB and 1 MiB: one split. Head, 2 + 2 + 1 MiB: five beyond the first.
-    for (key, splits) in [(b"split", 1), (b"parts", 5)] {
+    // 1 MiB and 1 MiB: one split. Head, head again once it is known for one, 2 + 2 + 1 MiB: six beyond the first.
+    for (key, splits) in [(b"split", 1), (b"parts", 6)] {
         let at = dataset.locate(key).unwrap();
         // The segments that the put made are known after this.
         dataset.get_at(&at, None).unwrap();
@@ -184,7 +184,7 @@ fn read_again<F: TestFabric>() {
     }
     let batch = since(before, dataset.counters());
     assert_eq!(batch.reads_posted + batch.coalesced, 2 * (COUNT - 4), "{batch:?}");
-    assert!(batch.doorbells <= (COUNT - 4) / 4, "{batch:?}");
+    assert!(batch.doorbells <= (COUNT - 4) / 3, "{batch:?}");
     // Without room for locators everything is looked up.
     let mut forgetful = options("reader");
     forgetful.locator_cache_bytes = 0;
@@ -213,13 +213,14 @@ fn a_value_read_again_costs_one_round_trip_over_verbs() {
 
 /// Short records that lie one behind the other come by one READ, to wherever they are wanted; longer ones do not.
 fn neighbours<F: TestFabric>() {
-    const COUNT: usize = 120;
+    // A put takes its time on an emulated device.
+    let count = if F::SLOWER > 1 { 48 } else { 120 };
     let world = World::<F>::new();
     let dataset = world.dataset("d");
     let mut reader = dataset.reader().unwrap();
     for (len, together) in [(0, true), (10, true), (900, true), (4096, true), (4097, false)] {
         let (mut places, mut values, mut keys) = (Vec::new(), Vec::new(), Vec::new());
-        for index in 0..COUNT {
+        for index in 0..count {
             keys.push(format!("{len} {index}"));
             values.push(value((len * 1000 + index) as u64, len));
             places.push(
@@ -247,13 +248,13 @@ fn neighbours<F: TestFabric>() {
             let spent = since(before, dataset.counters());
             assert_eq!(
                 spent.reads_posted + spent.coalesced,
-                2 * COUNT as u64,
+                2 * count as u64,
                 "{spent:?}"
             );
             if together {
                 // Sixteen at most, and no more than 32 KiB.
-                assert!(spent.coalesced >= COUNT as u64, "{len}: {spent:?}");
-                assert!(spent.reads_posted >= 2 * COUNT as u64 / 16, "{len}: {spent:?}");
+                assert!(spent.coalesced >= count as u64, "{len}: {spent:?}");
+                assert!(spent.reads_posted >= 2 * count as u64 / 16, "{len}: {spent:?}");
             } else {
                 assert_eq!(spent.coalesced, 0);
             }

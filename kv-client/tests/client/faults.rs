@@ -28,7 +28,7 @@ const ROUGH: SimFaults = SimFaults {
 fn patient(key: &str) -> ClientOptions {
     ClientOptions {
         deadline: Duration::from_secs(60),
-        connect_timeout: Duration::from_millis(300),
+        connect_timeout: Duration::from_secs(1),
         ..options(key)
     }
 }

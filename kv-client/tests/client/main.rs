@@ -11,6 +11,7 @@ mod faults;
 mod harness;
 mod leases;
 mod loading;
+mod no_alloc;
 mod puts;
 mod reader;
 mod reconnects;

@@ -305,6 +305,45 @@ fn connections_that_fail_at_the_limit_lose_nothing() {
     assert!(reader.get_many(&keys).iter().all(Result::is_ok));
 }
 
+/// Threads that share a client take turns. A call that reads on for longer than another one's deadline had that one end with
+/// a timeout.
+#[test]
+fn a_long_call_lets_those_of_other_threads_have_their_turn() {
+    const DEADLINE: Duration = Duration::from_secs(1);
+    let world = World::<Sim>::new();
+    filled(&world);
+    let settings = ClientOptions {
+        deadline: DEADLINE,
+        ..options("reader")
+    };
+    let dataset = world.session(settings).open("d").unwrap();
+    let short: Vec<_> = (0..KEYS).filter(|index| len(*index) < 5000).map(key).collect();
+    let long: Vec<_> = short.iter().cycle().take(50_000).collect();
+    assert!(dataset.get_many(&short).iter().all(Result::is_ok));
+    world.fabric.set_faults(SimFaults {
+        read_delay: 1.0,
+        read_delay_max: Duration::from_millis(6),
+        ..SimFaults::default()
+    });
+    let (began, mut turns) = (Instant::now(), 0);
+    std::thread::scope(|scope| {
+        let reading = scope.spawn(|| {
+            assert!(dataset.get_many(&long).iter().all(Result::is_ok));
+        });
+        while !reading.is_finished() {
+            assert!(dataset.get(&short[0]).is_ok());
+            turns += 1;
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    });
+    // Else it shows nothing.
+    assert!(
+        began.elapsed() > DEADLINE && turns > 1,
+        "{:?} {turns}",
+        began.elapsed()
+    );
+}
+
 struct Unpark(Thread, AtomicU64);
 
 impl Wake for Unpark {

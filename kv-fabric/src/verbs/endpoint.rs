@@ -4,7 +4,7 @@
 //! Data connections never post anything, so their completion queue stays empty; they are told over by the connection
 //! manager, or found out by their session's end.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
@@ -84,11 +84,13 @@ pub struct VerbsEndpoint {
     context: Arc<rdma::Context>,
     fd: OwnedFd,
     requests: HashMap<RequestId, rdma::cm::ConnectRequest>,
-    connections: HashMap<ConnectionId, Conn>,
+    connections: BTreeMap<ConnectionId, Conn>,
     by_key: HashMap<CmKey, ConnectionId>,
-    by_cq: HashMap<u64, ConnectionId>,
+    by_cq: BTreeMap<u64, ConnectionId>,
     /// Connections that may have frames although no event announced them.
     fresh: VecDeque<ConnectionId>,
+    /// Frames of one connection, on their way to who asked.
+    frames: Vec<ControlEvent>,
     /// Until when last frames are waited for, once some were since `poll`.
     farewell_ends: Option<Instant>,
     /// Calls of `poll` since all sources were looked at.
@@ -118,10 +120,11 @@ impl VerbsEndpoint {
             context: context.clone(),
             fd,
             requests: HashMap::new(),
-            connections: HashMap::new(),
+            connections: BTreeMap::new(),
             by_key: HashMap::new(),
-            by_cq: HashMap::new(),
+            by_cq: BTreeMap::new(),
             fresh: VecDeque::new(),
+            frames: Vec::new(),
             farewell_ends: None,
             hasty: 0,
             next: 1,
@@ -187,9 +190,8 @@ impl VerbsEndpoint {
                 conn.over = true;
                 // Frames that came before the end are delivered before it.
                 if let Purpose::Control { link, .. } = &mut conn.purpose {
-                    let mut frames = Vec::new();
-                    let _ = link.poll(&mut frames);
-                    deliver(id, frames, out);
+                    let _ = link.poll(&mut self.frames);
+                    deliver(id, &mut self.frames, out);
                     link.close(&event.kind().to_string());
                 }
                 out.push(EndpointEvent::Closed(id, event.kind().to_string()));
@@ -267,17 +269,16 @@ impl VerbsEndpoint {
         let Some(conn) = self.connections.get_mut(&id) else {
             return;
         };
-        let mut frames = Vec::new();
         let Purpose::Control { link, .. } = &mut conn.purpose else {
             return;
         };
-        let polled = link.poll(&mut frames);
+        let polled = link.poll(&mut self.frames);
         let closed = link.end().map(str::to_owned);
-        if !frames.is_empty() {
+        if !self.frames.is_empty() {
             // A frame says that the connection stands, should its event come later.
             establish(id, conn, out);
         }
-        deliver(id, frames, out);
+        deliver(id, &mut self.frames, out);
         let failed = polled.err().map(|error| error.to_string());
         if let Some(why) = closed.or(failed)
             && !conn.over
@@ -364,8 +365,8 @@ fn establish(id: ConnectionId, conn: &mut Conn, out: &mut Vec<EndpointEvent>) {
     }
 }
 
-fn deliver(id: ConnectionId, events: Vec<ControlEvent>, out: &mut Vec<EndpointEvent>) {
-    out.extend(events.into_iter().filter_map(|event| match event {
+fn deliver(id: ConnectionId, events: &mut Vec<ControlEvent>, out: &mut Vec<EndpointEvent>) {
+    out.extend(events.drain(..).filter_map(|event| match event {
         ControlEvent::Frame(frame) => Some(EndpointEvent::Frame(id, frame)),
         ControlEvent::Written(_) => None,
     }));
@@ -499,8 +500,6 @@ impl Endpoint for VerbsEndpoint {
         else {
             return Err(FabricError::Closed("no such control connection".to_owned()));
         };
-        // Sends complete without waking anybody: look here whether their slots are free again.
-        link.take_sent();
         match link.send(frame) {
             Err(FabricError::Busy(_)) => {
                 let why = "its peer lets too many frames lie";
@@ -531,6 +530,7 @@ impl Endpoint for VerbsEndpoint {
                 if Instant::now() >= *ends || link.poll(&mut ignored).is_err() {
                     break;
                 }
+                link.take_sent();
                 std::thread::yield_now();
             }
         }

@@ -49,6 +49,8 @@ pub(super) struct Link {
     writes_outstanding: usize,
     batch: rdma::WorkBatch,
     posts: rdma::RecvBatch,
+    /// Where completions are taken to; kept, for making it anew costs more than most polls.
+    completions: Vec<rdma::WorkCompletion>,
     closed: Option<String>,
 }
 
@@ -141,6 +143,7 @@ impl Parts {
             writes_outstanding: 0,
             batch: rdma::WorkBatch::with_capacity(1, 1),
             posts: rdma::RecvBatch::with_capacity(POLL_BATCH),
+            completions: vec![rdma::WorkCompletion::default(); POLL_BATCH],
             closed: None,
         };
         link.cq
@@ -196,6 +199,11 @@ impl Link {
             );
             self.close(&why);
             return Err(FabricError::Closed(why));
+        }
+        if self.free_slots.is_empty() {
+            // Quiet sends complete without waking anybody: which have left is asked when slots run out.
+            self.take_sent();
+            self.usable()?;
         }
         let slot = self.free_slots.pop().ok_or(FabricError::Busy("frames to send"))?;
         let offset = slot * self.frame_bytes;
@@ -263,7 +271,7 @@ impl Link {
         self.closed.as_deref()
     }
 
-    /// Appends what arrived or finished, and leaves the queue armed for what comes next.
+    /// Appends what arrived or finished, and leaves the queue armed for what comes next. Quiet sends are not looked at.
     ///
     /// # Errors
     /// [`FabricError::Closed`] if it is over and nothing was appended.
@@ -284,8 +292,11 @@ impl Link {
         }
     }
 
-    /// Looks which frames have left; for a link whose sends are quiet.
+    /// Looks which frames have left, where sends are quiet.
     pub(super) fn take_sent(&mut self) {
+        if Arc::ptr_eq(&self.cq, &self.sends_cq) {
+            return;
+        }
         let mut none = Vec::new();
         self.take_from(&self.sends_cq.clone(), &mut none);
         debug_assert!(
@@ -296,17 +307,17 @@ impl Link {
 
     fn take(&mut self, events: &mut Vec<ControlEvent>) {
         self.take_from(&self.cq.clone(), events);
-        if !Arc::ptr_eq(&self.cq, &self.sends_cq) {
-            self.take_from(&self.sends_cq.clone(), events);
-        }
     }
 
     fn take_from(&mut self, cq: &rdma::CompletionQueue, events: &mut Vec<ControlEvent>) {
-        let mut completions = [rdma::WorkCompletion::default(); POLL_BATCH];
+        let mut completions = std::mem::take(&mut self.completions);
         loop {
             let arrived = match cq.poll(&mut completions) {
                 Ok(arrived) => arrived,
-                Err(error) => return self.close(&error.to_string()),
+                Err(error) => {
+                    self.close(&error.to_string());
+                    break;
+                }
             };
             for completion in arrived {
                 self.on_completion(completion, events);
@@ -314,9 +325,10 @@ impl Link {
             let more = arrived.len() == POLL_BATCH;
             self.repost();
             if !more {
-                return;
+                break;
             }
         }
+        self.completions = completions;
     }
 
     fn on_completion(&mut self, completion: &rdma::WorkCompletion, events: &mut Vec<ControlEvent>) {
@@ -350,6 +362,9 @@ impl Link {
     }
 
     fn repost(&mut self) {
+        if self.posts.is_empty() {
+            return;
+        }
         // SAFETY: each slot in the batch has completed, its frame was copied out, and nothing reads it until it
         // completes again; the region outlives the queue pair.
         let posted = unsafe { self.connection.qp().post_recv(&mut self.posts) };

@@ -178,7 +178,24 @@ impl<F: Fabric> Control<F> {
         if self.peer(id)?.session.holds.take_moved() {
             self.releases.touch();
         }
-        // A dataset that was dropped, and whose end the session acknowledged, is closed for it.
+        if !self.dropped.is_empty() {
+            self.close_dropped(id)?;
+        }
+        // Read before the changes: see `open`.
+        let retired = self.store.retired();
+        let lease_ms = self.options.lease_ms;
+        let peer = self.peer(id)?;
+        let open = &peer.open;
+        Ok(told(
+            &mut peer.session.holds,
+            retired,
+            lease_ms,
+            |hold, room_bytes| open.get(&hold.dataset)?.changes(hold.acked, room_bytes),
+        ))
+    }
+
+    /// Closes for a session the datasets that were dropped, and whose end it acknowledged.
+    fn close_dropped(&mut self, id: ConnectionId) -> Result<(), Refusal> {
         let peer = self.peers.get(&id).ok_or(Status::Stale)?;
         let over: Vec<DatasetId> = peer
             .session
@@ -195,17 +212,7 @@ impl<F: Fabric> Control<F> {
         for dataset in over {
             self.close_dataset(id, &dataset);
         }
-        // Read before the changes: see `open`.
-        let retired = self.store.retired();
-        let lease_ms = self.options.lease_ms;
-        let peer = self.peer(id)?;
-        let open = &peer.open;
-        Ok(told(
-            &mut peer.session.holds,
-            retired,
-            lease_ms,
-            |hold, room_bytes| open.get(&hold.dataset)?.changes(hold.acked, room_bytes),
-        ))
+        Ok(())
     }
 
     fn datasets(&self, id: ConnectionId, after: &[u8]) -> Result<Answer, Refusal> {

@@ -159,8 +159,9 @@ impl<F: Fabric> Control<F> {
     pub(super) fn run(&mut self) -> Result<(), FabricError> {
         let mut events = Vec::new();
         let mut quiet = false;
+        let mut next = None;
         while !self.shared.stopping() {
-            let polled = self.sleep(quiet).and_then(|woken| {
+            let polled = self.sleep(quiet, next).and_then(|woken| {
                 quiet = (quiet && !woken.endpoint) || self.events(&mut events)?;
                 Ok(woken.finished)
             });
@@ -178,16 +179,17 @@ impl<F: Fabric> Control<F> {
                 self.completed();
             }
             self.retry_parked();
-            self.expire();
+            next = self.expire();
             self.release();
         }
         self.stop(&mut events)
     }
 
-    /// Sleeps until there is something to do; only looks whether there is where the endpoint is not `quiet`.
-    fn sleep(&mut self, quiet: bool) -> Result<Woken, FabricError> {
+    /// Sleeps until there is something to do, or until `next`; only looks whether there is where the endpoint is not
+    /// `quiet`.
+    fn sleep(&mut self, quiet: bool, next: Option<BootMs>) -> Result<Woken, FabricError> {
         let timeout = if quiet {
-            self.next_deadline().map(|at| timespec(at - BootMs::now()))
+            next.map(|at| timespec(at - BootMs::now()))
         } else {
             Some(timespec(0))
         };
@@ -331,14 +333,25 @@ impl<F: Fabric> Control<F> {
             .min()
     }
 
-    /// Does what time alone brings about.
-    fn expire(&mut self) {
+    /// Does what time alone brings about; when there is next something of that to do.
+    fn expire(&mut self) -> Option<BootMs> {
         let now = BootMs::now();
         let retired = self.store.retired();
         let max_lag_ms = u64::from(self.options.max_lag_ms);
         if self.retirements.note(retired, now, max_lag_ms) {
             self.releases.touch();
         }
+        let mut next = self.next_deadline();
+        if next.is_some_and(|at| at <= now) {
+            self.expire_due(now);
+            next = self.next_deadline();
+        }
+        self.fill_reserve();
+        next
+    }
+
+    /// Ends all that is due: what [`next_deadline`](Self::next_deadline) looks at.
+    fn expire_due(&mut self, now: BootMs) {
         self.fence_due(now);
         self.drop_silent_puts(now);
         if self.ghosts.expire(now) {
@@ -349,7 +362,6 @@ impl<F: Fabric> Control<F> {
             self.end_lingering(id);
         }
         self.retry_destroy(now);
-        self.fill_reserve();
     }
 
     /// Sets memory aside for control connections to come, as far as there is some.

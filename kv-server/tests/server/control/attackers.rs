@@ -303,7 +303,7 @@ pub(crate) fn half_open_connections_are_bounded_and_end_by_themselves<F: TestFab
     let mut bystander = Bystander::new(&server);
     let mut held = Vec::new();
     let mut refused = 0;
-    for _ in 0..crowd {
+    for number in 0..crowd {
         match Raw::connect(&server.fabric, &server.address) {
             Ok(raw) if held.len() < 200 => held.push(raw),
             Ok(_) => {}
@@ -311,7 +311,11 @@ pub(crate) fn half_open_connections_are_bounded_and_end_by_themselves<F: TestFab
                 assert!(reason.contains("too many"), "{reason}");
                 refused += 1;
             }
-            Err(other) => panic!("{other}"),
+            Err(other) => {
+                // Whether it is the server that is gone.
+                bystander.still_served();
+                panic!("connection {number}, {refused} refused before: {other}");
+            }
         }
     }
     assert!(refused > 0, "no limit was met");

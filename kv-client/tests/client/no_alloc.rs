@@ -4,14 +4,10 @@
 //! The allocator hands every call on to the system's, unchanged, and only counts; so its obligations are the system's.
 #![allow(unsafe_code)]
 
-#[path = "client/harness.rs"]
-#[allow(dead_code, reason = "this program uses a part of it")]
-mod harness;
-
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 
-use harness::{TestFabric, World, options, value};
+use crate::harness::{TestFabric, World, options, value};
 use kv_fabric::local::Local;
 use kv_fabric::verbs::Verbs;
 
@@ -38,7 +34,6 @@ unsafe impl GlobalAlloc for Counting {
 #[global_allocator]
 static ALLOCATOR: Counting = Counting;
 
-const KEYS: usize = 60;
 const ROUNDS: u64 = 20;
 
 /// Allocations of this thread while `work` runs, once it has run a few times.
@@ -53,14 +48,14 @@ fn allocations(mut work: impl FnMut()) -> u64 {
     ALLOCATIONS.get() - before
 }
 
-fn warm<F: TestFabric>() {
+fn warm<F: TestFabric>(keys: usize) {
     let world = World::<F>::with(|_, options| {
         // Nothing changes, and so nothing is told.
         options.lease_ms = 600_000;
         options.max_lag_ms = 600_000;
     });
     let writer = world.dataset("d");
-    let items: Vec<_> = (0..KEYS)
+    let items: Vec<_> = (0..keys)
         .map(|index| (format!("key {index}"), value(index as u64, 10 + index * 2000)))
         .collect();
     assert!(writer.put_many(&items).iter().all(Result::is_ok));
@@ -70,7 +65,7 @@ fn warm<F: TestFabric>() {
         .iter()
         .map(|(key, _)| dataset.locate(key.as_bytes()).unwrap())
         .collect();
-    let mut buffer = dataset.allocate(KEYS * 2000 + 10).unwrap();
+    let mut buffer = dataset.allocate(keys * 2000 + 10).unwrap();
     let single = allocations(|| {
         for ((key, value), at) in items.iter().zip(&places) {
             assert_eq!(reader.get_into(key.as_bytes(), &mut buffer, 0), Ok(value.len()));
@@ -104,11 +99,11 @@ fn warm<F: TestFabric>() {
 
 #[test]
 fn a_warm_reader_allocates_nothing() {
-    warm::<Local>();
+    warm::<Local>(60);
 }
 
 #[test]
 #[ignore = "needs an RDMA device: VKV_TEST_DEVICE=rxe0"]
 fn a_warm_reader_allocates_nothing_over_verbs() {
-    warm::<Verbs>();
+    warm::<Verbs>(20);
 }
