@@ -73,7 +73,8 @@ impl Locators {
             self.entries = vec![EMPTY; self.count];
         }
         let first = self.place(hash);
-        if self.entries[first].hash != hash {
+        // A place that was forgotten pushes nothing out.
+        if self.entries[first].hash != hash && self.entries[first].locator.segment != 0 {
             self.entries[first + 1] = self.entries[first];
         }
         self.entries[first] = Entry {
@@ -140,6 +141,22 @@ mod tests {
         assert_eq!(known.find(hash(1)), Some((locator(2), 2)));
         known.forget(hash(1));
         assert_eq!(known.find(hash(1)), None);
+    }
+
+    /// Two keys of a pair: the one read last was overwritten, forgotten and read anew, which lost the other one.
+    #[test]
+    fn what_was_forgotten_and_read_anew_pushes_nothing_out() {
+        let mut known = Locators::new(100_000);
+        let other = KeyHash {
+            slot: 2,
+            ..hash(1)
+        };
+        known.remember(other, locator(2), 2);
+        known.remember(hash(1), locator(1), 1);
+        known.forget(hash(1));
+        known.remember(hash(1), locator(3), 1);
+        assert_eq!(known.find(other), Some((locator(2), 2)));
+        assert_eq!(known.find(hash(1)), Some((locator(3), 1)));
     }
 
     #[test]

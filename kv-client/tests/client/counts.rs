@@ -147,7 +147,10 @@ fn read_again<F: TestFabric>() {
         value
     };
     let mut values: Vec<_> = (0..COUNT).map(|index| put(index, 0)).collect();
-    let dataset = world.session(options("reader")).open("d").unwrap();
+    // So much room that three keys of one pair of places are not to be met.
+    let mut roomy = options("reader");
+    roomy.locator_cache_bytes = 256 << 20;
+    let dataset = world.session(roomy).open("d").unwrap();
     let mut reader = dataset.reader().unwrap();
     let mut read_all = |values: &[Vec<u8>]| {
         let before = dataset.counters();
