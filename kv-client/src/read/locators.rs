@@ -147,10 +147,7 @@ mod tests {
     #[test]
     fn what_was_forgotten_and_read_anew_pushes_nothing_out() {
         let mut known = Locators::new(100_000);
-        let other = KeyHash {
-            slot: 2,
-            ..hash(1)
-        };
+        let other = KeyHash { slot: 2, ..hash(1) };
         known.remember(other, locator(2), 2);
         known.remember(hash(1), locator(1), 1);
         known.forget(hash(1));
