@@ -186,7 +186,7 @@ mod tests {
     /// saw the end alone.
     #[test]
     fn what_was_sent_before_an_end_is_received_before_it() {
-        const ROUNDS: usize = 20_000;
+        const ROUNDS: usize = 100_000;
         let pair = || {
             let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
             rustix::net::socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None).unwrap()
