@@ -131,6 +131,7 @@ impl<F: Fabric> Engine<F> {
             .reads_at_once()
             .min(options.depth.max(1) as usize);
         let lanes_max = super::ready::lanes_max(&options, at_once);
+        let piece_bytes = super::fill::piece_bytes(&*core.shared().fabric, &options);
         Ok(Self {
             lanes: vec![Lane::new(&options)],
             items: Vec::new(),
@@ -164,8 +165,8 @@ impl<F: Fabric> Engine<F> {
             ready_at_ns: 0,
             ready_backoff: Backoff::new(super::PASS_WAITS.0, super::PASS_WAITS.1),
             scratch: Vec::new(),
-            short_max: super::PIECE_BYTES.min(core.shared().fabric.read_max_bytes() as u64),
-            piece_bytes: super::fill::piece_bytes(&*core.shared().fabric, &options),
+            short_max: piece_bytes.min(core.shared().fabric.read_max_bytes() as u64),
+            piece_bytes,
             counters: tally.add_lane(),
             tally,
             options,

@@ -13,7 +13,7 @@ use super::engine::Engine;
 use super::flight::{Flight, Flying};
 use super::lane::ring_bytes;
 use super::plan::{CHAIN_MAX, Chain, Dest, Piece, Planned};
-use super::{PIECE_BYTES, Trouble};
+use super::{CHECKED_PIECE_BYTES, PIECE_BYTES, Trouble};
 use crate::ClientOptions;
 use crate::clock::boot_ns;
 use crate::tables::{NoPlace, PAGE_ENTRIES, Row};
@@ -29,7 +29,12 @@ pub(super) fn piece_bytes<F: Fabric>(fabric: &F, options: &ClientOptions) -> u64
     let whole_blocks = |len: usize| (len / BLOCK_BYTES * BLOCK_BYTES).max(BLOCK_BYTES) as u64;
     let quarter = whole_blocks(ring_bytes(options) / 4);
     let longest = whole_blocks(fabric.read_max_bytes().saturating_mul(CHAIN_MAX / 2));
-    PIECE_BYTES.min(quarter).min(longest)
+    let most = if options.verify {
+        CHECKED_PIECE_BYTES
+    } else {
+        PIECE_BYTES
+    };
+    most.min(quarter).min(longest)
 }
 
 /// What came of planning one thing.

