@@ -61,6 +61,8 @@ pub const SUPERBLOCK_MAGIC: u32 = 0x3144_4b56;
 pub const DATASET_MAGIC: u32 = 0x314e_4b56;
 /// `magic` of a checkpoint: "VKC1" in memory order.
 pub const CHECKPOINT_MAGIC: u32 = 0x3143_4b56;
+/// `magic` of a list of segments: "VKL1" in memory order.
+pub const SEGMENT_LIST_MAGIC: u32 = 0x314c_4b56;
 /// `magic` of a snapshot: "VKP1" in memory order.
 pub const SNAPSHOT_MAGIC: u32 = 0x3150_4b56;
 /// `magic` of the private data of a connection request: "VKH1" in memory order.
@@ -474,6 +476,25 @@ pub struct DatasetDescription {
     pub crc: u32,
 }
 const _: () = assert!(size_of::<DatasetDescription>() == 128);
+
+/// Start of the file `segments` in a dataset's directory; `count` numbers of 4 bytes follow, growing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct SegmentListHeader {
+    /// [`SEGMENT_LIST_MAGIC`].
+    pub magic: u32,
+    /// [`MEDIA_FORMAT`].
+    pub format: u16,
+    /// Zero.
+    pub flags: u16,
+    /// Dataset that it is of.
+    pub dataset: [u8; 16],
+    /// Numbers that follow.
+    pub count: u32,
+    /// CRC32C of the 28 bytes before and of the numbers.
+    pub crc: u32,
+}
+const _: () = assert!(size_of::<SegmentListHeader>() == 32 && offset_of!(SegmentListHeader, crc) == 28);
 
 /// Private data of a connection request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]

@@ -9,6 +9,7 @@
 //! - [`record`]: building a record, and judging one that was read (**I4**).
 //! - [`parts`]: where the parts of a large value lie, and judging one.
 //! - [`footer`]: what FOOTERs and checkpoints list.
+//! - [`segment_list`]: which segments a dataset has.
 //! - [`bucket`]: checksums of buckets and directory entries, and the lookup rules.
 //! - [`control`]: control frames.
 //! - [`auth`]: the proofs of the challenge and response.
@@ -27,5 +28,6 @@ pub mod hash;
 pub mod layout;
 pub mod parts;
 pub mod record;
+pub mod segment_list;
 
 pub use error::DecodeError;

@@ -19,6 +19,7 @@ use kv_proto::crc::crc32c;
 use kv_proto::hash::{KeyHash, candidate_buckets, directory_index};
 use kv_proto::layout::*;
 use kv_proto::record::encode_head;
+use kv_proto::segment_list::encode_segments;
 use zerocopy::IntoBytes;
 
 type Lines = Vec<(String, Vec<u8>)>;
@@ -126,6 +127,10 @@ fn media_structs(lines: &mut Lines) {
     };
     description.crc = crc32c(&description.as_bytes()[..124]);
     push("DatasetDescription", description.as_bytes());
+    push(
+        "SegmentListHeader, two numbers",
+        &encode_segments(dataset(), &[3, 0x0a0b_0c0d]),
+    );
     let mut snapshot = SnapshotHeader {
         magic: SNAPSHOT_MAGIC,
         format: MEDIA_FORMAT,

@@ -130,6 +130,7 @@ fn structs() -> Vec<Struct> {
         Superblock { magic, format, flags, server, epoch, segment_next, reserved, crc }
         DatasetDescription { magic, format, name_len_bytes, dataset, hash_key, name, segment_bytes, part_bytes,
             reserved, crc }
+        SegmentListHeader { magic, format, flags, dataset, count, crc }
         SnapshotHeader { magic, format, name_len_bytes, generation, dataset, sequence, count, name, reserved,
             reserved2, crc }
         SnapshotEntry { locator }
@@ -317,8 +318,8 @@ fn constants() -> BTreeMap<String, u64> {
         layout::PART_MAX_BYTES, layout::DATASETS_PER_SESSION_MAX, layout::OPERATIONS_REMEMBERED,
         layout::GROUP_BUCKETS, layout::BUCKET_SLOTS, layout::GROUP_BYTES, layout::DIRECTORY_DEPTH_MAX,
         layout::STAMP_MOVED, layout::RECORD_MAGIC, layout::SEGMENT_MAGIC, layout::TRAILER_MAGIC,
-        layout::SUPERBLOCK_MAGIC, layout::DATASET_MAGIC, layout::CHECKPOINT_MAGIC, layout::SNAPSHOT_MAGIC,
-        layout::CONNECT_MAGIC, control::FRAME_MAX_BYTES, control::FRAME_HEADER_BYTES, control::ANSWER,
+        layout::SUPERBLOCK_MAGIC, layout::DATASET_MAGIC, layout::CHECKPOINT_MAGIC,
+        layout::SEGMENT_LIST_MAGIC, layout::SNAPSHOT_MAGIC, layout::CONNECT_MAGIC, control::FRAME_MAX_BYTES, control::FRAME_HEADER_BYTES, control::ANSWER,
         control::HELLO_KIND, control::RECEIVES_DEFAULT, control::REFUSAL_TEXT_MAX_BYTES,
     }
 }

@@ -1,4 +1,4 @@
-//! Bytes that a READ brought: no judge panics, whatever they are and whatever was expected.
+//! Bytes that a READ brought, or that lie on a medium: no judge panics, whatever they are and whatever was expected.
 #![no_main]
 
 use kv_proto::bucket::{IndexScope, candidates, judge_bucket, judge_directory_entry};
@@ -10,6 +10,7 @@ use kv_proto::record::{
     Expected, check_prefix, header_prefix_len, judge_block, judge_prefix, judge_value, key_in, parse_head,
     parse_header,
 };
+use kv_proto::segment_list::{encode_segments, parse_segments};
 use libfuzzer_sys::fuzz_target;
 use zerocopy::FromBytes;
 
@@ -92,8 +93,21 @@ fn index(bytes: &[u8]) {
     }
 }
 
+fn segments(bytes: &[u8]) {
+    let mut list = bytes.to_vec();
+    if list.len() >= 32 {
+        list[8..24].copy_from_slice(&HASH_KEY);
+        let crc = crc32c(&[&list[..28], &list[32..]].concat());
+        list[28..32].copy_from_slice(&crc.to_le_bytes());
+    }
+    if let Ok(segments) = parse_segments(&list, HASH_KEY) {
+        assert_eq!(encode_segments(HASH_KEY, &segments), list);
+    }
+}
+
 fuzz_target!(|bytes: &[u8]| {
     records(bytes);
     index(bytes);
+    segments(bytes);
     let _ = parse_head(bytes);
 });

@@ -11,6 +11,7 @@ mod index;
 mod judges;
 mod parts;
 mod records;
+mod segment_list;
 
 use std::hash::{BuildHasher, RandomState};
 
