@@ -71,7 +71,7 @@ pub struct Check {
     pub data: PathBuf,
 
     /// Do what loses nothing: write FOOTERs and trailers anew over records that are whole, remove what an interrupted
-    /// change left behind. Damaged records stay where they are.
+    /// change left behind. Damaged records stay where they are. The loss of segments whose files are gone is accepted.
     #[arg(long)]
     pub repair: bool,
 

@@ -99,11 +99,12 @@ pub(crate) struct Args {
 
 /// Kinds of sync that were seen to be missed on ext4. Of the others a start makes do without what they sync, or another
 /// sync comes right behind them and ext4's journal, which is one for all files, makes theirs durable with its own.
-const NEEDED: [&str; 6] = [
+const NEEDED: [&str; 7] = [
     "records",
     "header",
     "superblock",
     "description",
+    "segment-list",
     "dataset-directory",
     "datasets-directory",
 ];

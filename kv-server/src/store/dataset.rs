@@ -20,6 +20,7 @@ use super::journal::{Change, Journal};
 use super::log::Queue;
 use super::operations::Operations;
 use super::segment::{ROW_BYTES, ROW_EXTENT_BYTES, Segment};
+use super::segment_list::SegmentList;
 use super::{Shared, lock, scrub};
 use crate::error::StorageError;
 
@@ -51,6 +52,8 @@ pub struct Dataset<D: Domain> {
     description: Mutex<Description>,
     pub(crate) index: RwLock<Index<D>>,
     pub(crate) segments: RwLock<BTreeMap<u32, Arc<Segment<D>>>>,
+    /// Which segments there should be at the next start.
+    pub(crate) list: SegmentList,
     pub(crate) journal: Mutex<Journal<Gone<D>>>,
     pub(crate) operations: Arc<Operations>,
     pub(crate) queue: Arc<Queue>,
@@ -70,6 +73,7 @@ pub struct Dataset<D: Domain> {
 pub(crate) struct Contents<D: Domain> {
     pub(crate) index: Index<D>,
     pub(crate) segments: BTreeMap<u32, Arc<Segment<D>>>,
+    pub(crate) list: SegmentList,
     pub(crate) operations: Operations,
     pub(crate) figures: Figures,
 }
@@ -91,6 +95,7 @@ impl<D: Domain> Dataset<D> {
             description: Mutex::new(description),
             index: RwLock::new(contents.index),
             segments: RwLock::new(contents.segments),
+            list: contents.list,
             journal: Mutex::new(Journal::new()),
             operations: Arc::new(contents.operations),
             queue: Arc::default(),
@@ -400,6 +405,7 @@ impl<D: Domain> Dataset<D> {
             ("dead_share_percent", dead_bytes * 100 / all_bytes.max(1)),
             ("lost_segments_count", read(&figures.lost_segments)),
             ("damaged_records_count", read(&figures.damaged_records)),
+            ("damaged_segment_lists_count", self.list.damaged()),
             ("images_bytes", sum(Segment::charged_bytes)),
             ("index_bytes", index_bytes),
             ("index_per_key_bytes", index_bytes.div_ceil(keys.max(1))),

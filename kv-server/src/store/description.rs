@@ -43,8 +43,11 @@ pub(crate) fn parse_directory_name(name: &str) -> Option<[u8; 16]> {
     Some(id)
 }
 
+/// Its name in the directory of its dataset.
+pub(crate) const NAME: &str = "dataset";
+
 fn path_in(directory: &Path) -> PathBuf {
-    directory.join("dataset")
+    directory.join(NAME)
 }
 
 impl Description {

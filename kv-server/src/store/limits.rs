@@ -44,6 +44,8 @@ pub(crate) const DIRECTORY_DEPTH_MIN: u8 = 7;
 pub(crate) const APPEND_ROOM_MIN_BYTES: u64 = 1 << 20;
 /// Length of the pieces in which files are read, bytes.
 pub(crate) const READ_PIECE_BYTES: usize = 4 << 20;
+/// Longest list of segments that is read, bytes: four for each.
+pub(crate) const SEGMENT_LIST_MAX_BYTES: u64 = 64 << 20;
 /// Most records, and most operations, that one FOOTER lists.
 pub(crate) const FOOTER_ENTRIES_MAX: usize = if cfg!(test) { 32 } else { 64 << 10 };
 /// Bytes of new log after which a checkpoint is taken.

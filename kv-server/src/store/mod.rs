@@ -45,6 +45,7 @@ mod recover;
 mod reserve;
 mod scrub;
 mod segment;
+mod segment_list;
 #[doc(hidden)]
 pub mod sync_kind;
 
@@ -72,6 +73,7 @@ use operations::Operations;
 pub use options::{SCRUB_SHARE_DEFAULT, StoreOptions};
 pub use put::Put;
 use reserve::Reserve;
+use segment_list::SegmentList;
 
 /// Takes a lock, also one whose holder panicked: every critical section leaves its data whole.
 pub(crate) fn lock<T: ?Sized>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -103,6 +105,11 @@ pub(crate) fn parse_segment_name(name: &str) -> Option<u32> {
         return None;
     }
     u32::from_str_radix(digits, 16).ok()
+}
+
+/// Whether a file of this name is a dataset's own, besides those of its segments.
+pub(crate) fn is_own_file(name: &str) -> bool {
+    [description::NAME, segment_list::NAME].contains(&name)
 }
 
 /// What all datasets share.
@@ -226,13 +233,15 @@ impl<D: Domain> Store<D> {
             dataset: id,
             epoch: self.epoch(),
         };
+        let index = Index::build(scope, &[], &place)?;
+        let directory = self.make_directory(&description)?;
         let contents = Contents {
-            index: Index::build(scope, &[], &place)?,
+            index,
             segments: BTreeMap::new(),
+            list: SegmentList::new(&directory, id),
             operations: Operations::default(),
             figures: Figures::default(),
         };
-        let directory = self.make_directory(&description)?;
         self.add(description, directory.clone(), domain, contents, 1)
             .inspect_err(|_| self.unmake_directory(&directory))?;
         Ok(id)

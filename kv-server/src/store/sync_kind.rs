@@ -6,7 +6,7 @@
 use std::path::Path;
 use std::sync::OnceLock;
 
-use super::{description, parse_segment_name};
+use super::{description, parse_segment_name, segment_list};
 
 /// What a sync makes durable.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -29,6 +29,8 @@ pub enum SyncKind {
     Superblock,
     /// The description of a dataset, before it gets its name.
     Description,
+    /// The list of a dataset's segments, before it gets its name.
+    SegmentList,
     /// Names in the directory of a dataset.
     DatasetDirectory,
     /// Names of datasets.
@@ -39,7 +41,7 @@ pub enum SyncKind {
 
 impl SyncKind {
     /// Every kind, with its name.
-    pub const ALL: [(&'static str, Self); 12] = [
+    pub const ALL: [(&'static str, Self); 13] = [
         ("records", Self::Records),
         ("footers", Self::Footers),
         ("trailer", Self::Trailer),
@@ -49,6 +51,7 @@ impl SyncKind {
         ("header", Self::Header),
         ("superblock", Self::Superblock),
         ("description", Self::Description),
+        ("segment-list", Self::SegmentList),
         ("dataset-directory", Self::DatasetDirectory),
         ("datasets-directory", Self::DatasetsDirectory),
         ("root-directory", Self::RootDirectory),
@@ -74,8 +77,10 @@ impl SyncKind {
             .unwrap_or_default();
         if parse_segment_name(name).is_some() {
             Self::Header
-        } else if name == "dataset" {
+        } else if name == description::NAME {
             Self::Description
+        } else if name == segment_list::NAME {
+            Self::SegmentList
         } else {
             Self::Superblock
         }
@@ -125,6 +130,10 @@ mod tests {
         assert_eq!(
             SyncKind::of_whole(&Path::new(id).join("dataset")),
             SyncKind::Description
+        );
+        assert_eq!(
+            SyncKind::of_whole(&Path::new(id).join("segments")),
+            SyncKind::SegmentList
         );
         assert_eq!(
             SyncKind::of_whole(Path::new("d/superblock")),

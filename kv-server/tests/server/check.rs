@@ -23,7 +23,7 @@ fn text(output: &Output) -> (Option<i32>, String, String) {
     (output.status.code(), out, error)
 }
 
-fn segment(data: &Path) -> std::path::PathBuf {
+pub(crate) fn segment(data: &Path) -> std::path::PathBuf {
     let dataset = std::fs::read_dir(data.join("datasets")).unwrap().next().unwrap();
     let mut files = std::fs::read_dir(dataset.unwrap().path())
         .unwrap()
@@ -91,6 +91,20 @@ fn its_exit_status_says_what_it_found() {
     assert_eq!(status, Some(1));
     assert!(out.contains("repaired: dataset cats, segment 1, "), "{out}");
     assert_eq!(check(&data, &[]).status.code(), Some(0));
+    std::fs::remove_file(&path).unwrap();
+    let gone = format!(
+        "damage: dataset cats, segment 1: segment lost: its file {} is",
+        path.display()
+    );
+    for (arguments, repaired) in [(&[][..], false), (&["--repair"], true)] {
+        let (status, out, _) = text(&check(&data, arguments));
+        assert_eq!(
+            (status, out.contains("repaired: dataset cats, ")),
+            (Some(1), repaired)
+        );
+        assert!(out.starts_with(&gone), "{out}");
+    }
+    assert_eq!(check(&data, &[]).status.code(), Some(0));
 }
 
 /// A segment that could not be opened for want of rights was called lost, and its keys to be restored.
@@ -109,9 +123,10 @@ fn what_the_user_may_not_read_is_said_and_is_no_damage() {
     let segment = segment(data);
     let dataset = segment.parent().unwrap();
     let datasets = data.join("datasets");
-    let (superblock, description, lock) = (
+    let (superblock, description, list, lock) = (
         data.join("superblock"),
         dataset.join("dataset"),
+        dataset.join("segments"),
         data.join("lock"),
     );
     let open_to_all = [
@@ -121,6 +136,7 @@ fn what_the_user_may_not_read_is_said_and_is_no_damage() {
         (&lock, 0o644),
         (&superblock, 0o644),
         (&description, 0o644),
+        (&list, 0o644),
         (&segment, 0o644),
     ];
     for (path, mode) in open_to_all {

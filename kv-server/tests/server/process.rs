@@ -419,6 +419,36 @@ fn a_data_directory_of_another_version_or_damaged_is_said_with_a_remedy() {
     process.session(&setup.admin).open("cats");
 }
 
+/// A segment file that somebody deleted is named by each start, the rest is served.
+#[test]
+fn a_segment_file_that_is_gone_is_named_at_each_start() {
+    let setup = Setup::new();
+    let mut process: Process = Process::start(&setup, &[]);
+    let mut raw = process.session(&setup.admin);
+    raw.create("cats");
+    let dataset = raw.open("cats").dataset;
+    raw.put(dataset, b"tom", &[7; 1000]).unwrap();
+    process.signal(Signal::TERM);
+    process.end();
+    let path = crate::check::segment(&setup.store.data);
+    std::fs::remove_file(&path).unwrap();
+    for start in 0..2 {
+        let before = log(&setup).len();
+        let mut process: Process = Process::start(&setup, &[]);
+        let said = log(&setup)[before..].to_owned();
+        let line = said.lines().find(|line| line.contains("segment lost"));
+        let line = line.unwrap_or_else(|| panic!("start {start}: {said}"));
+        for word in ["ERROR", "dataset=cats", "segment=1", path.to_str().unwrap()] {
+            assert!(line.contains(word), "{word:?} is not in {line}");
+        }
+        let mut raw = process.session(&setup.admin);
+        assert_eq!(raw.open("cats").dataset, dataset);
+        raw.put_as(dataset, 10 + start, b"tom", &[8; 1000]).unwrap();
+        process.signal(Signal::TERM);
+        process.end();
+    }
+}
+
 #[test]
 fn a_data_directory_that_the_user_may_not_use_is_said_with_a_remedy() {
     use std::os::unix::fs::PermissionsExt;

@@ -3,6 +3,7 @@
 //! What a start would believe is what is judged: `recover` reads FOOTERs, checkpoints and tails; a check reads the
 //! records too and holds the one to the other.
 
+use std::collections::BTreeSet;
 use std::mem::offset_of;
 use std::path::{Path, PathBuf};
 
@@ -13,10 +14,11 @@ use super::description::{Description, parse_directory_name};
 use super::files::Files;
 use super::home::{read_superblock, take_lock_quietly};
 use super::recover::says_lost;
-use super::{checkpoint, parse_segment_name};
+use super::{checkpoint, is_own_file, parse_segment_name, segment_path};
 use crate::error::StorageError;
 
 mod dataset;
+mod listed;
 mod repair;
 mod report;
 mod segment;
@@ -40,7 +42,8 @@ struct Directory<'a> {
     names: Vec<(String, PathBuf)>,
 }
 
-/// Checks the data directory `data`, which no server may have; `repair` does what loses nothing.
+/// Checks the data directory `data`, which no server may have; `repair` does what loses nothing, and accepts that segment
+/// files are gone.
 ///
 /// # Errors
 /// - [`StorageError::InUse`] while a server has it.
@@ -231,17 +234,17 @@ impl Directory<'_> {
             }
             Err(error) => return Err(error),
         }
-        let (mut segments, mut checkpoints) = (Vec::new(), Vec::new());
+        let (mut segments, mut checkpoints) = (BTreeSet::new(), Vec::new());
         for name in self.files.names(path)? {
             let at = path.join(&name);
             if name.ends_with(".new") {
                 let dataset = checking.name.clone();
                 self.leftover(checking.reporter, &at, Some(&dataset))?;
             } else if let Some(number) = parse_segment_name(&name) {
-                segments.push((number, at));
+                segments.insert(number);
             } else if let Some(number) = checkpoint::parse_name(&name) {
                 checkpoints.push((number, at));
-            } else if name != "dataset" {
+            } else if !is_own_file(&name) {
                 let what = "is no file of a dataset".to_owned();
                 checking.tell(Level::Note, None, &at, None, None, what, "it is left alone");
             }
@@ -249,9 +252,10 @@ impl Directory<'_> {
         if !segments.is_empty() && checking.hash_key.is_some() {
             self.names.push((checking.name.clone(), path.to_owned()));
         }
-        let last = segments.iter().map(|(number, _)| *number).max();
-        for (number, at) in &segments {
-            checking.segment(*number, at, Some(*number) == last)?;
+        let list_is_whole = checking.segment_list(path, &segments)?;
+        let last = segments.last();
+        for number in &segments {
+            checking.segment(*number, &segment_path(path, *number), Some(number) == last)?;
         }
         for (number, at) in checkpoints {
             if !checking.wants_checkpoint(number) {
@@ -262,6 +266,9 @@ impl Directory<'_> {
         checking.resolve();
         if self.repair {
             checking.repair()?;
+            if !list_is_whole {
+                checking.repair_segment_list(path, &segments)?;
+            }
         }
         Ok(())
     }

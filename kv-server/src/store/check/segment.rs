@@ -256,7 +256,7 @@ impl Records<'_, '_, '_, '_> {
 }
 
 const REBUILT: &str = "--repair lists the records anew";
-const UNNAMED: &str = "which keys they were of is not known for certain: what was stored there last is lost, or an older value \
+pub(super) const UNNAMED: &str = "which keys they were of is not known for certain: what was stored there last is lost, or an older value \
                        of its key is back; restore the dataset from its source";
 
 impl Checking<'_, '_> {

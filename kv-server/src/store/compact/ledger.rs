@@ -50,7 +50,7 @@ impl Standing {
 /// A segment file that left the table and could not be removed.
 #[derive(Debug)]
 struct Leftover {
-    path: PathBuf,
+    segment: u32,
     /// Lowest sequence in it.
     lowest: u64,
 }
@@ -256,7 +256,7 @@ impl<D: Domain> Dataset<D> {
         let files = &self.shared.files;
         let mut leftovers = lock(&self.compaction.leftovers);
         leftovers.push(Leftover {
-            path: self.segment_path(segment.number),
+            segment: segment.number,
             lowest: segment.sequences().map_or(0, |(lowest, _)| lowest),
         });
         self.compaction
@@ -270,13 +270,16 @@ impl<D: Domain> Dataset<D> {
         files: &super::super::files::Files,
         leftovers: &mut Vec<Leftover>,
     ) -> Result<(), StorageError> {
+        self.list
+            .remove(files, leftovers.iter().map(|left| left.segment))?;
         for left in leftovers.iter() {
-            match files.remove(&left.path) {
-                Err(StorageError::Io { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => {}
+            match files.remove(&self.segment_path(left.segment)) {
+                Err(error) if error.is_not_found() => {}
                 removed => removed?,
             }
         }
         files.sync_directory(&self.directory)?;
+        self.list.bring_up_to_date(files);
         self.compaction
             .removals
             .fetch_add(leftovers.len() as u64, Ordering::AcqRel);

@@ -4,7 +4,7 @@ use std::io::IoSlice;
 use std::sync::Arc;
 
 use kv_fabric::Domain;
-use kv_proto::layout::{EXTENT_BYTES, segment_state};
+use kv_proto::layout::{EXTENT_BYTES, SegmentHeader, segment_state};
 use zerocopy::IntoBytes;
 
 use super::super::checkpoint::Checkpoint;
@@ -142,20 +142,21 @@ impl<D: Domain> Active<D> {
 }
 
 impl<D: Domain> Log<D> {
-    /// Makes the next segment: memory first, then its file with its header, durable under its name.
+    /// Makes the next segment: memory first, then its file with its header, durable under its name, then its place in the
+    /// list.
     pub(super) fn open_segment(&mut self) -> Result<(), StorageError> {
         let dataset = Arc::clone(&self.dataset);
         let shared = &dataset.shared;
         let limit = dataset.segment_bytes;
         let extent = self.take_extent(limit.min(EXTENT_BYTES))?;
-        let made = self.make_file(limit);
-        let (number, identity, header, file) = match made {
+        let (header, file) = match self.make_listed_file(limit) {
             Ok(made) => made,
             Err(error) => {
                 self.spare.keep(limit.min(EXTENT_BYTES), extent);
                 return Err(error);
             }
         };
+        let (number, identity) = (header.segment, header.identity);
         let segment = Arc::new(Segment::new(number, identity, segment_state::ACTIVE));
         segment.push_extent(extent);
         segment.write(0, header.as_bytes());
@@ -180,10 +181,21 @@ impl<D: Domain> Log<D> {
         Ok(())
     }
 
-    fn make_file(
-        &mut self,
-        limit: u64,
-    ) -> Result<(u32, u64, kv_proto::layout::SegmentHeader, OpenFile), StorageError> {
+    /// The file of the next segment, which is listed. One that could not be listed may be: it is taken the next time.
+    fn make_listed_file(&mut self, limit: u64) -> Result<(SegmentHeader, OpenFile), StorageError> {
+        let made = match self.unlisted.take() {
+            Some(made) => made,
+            None => self.make_file(limit)?,
+        };
+        let dataset = &self.dataset;
+        if let Err(error) = dataset.list.add(&dataset.shared.files, made.0.segment) {
+            self.unlisted = Some(made);
+            return Err(error);
+        }
+        Ok(made)
+    }
+
+    fn make_file(&mut self, limit: u64) -> Result<(SegmentHeader, OpenFile), StorageError> {
         let dataset = &self.dataset;
         let shared = &dataset.shared;
         let number = match self.number_kept {
@@ -208,7 +220,7 @@ impl<D: Domain> Log<D> {
             }
         })?;
         self.number_kept = None;
-        Ok((number, identity, header, file))
+        Ok((header, file))
     }
 
     /// Has memory for the next extent of the active segment.

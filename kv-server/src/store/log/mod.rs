@@ -11,8 +11,9 @@ use std::sync::{Arc, Weak};
 
 use kv_fabric::Domain;
 use kv_proto::crc::block_crcs;
-use kv_proto::layout::{Locator, units, wire_len};
+use kv_proto::layout::{Locator, SegmentHeader, units, wire_len};
 
+use super::files::OpenFile;
 use super::put::PutState;
 use super::{Committed, Completion, Dataset, lock};
 use crate::error::StorageError;
@@ -39,6 +40,8 @@ pub(crate) struct Log<D: Domain> {
     spare: Spare<D>,
     /// A segment number that was taken and whose file could not be made.
     number_kept: Option<u32>,
+    /// A segment's file that was made and may not be listed.
+    unlisted: Option<(SegmentHeader, OpenFile)>,
     sequence_next: u64,
     /// Whether what is being placed frees space, so that it may take what is kept for that.
     urgent: bool,
@@ -55,6 +58,7 @@ pub(crate) fn start<D: Domain>(dataset: &Arc<Dataset<D>>, sequence_next: u64) ->
         active: None,
         spare: Spare::default(),
         number_kept: None,
+        unlisted: None,
         sequence_next,
         urgent: false,
         group: Group::default(),

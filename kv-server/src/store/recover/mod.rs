@@ -19,7 +19,8 @@ use super::index::{Builder, Place};
 use super::limits::{REBUILD_BYTES_MAX, START_THREADS_MAX};
 use super::operations::Operations;
 use super::segment::Segment;
-use super::{Shared, lock, parse_segment_name};
+use super::segment_list::SegmentList;
+use super::{Shared, is_own_file, lock, parse_segment_name, segment_path};
 use crate::error::StorageError;
 
 mod gather;
@@ -38,9 +39,10 @@ use rebuild::{Newest, RECORD_BYTES_MAX};
 /// An epoch's sequences begin at its number, shifted left by this.
 pub(crate) const EPOCH_SEQUENCE_BITS: u32 = 32;
 
-/// Segment files of a dataset, judged; what cannot be read is lost.
+/// Segments of a dataset, judged by their files; what cannot be read, or is gone, is lost.
 pub(crate) struct Opened {
     files: BTreeMap<u32, Result<SegmentFile, StorageError>>,
+    list: SegmentList,
 }
 
 impl Opened {
@@ -49,24 +51,29 @@ impl Opened {
     /// # Errors
     /// Why a segment could not be judged that may be whole: nothing is served without it.
     pub(crate) fn new(shared: &Shared, directory: &Path, dataset: [u8; 16]) -> Result<Self, StorageError> {
-        let mut files = BTreeMap::new();
+        let mut found = BTreeSet::new();
         let mut checkpoints = Vec::new();
         for name in shared.files.names(directory)? {
             let path = directory.join(&name);
             if name.ends_with(".new") {
                 shared.files.remove(&path)?;
             } else if let Some(number) = parse_segment_name(&name) {
-                shared.home.skip_segment_numbers(number);
-                let file = SegmentFile::open(&shared.files, &path, number, dataset);
-                match file {
-                    Err(error) if !says_lost(&error) => return Err(error),
-                    file => files.insert(number, file),
-                };
+                found.insert(number);
             } else if let Some(number) = checkpoint::parse_name(&name) {
                 checkpoints.push((number, path));
-            } else if name != "dataset" {
+            } else if !is_own_file(&name) {
                 tracing::warn!(path = %path.display(), "is no file of a dataset; it is left alone");
             }
+        }
+        let (list, segments) = SegmentList::open(&shared.files, directory, dataset, found)?;
+        let mut files = BTreeMap::new();
+        for number in segments {
+            shared.home.skip_segment_numbers(number);
+            let path = segment_path(directory, number);
+            match SegmentFile::open(&shared.files, &path, number, dataset) {
+                Err(error) if !says_lost(&error) => return Err(error),
+                file => files.insert(number, file),
+            };
         }
         for (number, path) in checkpoints {
             // A crash between sealing and removing leaves it behind.
@@ -77,7 +84,7 @@ impl Opened {
                 shared.files.remove(&path)?;
             }
         }
-        Ok(Self { files })
+        Ok(Self { files, list })
     }
 
     /// Whether the dataset has no segment, not even a lost one.
@@ -126,6 +133,7 @@ pub(crate) fn recover<D: Domain>(
         figures: Figures::default(),
         sequence_max: AtomicU64::new(0),
     };
+    opened.list.bring_up_to_date(&shared.files);
     let last = opened.files.keys().next_back().copied();
     let mut files = Vec::new();
     let mut judged: Vec<Judged> = Vec::new();
@@ -185,6 +193,7 @@ pub(crate) fn recover<D: Domain>(
     let contents = Contents {
         index: builder.finish(&place)?,
         segments,
+        list: opened.list,
         operations: reading.operations,
         figures: reading.figures,
     };

@@ -56,4 +56,5 @@ pub(crate) fn check(rig: &Rig, model: &Model, keys: u64) {
         );
     }
     assert_eq!(rig.figure("set", "keys_count"), model.len() as u64);
+    assert_eq!(rig.figure("set", "lost_segments_count"), 0);
 }

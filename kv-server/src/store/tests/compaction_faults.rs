@@ -165,11 +165,13 @@ fn a_segment_that_cannot_be_read_is_left_alone() {
 /// What fails to be written is tried again, after a while, and harms nobody.
 #[test]
 fn compaction_that_fails_to_write_goes_on_when_it_can() {
-    for (call, errno) in [
-        (Call::Write, EIO),
-        (Call::Sync, EIO),
-        (Call::Remove, EIO),
-        (Call::Write, ENOSPC),
+    for (name, call, errno) in [
+        (".segment", Call::Write, EIO),
+        (".segment", Call::Sync, EIO),
+        (".segment", Call::Remove, EIO),
+        (".segment", Call::Write, ENOSPC),
+        ("segments.new", Call::Sync, EIO),
+        ("segments.new", Call::Rename, EIO),
     ] {
         let directory = scratch();
         let model = half_dead(directory.path());
@@ -178,8 +180,7 @@ fn compaction_that_fails_to_write_goes_on_when_it_can() {
             let failing = Arc::clone(&failing);
             move |at: Call, path: &Path| {
                 let own = matches!(std::thread::current().name(), Some("kv-log" | "kv-compact"));
-                let hit =
-                    own && at == call && path.extension().is_some_and(|extension| extension == "segment");
+                let hit = own && at == call && path.to_str().is_some_and(|path| path.ends_with(name));
                 // The first few fail.
                 (hit && failing.fetch_add(1, Ordering::AcqRel) < 2)
                     .then(|| (1000, io::Error::from_raw_os_error(errno)))

@@ -258,7 +258,7 @@ fn segments_cut_short_deleted_or_unreadable_are_named_and_the_rest_is_served() {
     drop(rig);
     let number = |file: &Path| u32::from_str_radix(file.file_stem().unwrap().to_str().unwrap(), 16).unwrap();
 
-    let cases: [(&str, Harm<'_>); 4] = [
+    let cases: [(&str, Harm<'_>); 5] = [
         ("cut short", &|file| {
             let contents = std::fs::read(file).unwrap();
             std::fs::write(file, &contents[..contents.len() / 2]).unwrap();
@@ -271,6 +271,10 @@ fn segments_cut_short_deleted_or_unreadable_are_named_and_the_rest_is_served() {
         }),
         ("emptied", &|file| std::fs::write(file, []).unwrap()),
         ("deleted", &|file| std::fs::remove_file(file).unwrap()),
+        ("deleted, and the list too", &|file| {
+            std::fs::remove_file(file).unwrap();
+            std::fs::remove_file(file.with_file_name("segments")).unwrap();
+        }),
     ];
     for (what, harm) in cases {
         for victim in [&files[0], &files[files.len() - 2]] {
@@ -291,7 +295,9 @@ fn segments_cut_short_deleted_or_unreadable_are_named_and_the_rest_is_served() {
             let row = rig.dataset("set").row(gone);
             match what {
                 "cut short" => assert!(row.is_some()),
-                "deleted" if victim == &files[0] => assert!(row.is_none(), "nothing names it"),
+                "deleted, and the list too" if victim == &files[0] => {
+                    assert!(row.is_none(), "nothing names it");
+                }
                 _ => {
                     assert_eq!(
                         row.unwrap().state,
@@ -342,6 +348,7 @@ fn a_copy_at_any_moment_holds_every_answered_put() {
             }
             assert!(crashed.figure("set", "keys_count") <= after);
             assert_eq!(crashed.figure("set", "damaged_records_count"), 0);
+            assert_eq!(crashed.figure("set", "lost_segments_count"), 0);
         }
         stop.store(true, Ordering::Relaxed);
     });

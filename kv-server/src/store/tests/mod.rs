@@ -23,6 +23,7 @@ mod reader;
 mod recovery;
 mod restart;
 mod scrub;
+mod segment_list;
 mod shortage;
 pub(crate) mod support;
 mod tally;
