@@ -1,4 +1,4 @@
-//! The pieces of a GET by themselves: judging a bucket, CRCs, posting a chain, frames.
+//! The pieces of a GET by themselves: judging a bucket, remembered locators, CRCs, posting a chain, frames.
 //!
 //! `cargo bench -p bench` measures; `cargo test` runs each once.
 
@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
+use kv_client::pieces::Locators;
 use kv_fabric::sim::{Data, Region, Sim, SimOptions};
 use kv_fabric::{
     DataConnection, Domain, Endpoint, EndpointEvent, Fabric, Memory, MemoryKind, Read, ReadCompletion,
@@ -69,6 +70,32 @@ fn buckets(bench: &mut Criterion) {
     });
     bench.bench_function("bucket/hash the key", |bench| {
         bench.iter(|| KeyHash::of(&[9; 16], black_box(KEY)));
+    });
+}
+
+/// Twice as many as there is room for, so that one of two is not found.
+fn locators(bench: &mut Criterion) {
+    const LEN_BYTES: usize = 4 << 20;
+    let hash = |number: u64| KeyHash::of(&[9; 16], &number.to_le_bytes());
+    let hashes: Vec<_> = (0..LEN_BYTES as u64 / 24).map(hash).collect();
+    let locator = Locator {
+        segment: 1,
+        offset_units: 64,
+        value_len_bytes: 4096,
+        key_len_bytes: 8,
+        tag: 1,
+    };
+    let mut known = Locators::new(LEN_BYTES);
+    hashes.iter().for_each(|&hash| known.remember(hash, locator, 1));
+    let found = hashes.iter().filter(|hash| known.find(**hash).is_some()).count();
+    assert!((1..hashes.len()).contains(&found), "{found}");
+    let mut next = hashes.iter().cycle();
+    bench.bench_function("locators/find", |bench| {
+        bench.iter(|| known.find(*next.next().expect("it is endless")));
+    });
+    let mut next = hashes.iter().cycle();
+    bench.bench_function("locators/remember", |bench| {
+        bench.iter(|| known.remember(*next.next().expect("it is endless"), black_box(locator), 1));
     });
 }
 
@@ -180,5 +207,5 @@ fn frames(bench: &mut Criterion) {
     });
 }
 
-criterion_group!(pieces, buckets, checksums, chains, frames);
+criterion_group!(pieces, buckets, locators, checksums, chains, frames);
 criterion_main!(pieces);

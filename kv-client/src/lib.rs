@@ -88,6 +88,12 @@ pub use reader::{Completion, Ticket};
 pub use target::{PORT_DEFAULT, Target};
 pub use types::{Counters, DatasetId, DatasetInfo, Entry, GlobalLocator, Locator, PutOutcome};
 
+/// Pieces by themselves, for benches: nothing is promised of them.
+#[doc(hidden)]
+pub mod pieces {
+    pub use crate::read::locators::Locators;
+}
+
 /// The same over a fabric of the caller's choice, `kv_fabric::sim` included.
 pub mod on {
     pub use crate::dataset::DatasetOn;

@@ -28,7 +28,7 @@ const EMPTY: Entry = Entry {
 
 /// The locators that one engine remembers.
 #[derive(Debug)]
-pub(crate) struct Locators {
+pub struct Locators {
     /// Entries that the table may have: a power of two, or 0.
     count: usize,
     /// Empty until the first is remembered.
@@ -37,7 +37,8 @@ pub(crate) struct Locators {
 
 impl Locators {
     /// A table of `len_bytes` at most.
-    pub(crate) fn new(len_bytes: usize) -> Self {
+    #[must_use]
+    pub fn new(len_bytes: usize) -> Self {
         let most = len_bytes.min(LOCATORS_MAX_BYTES) / size_of::<Entry>();
         let count = if most < 2 { 0 } else { 1 << most.ilog2() };
         Self {
@@ -52,7 +53,8 @@ impl Locators {
     }
 
     /// Where the value of a key lay, and the bucket that named it.
-    pub(crate) fn find(&self, hash: KeyHash) -> Option<(Locator, u32)> {
+    #[must_use]
+    pub fn find(&self, hash: KeyHash) -> Option<(Locator, u32)> {
         if self.entries.is_empty() {
             return None;
         }
@@ -65,7 +67,7 @@ impl Locators {
     }
 
     /// Remembers a value that was read.
-    pub(crate) fn remember(&mut self, hash: KeyHash, locator: Locator, bucket: u32) {
+    pub fn remember(&mut self, hash: KeyHash, locator: Locator, bucket: u32) {
         if self.count == 0 {
             return;
         }
@@ -85,7 +87,7 @@ impl Locators {
     }
 
     /// What was remembered of a key is wrong.
-    pub(crate) fn forget(&mut self, hash: KeyHash) {
+    pub fn forget(&mut self, hash: KeyHash) {
         if self.entries.is_empty() {
             return;
         }

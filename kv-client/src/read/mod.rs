@@ -19,7 +19,7 @@ mod flight;
 mod guess;
 pub(crate) mod item;
 mod lane;
-mod locators;
+pub(crate) mod locators;
 mod plan;
 mod ready;
 mod recover;

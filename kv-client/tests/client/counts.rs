@@ -215,6 +215,53 @@ fn a_value_read_again_costs_one_round_trip_over_verbs() {
     read_again::<Verbs>();
 }
 
+/// `read(2)` and `write(2)` that this thread has called, and their like: see proc(5), `/proc/pid/io`.
+fn system_calls() -> (u64, u64) {
+    let text = std::fs::read_to_string("/proc/thread-self/io").unwrap();
+    let figure = |name: &str| {
+        let line = text.lines().find_map(|line| line.strip_prefix(name));
+        line.unwrap().trim().parse::<u64>().unwrap()
+    };
+    (figure("syscr:"), figure("syscw:"))
+}
+
+/// A chain is handed to a device that the kernel emulates by one `write(2)`, and to others by none; reading what has
+/// completed calls nobody.
+#[test]
+#[ignore = "needs an RDMA device: VKV_TEST_DEVICE=rxe0"]
+fn one_system_call_for_each_chain_over_verbs() {
+    let world = World::<Verbs>::with(|_, options| {
+        options.lease_ms = 600_000;
+        options.max_lag_ms = 600_000;
+    });
+    let dataset = world.dataset("d");
+    let keys: Vec<_> = (0..64).map(|index| format!("key {index}")).collect();
+    for key in &keys {
+        dataset.put(key.as_bytes(), &value(7, 5000)).unwrap();
+    }
+    let places: Vec<_> = dataset
+        .locate_many(&keys)
+        .into_iter()
+        .map(Result::unwrap)
+        .collect();
+    let mut reader = dataset.reader().unwrap();
+    let mut all = |rounds: usize| {
+        for _ in 0..rounds {
+            assert!(reader.get_many_at(&places, Some(&keys)).iter().all(Result::is_ok));
+            assert!(reader.get_many(&keys).iter().all(Result::is_ok));
+            assert!(reader.get_at(&places[5], None).is_ok());
+        }
+    };
+    all(3);
+    let (counters, calls) = (dataset.counters(), system_calls());
+    all(20);
+    let (spent, now) = (since(counters, dataset.counters()), system_calls());
+    assert!(spent.doorbells >= 60 && spent.gets == 20 * 129, "{spent:?}");
+    // Reading the figures is a few of them.
+    assert!(now.0 - calls.0 <= 4, "{calls:?} {now:?}");
+    assert!(now.1 - calls.1 <= spent.doorbells, "{calls:?} {now:?} {spent:?}");
+}
+
 /// Short records that lie one behind the other come by one READ, to wherever they are wanted; longer ones do not.
 fn neighbours<F: TestFabric>() {
     // A put takes its time on an emulated device.
