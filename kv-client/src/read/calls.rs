@@ -169,13 +169,19 @@ impl<F: Fabric> Engine<F> {
         wish: impl Fn(usize) -> Wish<'k>,
         what: impl Fn(Got) -> T,
     ) -> Vec<Result<T, ReadError>> {
-        let mut results: Vec<_> = (0..count).map(|_| Err(ReadError::Closed)).collect();
+        let mut results = Vec::with_capacity(count);
         let take = |index: usize, got: Result<Got, _>| {
-            if let Some(place) = results.get_mut(index) {
-                *place = got.map(&what);
+            let result = got.map(&what);
+            // Nearly always they come in order.
+            if index == results.len() {
+                return results.push(result);
             }
+            let len = results.len().max(index + 1);
+            results.resize_with(len, || Err(ReadError::Closed));
+            results[index] = result;
         };
         self.read(count, want, None, wish, take);
+        results.resize_with(count, || Err(ReadError::Closed));
         results
     }
 }

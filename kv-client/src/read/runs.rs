@@ -6,7 +6,7 @@
 use std::sync::Arc;
 
 use kv_fabric::Fabric;
-use kv_proto::layout::Locator;
+use kv_proto::layout::{KEY_MAX_BYTES, Locator, wire_len};
 
 use super::counters::add;
 use super::engine::Engine;
@@ -23,6 +23,8 @@ const RUN_RECORDS: usize = 16;
 const RUN_BYTES: u64 = 32 << 10;
 /// Records begin at multiples of this.
 const ALIGN: u64 = 64;
+/// No record that is fetched with a neighbour is longer, in those units.
+const SHORT_UNITS: u32 = (wire_len(KEY_MAX_BYTES as u64, VALUE_MAX_BYTES).div_ceil(ALIGN)) as u32;
 
 /// Whether a record can be fetched with a neighbour: short, all of it wanted, nothing asked for yet.
 fn is_short(fetch: &Fetch) -> bool {
@@ -37,9 +39,13 @@ fn is_short(fetch: &Fetch) -> bool {
 /// Whether the second lies right behind the first, and one READ for both pays.
 #[inline]
 pub(super) fn follows(first: &Locator, second: &Locator) -> bool {
-    let end = (first.offset_bytes() + first.wire_len_bytes()).next_multiple_of(ALIGN);
     let is_short = |locator: &Locator| u64::from(locator.value_len_bytes) <= VALUE_MAX_BYTES;
-    second.offset_bytes() == end && first.segment == second.segment && is_short(first) && is_short(second)
+    // In this order most are told apart by a comparison or two.
+    first.segment == second.segment
+        && second.offset_units.wrapping_sub(first.offset_units) <= SHORT_UNITS
+        && is_short(first)
+        && is_short(second)
+        && second.offset_bytes() == (first.offset_bytes() + first.wire_len_bytes()).next_multiple_of(ALIGN)
 }
 
 impl<F: Fabric> Engine<F> {
