@@ -71,7 +71,9 @@ pub struct Check {
     pub data: PathBuf,
 
     /// Do what loses nothing: write FOOTERs and trailers anew over records that are whole, remove what an interrupted
-    /// change left behind. Damaged records stay where they are. The loss of segments whose files are gone is accepted.
+    /// change left behind. Damaged records stay where they are. The loss of segments whose files are gone is accepted:
+    /// such a file must not be put back after that, or values and keys that were deleted may be back. One that the head
+    /// of a large value names is still named at each start, until that key is stored again or deleted.
     #[arg(long)]
     pub repair: bool,
 

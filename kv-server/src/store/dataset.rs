@@ -38,6 +38,8 @@ pub(crate) struct Figures {
     pub(crate) failed: AtomicU64,
     pub(crate) damaged_records: AtomicU64,
     pub(crate) lost_segments: AtomicU64,
+    /// Not sealed at the start though a later one existed.
+    pub(crate) cut_segments: AtomicU64,
     pub(crate) groups_synced: AtomicU64,
     pub(crate) record_bytes: AtomicU64,
 }
@@ -404,6 +406,7 @@ impl<D: Domain> Dataset<D> {
             ("dead_record_bytes", dead_bytes),
             ("dead_share_percent", dead_bytes * 100 / all_bytes.max(1)),
             ("lost_segments_count", read(&figures.lost_segments)),
+            ("cut_segments_count", read(&figures.cut_segments)),
             ("damaged_records_count", read(&figures.damaged_records)),
             ("damaged_segment_lists_count", self.list.damaged()),
             ("images_bytes", sum(Segment::charged_bytes)),

@@ -6,7 +6,7 @@
 //!
 //! One thread for each dataset, its log, writes files, images and index. Nothing here waits for a client.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -109,7 +109,7 @@ pub(crate) fn parse_segment_name(name: &str) -> Option<u32> {
 
 /// Whether a file of this name is a dataset's own, besides those of its segments.
 pub(crate) fn is_own_file(name: &str) -> bool {
-    [description::NAME, segment_list::NAME].contains(&name)
+    [description::NAME, segment_list::NAME, segment_list::DAMAGED_NAME].contains(&name)
 }
 
 /// What all datasets share.
@@ -247,7 +247,7 @@ impl<D: Domain> Store<D> {
         Ok(id)
     }
 
-    /// Makes a dataset's directory with its description: whole, or not at all.
+    /// Makes a dataset's directory with its description and an empty list of segments: whole, or not at all.
     fn make_directory(&self, description: &Description) -> Result<PathBuf, StorageError> {
         let files = &self.shared.files;
         let root = self.shared.home.datasets();
@@ -256,6 +256,7 @@ impl<D: Domain> Store<D> {
         let made = files
             .create_directory(&new)
             .and_then(|()| description.write(files, &new))
+            .and_then(|()| segment_list::write(files, &new, description.id, &BTreeSet::new()))
             .and_then(|()| files.rename(&new, &directory))
             .and_then(|()| files.sync_directory(&root));
         match made {
@@ -464,6 +465,9 @@ impl<D: Domain> Store<D> {
             }
         }
         datasets.iter().for_each(|dataset| join(dataset));
+        for dataset in datasets {
+            dataset.bring_list_up_to_date();
+        }
         for thread in lock(&self.removing).drain(..) {
             // A panic there was reported where it happened, and leaves only files.
             let _ = thread.join();

@@ -21,12 +21,17 @@ use crate::error::StorageError;
 /// Its name in the directory of its dataset.
 pub(crate) const NAME: &str = "segments";
 
+/// What a list that could not be believed is called from then on.
+pub(crate) const DAMAGED_NAME: &str = "segments.damaged";
+
 /// The list of a dataset that is served.
 pub(crate) struct SegmentList {
     directory: PathBuf,
     dataset: [u8; 16],
     /// Whether what was found at the start could not be believed.
     was_damaged: bool,
+    /// Whether a segment was listed at the start whose file was not there.
+    has_gone: bool,
     state: Mutex<State>,
 }
 
@@ -34,6 +39,10 @@ struct State {
     listed: BTreeSet<u32>,
     /// Whether the file says this, durably.
     written: bool,
+    /// Whether a file was met that is not listed: its name may not be durable.
+    unsynced: bool,
+    /// Whether a list that cannot be believed has the name still.
+    in_the_way: bool,
 }
 
 /// What is listed in `directory`; `None` where there is no list.
@@ -80,16 +89,27 @@ pub(crate) fn write(
     Ok(())
 }
 
+/// Gives a list that cannot be believed another name: somebody may want to look at it.
+pub(crate) fn set_aside(files: &Files, directory: &Path) -> Result<(), StorageError> {
+    match files.rename(&directory.join(NAME), &directory.join(DAMAGED_NAME)) {
+        Err(error) if error.is_not_found() => Ok(()),
+        renamed => renamed,
+    }
+}
+
 impl SegmentList {
-    /// Of a new dataset, which has no segment.
+    /// Of a new dataset, whose list has no segment.
     pub(crate) fn new(directory: &Path, dataset: [u8; 16]) -> Self {
         Self {
             directory: directory.to_owned(),
             dataset,
             was_damaged: false,
+            has_gone: false,
             state: Mutex::new(State {
                 listed: BTreeSet::new(),
                 written: true,
+                unsynced: false,
+                in_the_way: false,
             }),
         }
     }
@@ -120,17 +140,19 @@ impl SegmentList {
             }
             read => read?,
         };
-        let written = match &read {
-            Some(listed) => found.is_subset(listed),
-            None => found.is_empty() && !was_damaged,
-        };
-        let listed = &found | &read.unwrap_or_default();
+        let there_is_one = read.is_some();
+        let read = read.unwrap_or_default();
+        let unsynced = !found.is_subset(&read);
+        let listed = &found | &read;
         let state = State {
             listed: listed.clone(),
-            written,
+            written: there_is_one && !unsynced,
+            unsynced,
+            in_the_way: was_damaged,
         };
         let this = Self {
             was_damaged,
+            has_gone: !read.is_subset(&found),
             state: Mutex::new(state),
             ..Self::new(directory, dataset)
         };
@@ -154,9 +176,6 @@ impl SegmentList {
 
     /// Has segments leave the list durably: their files may be removed then.
     ///
-    /// On a full disk, where no other list can be written before something is removed, the list goes. Until
-    /// [`SegmentList::bring_up_to_date`] a start finds none then.
-    ///
     /// # Errors
     /// Why they may still be listed.
     pub(crate) fn remove(
@@ -165,35 +184,58 @@ impl SegmentList {
         segments: impl Iterator<Item = u32>,
     ) -> Result<(), StorageError> {
         let mut state = lock(&self.state);
+        let mut changed = false;
         for segment in segments {
-            state.listed.remove(&segment);
+            changed |= state.listed.remove(&segment);
         }
-        match self.write(files, &mut state) {
-            Err(error) if error.is_full() => {
-                tracing::debug!(%error, "the list of segments is removed: nothing else fits the disk");
-                match files.remove(&self.directory.join(NAME)) {
-                    Err(error) if error.is_not_found() => {}
-                    removed => removed?,
-                }
-                files.sync_directory(&self.directory)
-            }
-            written => written,
+        if state.written && !changed {
+            return Ok(());
         }
+        self.write(files, &mut state)
     }
 
-    /// Writes the list where its file may say something else. Where that fails it is written when the next segment
-    /// comes or goes.
-    pub(crate) fn bring_up_to_date(&self, files: &Files) {
-        let mut state = lock(&self.state);
-        if !state.written
-            && let Err(error) = self.write(files, &mut state)
-        {
-            tracing::warn!(%error, "segments that are lost from now on may not be missed: their list cannot be written");
+    /// Removes the list itself, durably, on a disk so full that no shorter one can be written before something is
+    /// removed. Until [`SegmentList::bring_up_to_date`] a start finds none.
+    ///
+    /// # Errors
+    /// `full`, why none can be written, where the list alone knows of segments that are gone; or why it is still there.
+    pub(crate) fn discard(&self, files: &Files, full: StorageError) -> Result<(), StorageError> {
+        if self.has_gone {
+            return Err(full);
         }
+        let mut state = lock(&self.state);
+        tracing::debug!(error = %full, "the list of segments is removed: nothing else fits the disk");
+        state.written = false;
+        match files.remove(&self.directory.join(NAME)) {
+            Err(error) if error.is_not_found() => {}
+            removed => removed?,
+        }
+        files.sync_directory(&self.directory)
+    }
+
+    /// Writes the list where its file may say something else.
+    ///
+    /// # Errors
+    /// Why its file may still say something else.
+    pub(crate) fn bring_up_to_date(&self, files: &Files) -> Result<(), StorageError> {
+        let mut state = lock(&self.state);
+        if state.written {
+            return Ok(());
+        }
+        self.write(files, &mut state)
     }
 
     fn write(&self, files: &Files, state: &mut State) -> Result<(), StorageError> {
         state.written = false;
+        if state.unsynced {
+            // Listed, and not there after a power cut, it would be missed.
+            files.sync_directory(&self.directory)?;
+            state.unsynced = false;
+        }
+        if state.in_the_way {
+            set_aside(files, &self.directory)?;
+            state.in_the_way = false;
+        }
         write(files, &self.directory, self.dataset, &state.listed)?;
         state.written = true;
         Ok(())

@@ -438,12 +438,51 @@ fn a_segment_file_that_is_gone_is_named_at_each_start() {
         let said = log(&setup)[before..].to_owned();
         let line = said.lines().find(|line| line.contains("segment lost"));
         let line = line.unwrap_or_else(|| panic!("start {start}: {said}"));
-        for word in ["ERROR", "dataset=cats", "segment=1", path.to_str().unwrap()] {
+        let back = "deleted keys may be back";
+        for word in ["ERROR", "dataset=cats", "segment=1", path.to_str().unwrap(), back] {
             assert!(line.contains(word), "{word:?} is not in {line}");
         }
         let mut raw = process.session(&setup.admin);
         assert_eq!(raw.open("cats").dataset, dataset);
         raw.put_as(dataset, 10 + start, b"tom", &[8; 1000]).unwrap();
+        process.signal(Signal::TERM);
+        process.end();
+    }
+}
+
+#[test]
+fn a_sealed_segment_that_was_cut_is_named_by_the_start_that_finds_it() {
+    let setup = Setup::new();
+    for operation in 1..3 {
+        let mut process: Process = Process::start(&setup, &[]);
+        let mut raw = process.session(&setup.admin);
+        if operation == 1 {
+            raw.create("cats");
+        }
+        let dataset = raw.open("cats").dataset;
+        raw.put_as(dataset, operation, b"tom", &[7; 1000]).unwrap();
+        process.signal(Signal::TERM);
+        process.end();
+    }
+    let path = crate::check::segment(&setup.store.data).with_file_name("00000001.segment");
+    let cut = std::fs::OpenOptions::new().write(true).open(&path).unwrap();
+    cut.set_len(500).unwrap();
+    for named in [true, false] {
+        let before = log(&setup).len();
+        let mut process: Process = Process::start(&setup, &[]);
+        let said = log(&setup)[before..].to_owned();
+        let line = said.lines().find(|line| line.contains("was cut short"));
+        assert_eq!(line.is_some(), named, "{said}");
+        let words = [
+            "ERROR",
+            "dataset=cats",
+            "segment=1",
+            path.to_str().unwrap(),
+            "end=64",
+        ];
+        for word in words {
+            assert!(line.is_none_or(|line| line.contains(word)), "{word:?}: {said}");
+        }
         process.signal(Signal::TERM);
         process.end();
     }

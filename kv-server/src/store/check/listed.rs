@@ -20,7 +20,6 @@ impl Checking<'_, '_> {
         let path = directory.join(segment_list::NAME);
         let listed = match segment_list::read(self.files, directory, self.id) {
             Ok(Some(listed)) => listed,
-            Ok(None) if found.is_empty() => return Ok(true),
             Ok(None) => {
                 let what = "there is no list of the segments: one that is gone is not missed".to_owned();
                 let remedy = "the next start of the server, or --repair, lists those that are there";
@@ -42,10 +41,19 @@ impl Checking<'_, '_> {
             self.lost_segments.insert(*number);
             let path = segment_path(directory, *number);
             let what = format!("segment lost: its file {} is gone", path.display());
-            let remedy = format!("put the file back; {UNNAMED}; --repair accepts the loss");
+            let remedy = format!(
+                "put the file back; {UNNAMED}; --repair accepts the loss: after that the file must not come back"
+            );
             self.damage(Some(*number), &path, None, None, what, &remedy);
         }
-        Ok(gone.is_empty())
+        let unlisted: Vec<u32> = found.difference(&listed).copied().collect();
+        for number in &unlisted {
+            let path = segment_path(directory, *number);
+            let what = "not in the list of the segments: it would not be missed".to_owned();
+            let remedy = "the next start of the server, or --repair, lists it";
+            self.tell(Level::Note, Some(*number), &path, None, None, what, remedy);
+        }
+        Ok(gone.is_empty() && unlisted.is_empty())
     }
 
     /// Lists the segments `found`, and no other.
@@ -54,9 +62,20 @@ impl Checking<'_, '_> {
         directory: &Path,
         found: &BTreeSet<u32>,
     ) -> Result<(), StorageError> {
+        let read = segment_list::read(self.files, directory, self.id);
+        let is_damaged = read.is_err_and(|error| says_lost(&error));
+        // Listed, and not there after a power cut, one would be missed.
+        self.files.sync_directory(directory)?;
+        if is_damaged {
+            segment_list::set_aside(self.files, directory)?;
+        }
         segment_list::write(self.files, directory, self.id, found)?;
+        let kept = match is_damaged {
+            true => format!("; the old one is {} now", segment_list::DAMAGED_NAME),
+            false => String::new(),
+        };
         let what = format!(
-            "the list of the {} segments that are there is written anew",
+            "the list of the {} segments that are there is written anew{kept}",
             found.len()
         );
         let path = directory.join(segment_list::NAME);

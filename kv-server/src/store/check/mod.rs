@@ -249,10 +249,12 @@ impl Directory<'_> {
                 checking.tell(Level::Note, None, &at, None, None, what, "it is left alone");
             }
         }
-        if !segments.is_empty() && checking.hash_key.is_some() {
+        let list_is_whole = checking.segment_list(path, &segments)?;
+        // Those that are gone count, as at a start.
+        let has_segments = !segments.is_empty() || !checking.lost_segments.is_empty();
+        if has_segments && checking.hash_key.is_some() {
             self.names.push((checking.name.clone(), path.to_owned()));
         }
-        let list_is_whole = checking.segment_list(path, &segments)?;
         let last = segments.last();
         for number in &segments {
             checking.segment(*number, &segment_path(path, *number), Some(number) == last)?;

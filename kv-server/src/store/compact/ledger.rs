@@ -270,8 +270,15 @@ impl<D: Domain> Dataset<D> {
         files: &super::super::files::Files,
         leftovers: &mut Vec<Leftover>,
     ) -> Result<(), StorageError> {
-        self.list
-            .remove(files, leftovers.iter().map(|left| left.segment))?;
+        let unlist = || self.list.remove(files, leftovers.iter().map(|left| left.segment));
+        let unlisted = match unlist() {
+            Err(error) if error.is_full() && self.give_reserve_up() => unlist(),
+            unlisted => unlisted,
+        };
+        match unlisted {
+            Err(error) if error.is_full() => self.list.discard(files, error)?,
+            unlisted => unlisted?,
+        }
         for left in leftovers.iter() {
             match files.remove(&self.segment_path(left.segment)) {
                 Err(error) if error.is_not_found() => {}
@@ -279,13 +286,25 @@ impl<D: Domain> Dataset<D> {
             }
         }
         files.sync_directory(&self.directory)?;
-        self.list.bring_up_to_date(files);
+        self.bring_list_up_to_date();
         self.compaction
             .removals
             .fetch_add(leftovers.len() as u64, Ordering::AcqRel);
         leftovers.clear();
         self.shared.reserve.take(files);
         Ok(())
+    }
+
+    /// Writes the list of segments where its file may say something else; whether nothing of that is left to do. Where
+    /// that fails it is written when the next segment comes or goes, when it is tried again, or by the next start.
+    pub(crate) fn bring_list_up_to_date(&self) -> bool {
+        match self.list.bring_up_to_date(&self.shared.files) {
+            Err(error) if !self.is_dropped() => {
+                tracing::warn!(%error, dataset = %self.name(), "segments that are lost from now on may not be missed: their list cannot be written");
+                false
+            }
+            _ => true,
+        }
     }
 
     /// Tries again to remove what could not be removed; whether anything is left.

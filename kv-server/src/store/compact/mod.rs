@@ -114,6 +114,20 @@ pub(crate) struct Compactor<D: Domain> {
 struct Retry {
     at: Instant,
     wait: Duration,
+    /// Whether nothing is done for it before.
+    holds: bool,
+}
+
+/// Has a dataset looked at again later than the last time.
+fn back_off(retries: &mut HashMap<[u8; 16], Retry>, dataset: [u8; 16]) -> &mut Retry {
+    let retry = retries.entry(dataset).or_insert(Retry {
+        at: Instant::now(),
+        wait: RETRY_FIRST / 2,
+        holds: false,
+    });
+    retry.wait = (retry.wait * 2).min(RETRY_LONGEST);
+    retry.at = Instant::now() + retry.wait;
+    retry
 }
 
 /// Starts the compaction thread; [`Signal::stop`] ends it.
@@ -152,7 +166,11 @@ impl<D: Domain> Compactor<D> {
     /// Does one thing for each dataset; whether anything was done.
     fn round(&self, pressed: bool, retries: &mut HashMap<[u8; 16], Retry>) -> bool {
         let datasets: Vec<_> = lock(&self.datasets).by_id.values().cloned().collect();
-        retries.retain(|id, _| datasets.iter().any(|dataset| dataset.id == *id));
+        retries.retain(|id, _| {
+            datasets
+                .iter()
+                .any(|dataset| dataset.id == *id && !dataset.is_dropped())
+        });
         let mut did_something = false;
         for dataset in datasets {
             if self.is_stopping() {
@@ -160,13 +178,18 @@ impl<D: Domain> Compactor<D> {
             }
             let waits = retries
                 .get(&dataset.id)
-                .is_some_and(|retry| Instant::now() < retry.at);
+                .is_some_and(|retry| retry.holds && Instant::now() < retry.at);
             if dataset.is_dropped() || waits {
                 continue;
             }
             match self.step(&dataset, pressed) {
                 Ok(did) => {
-                    retries.remove(&dataset.id);
+                    if dataset.bring_list_up_to_date() {
+                        retries.remove(&dataset.id);
+                    } else {
+                        // What may free room for it goes on.
+                        back_off(retries, dataset.id).holds = false;
+                    }
                     did_something |= did;
                     if pressed || did {
                         dataset.compaction.set_stuck(!did);
@@ -177,12 +200,7 @@ impl<D: Domain> Compactor<D> {
                     tracing::warn!(%error, dataset = %dataset.name(), "compaction failed; it is tried again later");
                     dataset.compaction.failed();
                     dataset.compaction.set_stuck(true);
-                    let wait = retries
-                        .get(&dataset.id)
-                        .map_or(RETRY_FIRST, |retry| retry.wait * 2);
-                    let wait = wait.min(RETRY_LONGEST);
-                    let at = Instant::now() + wait;
-                    retries.insert(dataset.id, Retry { at, wait });
+                    back_off(retries, dataset.id).holds = true;
                 }
             }
         }

@@ -165,7 +165,7 @@ impl<D: Domain> Log<D> {
         loop {
             let Some(active) = self.active.as_mut() else {
                 match self.open_segment() {
-                    Err(StorageError::NoSpace { .. }) if self.urgent && self.dataset.give_reserve_up() => {}
+                    Err(error) if error.is_full() && self.urgent && self.dataset.give_reserve_up() => {}
                     opened => opened?,
                 }
                 continue;

@@ -133,7 +133,9 @@ pub(crate) fn recover<D: Domain>(
         figures: Figures::default(),
         sequence_max: AtomicU64::new(0),
     };
-    opened.list.bring_up_to_date(&shared.files);
+    if let Err(error) = opened.list.bring_up_to_date(&shared.files) {
+        tracing::warn!(%error, dataset = %description.name, "segments that are lost from now on may not be missed: their list cannot be written");
+    }
     let last = opened.files.keys().next_back().copied();
     let mut files = Vec::new();
     let mut judged: Vec<Judged> = Vec::new();
@@ -239,7 +241,7 @@ fn seal_all<D: Domain>(
             (Err(error), _) if !says_lost(&error) => return Err(error),
             (Ok(_), None) => continue,
             (Err(error), file) => {
-                tracing::error!(%error, dataset = %description.name, segment = number, "segment lost: what lies in it cannot be served");
+                tracing::error!(%error, dataset = %description.name, segment = number, "segment lost: what lies in it cannot be served, and older values and deleted keys may be back among what is");
                 sealed
                     .segments
                     .insert(number, lost_segment(number, &reading.figures));
@@ -260,11 +262,14 @@ fn seal_all<D: Domain>(
         }) = unsealed
         {
             if Some(number) != last {
-                tracing::warn!(
+                tracing::error!(
+                    dataset = %description.name,
                     segment = number,
+                    path = %file.path.display(),
                     end = scanned.end,
-                    "not sealed though a later segment exists: its file was cut short, or a write to it had failed"
+                    "not sealed though a later segment exists: its file was cut short, or a write to it had failed; what lies behind its end cannot be known"
                 );
+                reading.figures.cut_segments.fetch_add(1, Ordering::Relaxed);
             }
             file.seal(&shared.files, from, &scanned, &entries, &operations)?;
         }

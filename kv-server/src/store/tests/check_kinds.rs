@@ -19,10 +19,10 @@ use crate::store::BeginPut;
 use crate::store::check::{Finding, Level, check_with};
 use crate::store::description::{Description, parse_directory_name};
 use crate::store::files::{Call, Files};
-use crate::store::parse_segment_name;
 use crate::store::recover::SegmentFile;
 use crate::store::recover::scan::Scanned;
 use crate::store::segment::HEADER_BYTES;
+use crate::store::{parse_segment_name, segment_list};
 
 /// One dataset with a value of one block, one of several, a large one and a tombstone, in one sealed segment.
 fn filled(root: &Path) -> PathBuf {
@@ -282,6 +282,13 @@ fn two_datasets_of_one_name_are_told() {
     assert_eq!(damage.len(), 2, "{findings:#?}");
     says(damage[0], &lost, "segment lost");
     says(damage[1], &twin, "are both the dataset \"set\"");
+    // The same where its segment is gone.
+    std::fs::remove_file(&lost).unwrap();
+    segment_list::write(&Files::default(), &twin, [0xff; 16], &[1].into()).unwrap();
+    let (_, findings) = checked(directory.path(), false);
+    let damage: Vec<_> = findings.iter().filter(|it| it.level == Level::Damage).collect();
+    assert_eq!(damage.len(), 2, "{findings:#?}");
+    says(damage[1], &twin, "are both the dataset \"set\"");
 }
 
 #[test]
@@ -311,6 +318,12 @@ fn a_segment_that_lost_its_end_is_told() {
     opened.set_len(file.len).unwrap();
     let found = only(directory.path(), Level::Damage);
     says(&found, &first, "not sealed though a later segment exists");
+    // The start that seals it counts it; the next one finds it sealed.
+    for cut in [1, 0] {
+        let rig = Rig::open(directory.path());
+        assert_eq!(rig.figure("set", "cut_segments_count"), cut);
+        assert_eq!(rig.figure("set", "lost_segments_count"), 0);
+    }
 }
 
 /// What a checkpoint covers was durable: a file that ends before that was cut short.

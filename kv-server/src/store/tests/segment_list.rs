@@ -12,10 +12,11 @@ use kv_proto::layout::segment_state;
 use super::check::{checked, contents, flip};
 use super::compacting::{self, eager, only_dead, until};
 use super::support::{Rig, bytes, copy_directory, faulty, options, scratch, segment_files, segment_files_in};
-use crate::store::check::Level;
+use crate::store::check::{Finding, Level};
 use crate::store::description::parse_directory_name;
 use crate::store::files::{Call, Files};
-use crate::store::{checkpoint, parse_segment_name, segment_list};
+use crate::store::segment_list::SegmentList;
+use crate::store::{Compaction, StoreOptions, checkpoint, parse_segment_name, segment_list};
 
 const EIO: i32 = 5;
 const ENOSPC: i32 = 28;
@@ -37,8 +38,16 @@ fn directory_in(root: &Path) -> PathBuf {
 }
 
 fn listed(directory: &Path) -> Option<BTreeSet<u32>> {
-    let id = parse_directory_name(directory.file_name().unwrap().to_str().unwrap()).unwrap();
-    segment_list::read(&Files::default(), directory, id).unwrap()
+    segment_list::read(&Files::default(), directory, id_of(directory)).unwrap()
+}
+
+/// Whether this is a list that is being written.
+fn is_list(path: &Path) -> bool {
+    path.ends_with("segments.new")
+}
+
+fn id_of(directory: &Path) -> [u8; 16] {
+    parse_directory_name(directory.file_name().unwrap().to_str().unwrap()).unwrap()
 }
 
 fn numbers_in(directory: &Path) -> BTreeSet<u32> {
@@ -242,7 +251,7 @@ fn a_segment_that_cannot_be_listed_is_listed_later() {
             let armed = Arc::clone(&armed);
             let listing = AtomicBool::new(false);
             move |at: Call, path: &Path| {
-                if path.to_string_lossy().ends_with("segments.new") {
+                if armed.load(Ordering::Acquire) && is_list(path) {
                     listing.store(true, Ordering::Release);
                 }
                 let here = listing.load(Ordering::Acquire) && !path.to_string_lossy().contains(".segment");
@@ -293,21 +302,24 @@ fn segments_are_removed_where_no_list_fits_the_disk() {
             let (from, to) = (root.path().to_owned(), snapshots.path().to_owned());
             let (taken, deleted) = (Arc::clone(&taken), Arc::clone(&deleted));
             move |call: Call, path: &Path| {
-                if std::thread::current().name() != Some("kv-compact")
-                    || matches!(call, Call::Read | Call::Space)
-                {
+                let here = std::thread::current();
+                if matches!(call, Call::Read | Call::Space) {
                     return None;
                 }
-                while !deleted.load(Ordering::Acquire) {
-                    std::thread::yield_now();
-                }
-                copy_directory(&from, &to.join(taken.fetch_add(1, Ordering::AcqRel).to_string()));
-                if call == Call::SyncDirectory && !from.join("segments").exists() {
-                    removed.store(true, Ordering::Release);
+                if here.name() == Some("kv-compact") {
+                    while !deleted.load(Ordering::Acquire) {
+                        std::thread::yield_now();
+                    }
+                    copy_directory(&from, &to.join(taken.fetch_add(1, Ordering::AcqRel).to_string()));
+                    if call == Call::SyncDirectory && !directory_in(&from).join("segments").exists() {
+                        removed.store(true, Ordering::Release);
+                    }
+                } else if here.name() == Some("kv-log") || !deleted.load(Ordering::Acquire) {
+                    return None;
                 }
                 let full = for_good || !removed.load(Ordering::Acquire);
-                let list = path.to_string_lossy().ends_with("segments.new");
-                (full && list && call == Call::Write).then(|| (10, io::Error::from_raw_os_error(ENOSPC)))
+                (full && is_list(path) && call == Call::Write)
+                    .then(|| (10, io::Error::from_raw_os_error(ENOSPC)))
             }
         };
         let rig = Rig::with(only_dead(root.path()), faulty(Box::new(faults))).unwrap();
@@ -370,6 +382,7 @@ fn a_list_that_cannot_be_believed_is_made_anew() {
             let directory = directory_in(root.path());
             let list = directory.join("segments");
             harm(&list);
+            let harmed = std::fs::metadata(&list).ok().map(|harmed| harmed.len());
             let (summary, findings) = checked(root.path(), false);
             assert_eq!(
                 (summary.damage, summary.notes),
@@ -389,6 +402,8 @@ fn a_list_that_cannot_be_believed_is_made_anew() {
             assert_eq!(figure, if repaired { 0 } else { damaged }, "{what}");
             drop(rig);
             assert_eq!(listed(&directory), Some(numbers_in(&directory)), "{what}");
+            let kept = std::fs::metadata(directory.join("segments.damaged")).ok();
+            assert_eq!(kept.map(|kept| kept.len()), harmed, "{what}: it is kept");
             assert_eq!(checked(root.path(), false).1, [], "{what}");
             let rig = Rig::with(only_dead(root.path()), Files::default()).unwrap();
             assert_eq!(rig.figure("set", "damaged_segment_lists_count"), 0, "{what}");
@@ -401,11 +416,17 @@ fn a_list_that_cannot_be_believed_is_made_anew() {
 fn a_file_that_is_not_listed_is_listed_at_the_next_start() {
     let (root, segments) = crashed(KEYS);
     let directory = directory_in(root.path());
-    let id = parse_directory_name(directory.file_name().unwrap().to_str().unwrap()).unwrap();
     let mut older = numbers_in(&directory);
     let newest = older.pop_last().unwrap();
-    segment_list::write(&Files::default(), &directory, id, &older).unwrap();
-    assert_eq!(checked(root.path(), false).0.damage, 0);
+    let unlist = || segment_list::write(&Files::default(), &directory, id_of(&directory), &older).unwrap();
+    unlist();
+    let (summary, findings) = checked(root.path(), false);
+    assert_eq!(summary.damage, 0, "{findings:#?}");
+    let note = |it: &Finding| it.level == Level::Note && it.what.contains("not in the list of the segments");
+    assert_eq!(findings.iter().find(|it| note(it)).unwrap().segment, Some(newest));
+    checked(root.path(), true);
+    assert_eq!(listed(&directory), Some(numbers_in(&directory)));
+    unlist();
     let rig = Rig::with(only_dead(root.path()), Files::default()).unwrap();
     check_without(&rig, &segments, None);
     drop(rig);
@@ -415,18 +436,23 @@ fn a_file_that_is_not_listed_is_listed_at_the_next_start() {
 }
 
 #[test]
-fn an_empty_dataset_has_no_list_and_misses_none() {
+fn an_empty_dataset_has_an_empty_list_and_misses_none() {
     let root = scratch();
     let rig = Rig::open(root.path());
     rig.store.create("set").unwrap();
+    let directory = directory_in(root.path());
+    assert_eq!(listed(&directory), Some(BTreeSet::new()));
     drop(rig);
     assert_eq!(checked(root.path(), false).1, []);
+    // One of an older day has none.
+    std::fs::remove_file(directory.join("segments")).unwrap();
+    assert_eq!(checked(root.path(), false).0.notes, 1);
     for _ in 0..2 {
         let rig = Rig::open(root.path());
         assert_eq!(rig.figure("set", "lost_segments_count"), 0);
         assert_eq!(rig.figure("set", "segments_count"), 0);
     }
-    assert_eq!(listed(&directory_in(root.path())), None);
+    assert_eq!(listed(&directory), Some(BTreeSet::new()));
     // A list that cannot be read now ends the start: what it would say is not known.
     let rig = Rig::open(root.path());
     rig.put("set", b"key", b"value").unwrap();
@@ -439,4 +465,176 @@ fn an_empty_dataset_has_no_list_and_misses_none() {
         .map(|_| ())
         .unwrap_err();
     assert_eq!(error.status(), Status::Io, "{error}");
+}
+
+/// A crash between a file and its place in the list may leave its name without a sync of the directory: that comes first.
+#[test]
+fn the_name_of_a_file_that_is_not_listed_is_durable_before_it_is() {
+    let (root, _) = crashed(3);
+    let directory = directory_in(root.path());
+    segment_list::write(&Files::default(), &directory, id_of(&directory), &BTreeSet::new()).unwrap();
+    let calls = Arc::new(Mutex::new(Vec::new()));
+    let faults = {
+        let (calls, directory) = (Arc::clone(&calls), directory.clone());
+        move |call: Call, path: &Path| {
+            if path == directory && call == Call::SyncDirectory || is_list(path) && call == Call::Create {
+                calls.lock().unwrap().push(call);
+            }
+            None
+        }
+    };
+    drop(Rig::with(only_dead(root.path()), faulty(Box::new(faults))).unwrap());
+    let calls = calls.lock().unwrap();
+    assert_eq!(calls[..2], [Call::SyncDirectory, Call::Create], "{calls:?}");
+}
+
+/// Has all lists fail to be written while it is `armed`, for want of room while there is a reserve, or always.
+fn unlistable(root: &Path, reserve_bytes: u64) -> (Rig, Arc<AtomicBool>) {
+    let armed = Arc::new(AtomicBool::new(false));
+    let faults = {
+        let (armed, reserve) = (Arc::clone(&armed), root.join("reserve"));
+        move |call: Call, path: &Path| {
+            let full = armed.load(Ordering::Acquire) && (reserve_bytes == 0 || reserve.exists());
+            (full && is_list(path) && call == Call::Write).then(|| (10, io::Error::from_raw_os_error(ENOSPC)))
+        }
+    };
+    let options = StoreOptions {
+        compaction: Compaction {
+            disk_reserve_bytes: reserve_bytes,
+            ..only_dead(root).compaction
+        },
+        ..only_dead(root)
+    };
+    (Rig::with(options, faulty(Box::new(faults))).unwrap(), armed)
+}
+
+/// The list alone knows of what is gone: a full disk gives the reserve up for a shorter one, or keeps what is dead.
+#[test]
+fn a_full_disk_forgets_no_segment_that_is_gone() {
+    for reserve_bytes in [0, 1 << 20] {
+        let (root, segments) = crashed(KEYS);
+        let directory = directory_in(root.path());
+        let victim = &segment_files_in(&directory)[1];
+        let gone = number(victim);
+        std::fs::remove_file(victim).unwrap();
+        let (rig, armed) = unlistable(root.path(), reserve_bytes);
+        assert_eq!(root.path().join("reserve").exists(), reserve_bytes > 0);
+        rig.put("set", b"more", b"more").unwrap();
+        armed.store(true, Ordering::Release);
+        let dead = segments[0];
+        for (key, _) in (0_u64..).zip(&segments).filter(|(_, segment)| **segment == dead) {
+            rig.delete("set", &key.to_le_bytes()).unwrap();
+        }
+        let removed = || rig.figure("set", "compaction_removed_segments_count");
+        let failed = || rig.figure("set", "compaction_failures_count");
+        if reserve_bytes == 0 {
+            until(&rig, "a list does not fit", || failed() > 0);
+            assert_eq!(removed(), 0);
+            assert!(listed(&directory).unwrap().is_superset(&[gone, dead].into()));
+            armed.store(false, Ordering::Release);
+        }
+        until(&rig, "what is dead is removed", || removed() > 0);
+        if reserve_bytes > 0 {
+            assert_eq!(failed(), 0);
+        }
+        let list = listed(&directory).unwrap();
+        assert!(list.contains(&gone) && !list.contains(&dead), "{list:?}");
+        drop(rig);
+        let rig = Rig::with(only_dead(root.path()), Files::default()).unwrap();
+        assert_eq!(rig.figure("set", "lost_segments_count"), 1);
+        assert_eq!(rig.dataset("set").row(gone).unwrap().state, segment_state::LOST);
+    }
+}
+
+/// A removal that failed behind the list is tried again: the list says it already.
+#[test]
+fn what_left_the_list_leaves_it_once() {
+    let directory = scratch();
+    let (id, numbers) = ([7; 16], BTreeSet::from([1, 2, 3]));
+    segment_list::write(&Files::default(), directory.path(), id, &numbers).unwrap();
+    let (list, _) = SegmentList::open(&Files::default(), directory.path(), id, numbers).unwrap();
+    list.remove(&Files::default(), [2].into_iter()).unwrap();
+    let none = |_: Call, _: &Path| Some((0, io::Error::from_raw_os_error(ENOSPC)));
+    list.remove(&faulty(Box::new(none)), [2].into_iter()).unwrap();
+    assert!(list.remove(&faulty(Box::new(none)), [3].into_iter()).is_err());
+    // What is on the disk is not known after that.
+    assert!(list.remove(&faulty(Box::new(none)), [3].into_iter()).is_err());
+    list.remove(&Files::default(), [3].into_iter()).unwrap();
+    let read = segment_list::read(&Files::default(), directory.path(), id);
+    assert_eq!(read.unwrap(), Some([1].into()));
+}
+
+/// Whether a shorter list stands is not known then: no file goes until it does.
+#[test]
+fn no_file_is_removed_before_the_shorter_list_is_durable() {
+    let (root, segments) = crashed(KEYS);
+    let directory = directory_in(root.path());
+    let (armed, hits) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
+    let faults = {
+        let (armed, hits, directory) = (Arc::clone(&armed), Arc::clone(&hits), directory.clone());
+        move |call: Call, path: &Path| {
+            let hit = armed.load(Ordering::Acquire)
+                && std::thread::current().name() == Some("kv-compact")
+                && (path, call) == (&directory, Call::SyncDirectory);
+            hit.then(|| {
+                hits.fetch_add(1, Ordering::AcqRel);
+                (0, io::Error::from_raw_os_error(EIO))
+            })
+        }
+    };
+    let rig = Rig::with(only_dead(root.path()), faulty(Box::new(faults))).unwrap();
+    rig.put("set", b"more", b"more").unwrap();
+    armed.store(true, Ordering::Release);
+    let before = numbers_in(&directory);
+    let dead = segments[0];
+    for (key, _) in (0_u64..).zip(&segments).filter(|(_, segment)| **segment == dead) {
+        rig.delete("set", &key.to_le_bytes()).unwrap();
+    }
+    until(&rig, "it fails", || {
+        rig.figure("set", "compaction_failures_count") > 0
+    });
+    assert!(hits.load(Ordering::Acquire) > 0);
+    assert_eq!(numbers_in(&directory), before);
+    // Either list is on the disk after a power cut: neither misses any.
+    let crashed = scratch();
+    copy_directory(root.path(), crashed.path());
+    for _ in 0..2 {
+        let rig = Rig::with(only_dead(crashed.path()), Files::default()).unwrap();
+        assert_eq!(rig.figure("set", "lost_segments_count"), 0);
+    }
+    armed.store(false, Ordering::Release);
+    until(&rig, "it is removed", || !numbers_in(&directory).contains(&dead));
+    drop(rig);
+    assert_eq!(listed(&directory), Some(numbers_in(&directory)));
+}
+
+/// It is served without, and the list is written by compaction later, or else at the end.
+#[test]
+fn a_list_that_cannot_be_written_at_the_start_is_written_later() {
+    for compacts in [false, true] {
+        let (root, segments) = crashed(KEYS);
+        let directory = directory_in(root.path());
+        std::fs::remove_file(directory.join("segments")).unwrap();
+        let armed = Arc::new(AtomicBool::new(true));
+        let faults = {
+            let armed = Arc::clone(&armed);
+            move |call: Call, path: &Path| {
+                let own = std::thread::current().name() == Some("kv-compact");
+                let fails = armed.load(Ordering::Acquire) || own && !compacts;
+                (fails && is_list(path) && call == Call::Sync).then(|| (0, io::Error::from_raw_os_error(EIO)))
+            }
+        };
+        let rig = Rig::with(only_dead(root.path()), faulty(Box::new(faults))).unwrap();
+        check_without(&rig, &segments, None);
+        assert_eq!(listed(&directory), None);
+        armed.store(false, Ordering::Release);
+        if compacts {
+            until(&rig, "the list is written", || listed(&directory).is_some());
+            assert_eq!(rig.figure("set", "compaction_failures_count"), 0);
+        } else {
+            assert_eq!(listed(&directory), None);
+        }
+        drop(rig);
+        assert_eq!(listed(&directory), Some(numbers_in(&directory)), "{compacts}");
+    }
 }

@@ -62,6 +62,38 @@ impl Full {
     }
 }
 
+/// Some file systems find out at the sync that they are full.
+#[test]
+fn a_delete_gets_a_segment_where_a_sync_finds_the_disk_full() {
+    for name in [".segment.new", "segments.new"] {
+        let root = scratch();
+        let rig = Rig::open(root.path());
+        rig.store.create("set").unwrap();
+        rig.put("set", b"key", b"value").unwrap();
+        drop(rig);
+        let reserve = root.path().join("reserve");
+        let faults = {
+            let reserve = reserve.clone();
+            move |call: Call, path: &Path| {
+                let hit = call == Call::Sync && path.to_string_lossy().ends_with(name) && reserve.exists();
+                hit.then(|| (0, io::Error::from_raw_os_error(ENOSPC)))
+            }
+        };
+        let options = StoreOptions {
+            compaction: Compaction {
+                disk_reserve_bytes: MIB,
+                ..eager(root.path()).compaction
+            },
+            ..eager(root.path())
+        };
+        let rig = Rig::with(options, faulty(Box::new(faults))).unwrap();
+        assert!(reserve.exists());
+        assert!(rig.delete("set", b"key").unwrap().existed, "{name}");
+        drop(rig);
+        assert_eq!(Rig::open(root.path()).get("set", b"key"), None, "{name}");
+    }
+}
+
 #[test]
 fn on_a_full_disk_deletes_and_compaction_work_and_puts_resume() {
     let directory = scratch();
