@@ -1,7 +1,9 @@
 //! How many READs and doorbells a value costs, exactly.
 
+use std::time::Duration;
+
 use crate::harness::{TestFabric, World, options, value};
-use kv_client::{Counters, GlobalLocator, ReadError};
+use kv_client::{ClientOptions, Counters, GlobalLocator, ReadError};
 use kv_fabric::local::Local;
 use kv_fabric::sim::Sim;
 use kv_fabric::verbs::Verbs;
@@ -225,7 +227,7 @@ fn system_calls() -> (u64, u64) {
     (figure("syscr:"), figure("syscw:"))
 }
 
-/// A chain is handed to a device that the kernel emulates by one `write(2)`, and to others by none; reading what has
+/// A chain is handed to a device that the kernel emulates by one `write(2)`, and to others by none; looking for what has
 /// completed calls nobody.
 #[test]
 #[ignore = "needs an RDMA device: VKV_TEST_DEVICE=rxe0"]
@@ -234,7 +236,13 @@ fn one_system_call_for_each_chain_over_verbs() {
         options.lease_ms = 600_000;
         options.max_lag_ms = 600_000;
     });
-    let dataset = world.dataset("d");
+    // One that sleeps has to be woken, by calls of the system.
+    let awake = ClientOptions {
+        spin: Duration::from_secs(60),
+        ..options("writer")
+    };
+    world.dataset("d");
+    let dataset = world.session(awake).open("d").unwrap();
     let keys: Vec<_> = (0..64).map(|index| format!("key {index}")).collect();
     for key in &keys {
         dataset.put(key.as_bytes(), &value(7, 5000)).unwrap();
