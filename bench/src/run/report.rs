@@ -1,6 +1,6 @@
 //! What a run says: figures of each side at each point, and ratios of neighbours in time.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
@@ -202,7 +202,7 @@ impl PointReport {
             }
         }
         Ok(Self {
-            point: point.clone(),
+            point: point.for_others(),
             sides: sides?,
             ratios,
             left_out: measured.left_out.clone(),
@@ -229,6 +229,17 @@ pub(crate) fn bytes(len: u64) -> String {
 }
 
 impl Point {
+    /// It as a report has it: of a directory the name alone, since reports are shown to others.
+    fn for_others(&self) -> Self {
+        let mut point = self.clone();
+        if let Lengths::Files(directory) = &mut point.lengths
+            && let Some(name) = directory.file_name().map(PathBuf::from)
+        {
+            *directory = name;
+        }
+        point
+    }
+
     /// It for people, without its case.
     pub(crate) fn describe(&self) -> String {
         let lengths = match &self.lengths {
