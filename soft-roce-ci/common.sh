@@ -35,12 +35,20 @@ readonly build_packages=(
 # What counts instructions.
 readonly count_packages=("valgrind: valgrind")
 
+# What goes on beside this script, and ends with it.
+beside=()
+
+leave() {
+    ((${#beside[@]} == 0)) || kill "${beside[@]}" 2>/dev/null || true
+    rm -rf -- "$run_dir"
+}
+
 # begin: this run's own folder, and the cache; both parts of what the sourced files expect
 begin() {
     cache=${VKV_CACHE:-${XDG_CACHE_HOME:-${HOME:-/var/tmp}/.cache}/verbs-kv}
     mkdir -p "$cache" || fail 120 "the cache folder $cache cannot be made (name another in VKV_CACHE)"
     run_dir=$(mktemp -d "${TMPDIR:-/tmp}/verbs-kv-$name.XXXXXXXX")
-    trap 'rm -rf -- "$run_dir"' EXIT
+    trap leave EXIT
     trap 'exit 130' INT
     trap 'exit 143' TERM
 }
@@ -52,6 +60,12 @@ need_toolchain() {
     fi
     command -v cargo >/dev/null || fail 121 "no cargo here (install a Rust toolchain, see rust-version in Cargo.toml)"
     need_packages "${build_packages[@]}"
+}
+
+# prepare_guests RUN-OPTIONS...: fetches kernel and packages of a guest while something else is built; run says what fails
+prepare_guests() {
+    "$here/run" --quiet --prepare "$@" >/dev/null 2>&1 </dev/null &
+    beside+=($!)
 }
 
 # guarded CMD...: runs it in a process group of its own, which ends with this script, however that ends

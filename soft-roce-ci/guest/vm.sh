@@ -13,13 +13,18 @@ readonly console_lines=25    # of the guest's console, shown when it fails
 # qemu_value TEXT: as the value of a QEMU option
 qemu_value() { printf '%s' "${1//,/,,}"; }
 
-run_in_vm() {
+# prepare_vm: everything that a guest needs of this machine and of the network
+prepare_vm() {
     [[ $(uname -m) == x86_64 ]] ||
         fail 125 "no RDMA device here, and the guest needs an x86_64 machine, not $(uname -m)"
     [[ -n $kernel ]] || kernel=$(default_kernel)
     need_packages "${vm_packages[@]}" "${verbs_packages[@]}"
     need_kernel "$kernel"
     need_initramfs
+}
+
+run_in_vm() {
+    prepare_vm
     make_out
     write_job
     start_guest
