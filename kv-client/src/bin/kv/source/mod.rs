@@ -1,11 +1,12 @@
 //! The files and tar members that `kv ingest` stores and `kv verify` compares with.
 //!
 //! - [`scan`]: which there are, under which keys; nothing is read of them yet.
-//! - [`tar_index`]: the members of a tar, from its headers.
+//! - [`tar_index`]: the members of a tar, from its headers, with what [`tar_extended`] makes of the longer ones.
 //! - [`read`]: their bytes, with a check that nothing changed meanwhile.
 
 pub(crate) mod read;
 pub(crate) mod scan;
+mod tar_extended;
 pub(crate) mod tar_index;
 
 use std::ffi::OsStr;

@@ -135,6 +135,9 @@ impl Scan<'_> {
         for (name, what) in index.skipped {
             self.skip(origin(&name), what);
         }
+        for (name, why) in index.failed {
+            self.fail(origin(&name), why);
+        }
         let input = self.input(path, InputKind::Shard(stamp));
         for member in index.members {
             self.item(&member.name, input, member.offset, member.len_bytes);

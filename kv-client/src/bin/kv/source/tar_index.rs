@@ -3,19 +3,27 @@
 //! A tar is judged whole before anything of it is stored: a header that does not check, a member that runs past the end,
 //! a missing end-of-archive marker or bytes after it make all of it malformed. So does a sparse member, whose bytes do
 //! not lie in the archive as they are.
+//!
+//! The fields of a header are the tar crate's work. Going from header to header is not: its `Archive` takes extended
+//! headers into memory however long they are, ends PAX records at newlines, which a value may hold, and lets pass what
+//! is none; and its errors hold bytes of the file, which are not for a terminal.
 
+use std::collections::HashMap;
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom};
 use std::os::unix::fs::FileExt;
 
-use tar::{Archive, EntryType, Header};
+use tar::{EntryType, Header};
 
+use super::tar_extended::Extended;
 use crate::keys::shown;
 
 /// Length of a tar's blocks, bytes.
 const BLOCK_BYTES: u64 = 512;
-/// How the keywords begin that only sparse members have in their PAX records.
-const PAX_SPARSE: &[u8] = b"GNU.sparse.";
+/// Longest extended header that is read, bytes. It says the name of one member and little else.
+const EXTENDED_MAX_BYTES: u64 = 1 << 20;
+/// Longest name, bytes: that of Linux's paths.
+const NAME_MAX_BYTES: usize = 4096;
 
 /// One regular file of a tar.
 #[derive(Debug, PartialEq, Eq)]
@@ -31,9 +39,12 @@ pub(crate) struct Member {
 /// What the headers of a tar said.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct TarIndex {
+    /// Regular files, and hard links to them after them all.
     pub(crate) members: Vec<Member>,
-    /// Links and special files: name and what it is.
+    /// Symbolic links and special files: name and what it is.
     pub(crate) skipped: Vec<(Vec<u8>, &'static str)>,
+    /// Hard links whose file is not in the tar: name and why it cannot be stored.
+    pub(crate) failed: Vec<(Vec<u8>, String)>,
 }
 
 /// Why a tar cannot be used, and where in it.
@@ -45,111 +56,250 @@ pub(crate) struct Malformed {
 
 /// Reads every header of `file`.
 pub(crate) fn index(file: &File) -> Result<TarIndex, Malformed> {
-    let file_len_bytes = match file.metadata() {
-        Ok(metadata) => metadata.len(),
-        Err(error) => {
-            return Err(Malformed {
-                offset: 0,
-                why: error.to_string(),
-            });
-        }
+    let metadata = file.metadata().map_err(|error| failed(0, &error))?;
+    let mut walk = Walk {
+        file,
+        file_len_bytes: metadata.len(),
+        next: 0,
+        global: Extended::default(),
+        found: TarIndex::default(),
+        links: Vec::new(),
     };
-    let mut found = TarIndex::default();
-    let mut start = file;
-    start.rewind().map_err(|error| malformed(0, &error))?;
-    let mut archive = Archive::new(file);
-    // Where the next header, or the marker that ends the archive, must be.
-    let mut next = 0;
-    let entries = archive
-        .entries_with_seek()
-        .map_err(|error| malformed(next, &error))?;
-    for entry in entries {
-        let entry = entry.map_err(|error| malformed(next, &error))?;
-        let offset = entry.raw_file_position();
-        let name = strip_dot(&entry.path_bytes()).to_vec();
-        let sparse = entry.header().entry_type() == EntryType::GNUSparse
-            || has_sparse_records(file, next, entry.raw_header_position())
-                .map_err(|error| malformed(next, &error))?;
-        if sparse {
+    while walk.member()? {}
+    let end = walk.next;
+    let found = walk.resolved();
+    check_end(file, end, metadata.len())?;
+    Ok(found)
+}
+
+/// Reading the tar failed.
+fn failed(offset: u64, error: &io::Error) -> Malformed {
+    malformed(offset, error.to_string())
+}
+
+fn malformed(offset: u64, why: impl Into<String>) -> Malformed {
+    let why = why.into();
+    Malformed { offset, why }
+}
+
+/// The way from header to header.
+struct Walk<'a> {
+    file: &'a File,
+    file_len_bytes: u64,
+    /// Where the next header, or the marker that ends the archive, must be.
+    next: u64,
+    /// What holds for all members that follow.
+    global: Extended,
+    found: TarIndex,
+    /// Hard links: name and the name that they link to.
+    links: Vec<(Vec<u8>, Vec<u8>)>,
+}
+
+impl Walk<'_> {
+    /// Takes one member and the extended headers in front of it; false where the archive ends.
+    fn member(&mut self) -> Result<bool, Malformed> {
+        let mut extended: Option<Extended> = None;
+        loop {
+            let at = self.next;
+            let Some(header) = self.header()? else {
+                if extended.is_none() {
+                    return Ok(false);
+                }
+                return Err(malformed(
+                    at,
+                    "the member that an extended header is about is missing",
+                ));
+            };
+            let in_header =
+                length(&header).ok_or_else(|| malformed(at, "the length of a member is no number"))?;
+            let kind = header.entry_type().as_byte();
+            let said = match kind {
+                b'L' => Extended::of_long_name(&self.extended(at, in_header)?),
+                b'K' => Extended::of_long_link(&self.extended(at, in_header)?),
+                // Solaris writes X for x.
+                b'x' | b'X' | b'g' => Extended::of_records(&self.extended(at, in_header)?),
+                _ => {
+                    let extended = extended.unwrap_or_default().over(self.global.clone());
+                    let len_bytes = extended.size.unwrap_or(in_header);
+                    self.skip(at, len_bytes)?;
+                    self.take(&header, extended, at, len_bytes)?;
+                    return Ok(true);
+                }
+            };
+            let said = said.map_err(|why| malformed(at, why))?;
+            if kind == b'g' {
+                self.global = said.over(std::mem::take(&mut self.global));
+            } else {
+                let both = extended.take().unwrap_or_default().and(said);
+                extended = Some(both.map_err(|why| malformed(at, why))?);
+            }
+            self.skip(at, in_header)?;
+        }
+    }
+
+    /// The next header, unless the archive ends there.
+    fn header(&self) -> Result<Option<Header>, Malformed> {
+        let at = self.next;
+        if at >= self.file_len_bytes {
+            return Ok(None);
+        }
+        let mut header = Header::new_old();
+        if self.file_len_bytes - at < BLOCK_BYTES {
+            return Err(malformed(at, "a header is cut short"));
+        }
+        self.file
+            .read_exact_at(header.as_mut_bytes(), at)
+            .map_err(|error| failed(at, &error))?;
+        if header.as_bytes().iter().all(|byte| *byte == 0) {
+            return Ok(None);
+        }
+        let mut checked = header.clone();
+        checked.set_cksum();
+        // Compared as numbers: writers end the field in several ways.
+        match (header.cksum(), checked.cksum()) {
+            (Ok(found), Ok(computed)) if found == computed => Ok(Some(header)),
+            _ => Err(malformed(
+                at,
+                "no header of a member: its checksum does not agree",
+            )),
+        }
+    }
+
+    /// The bytes of the extended header at `at`.
+    fn extended(&self, at: u64, len_bytes: u64) -> Result<Vec<u8>, Malformed> {
+        let body = at + BLOCK_BYTES;
+        if len_bytes > EXTENDED_MAX_BYTES {
+            let why =
+                format!("an extended header of {len_bytes} bytes: at most {EXTENDED_MAX_BYTES} are read");
+            return Err(malformed(at, why));
+        }
+        if len_bytes > self.file_len_bytes.saturating_sub(body) {
+            return Err(malformed(at, "an extended header is cut short"));
+        }
+        let mut bytes = vec![0; len_bytes as usize];
+        self.file
+            .read_exact_at(&mut bytes, body)
+            .map_err(|error| failed(at, &error))?;
+        Ok(bytes)
+    }
+
+    /// Goes on behind the `len_bytes` of the member whose header is at `at`.
+    fn skip(&mut self, at: u64, len_bytes: u64) -> Result<(), Malformed> {
+        let body = at + BLOCK_BYTES;
+        let end = body
+            .checked_add(len_bytes)
+            .filter(|end| *end <= self.file_len_bytes);
+        let end = end.ok_or_else(|| {
+            let file_len_bytes = self.file_len_bytes;
+            malformed(
+                at,
+                format!("a member of {len_bytes} bytes starts at {body}, but the file ends at {file_len_bytes} (cut short?)"),
+            )
+        })?;
+        self.next = end.next_multiple_of(BLOCK_BYTES);
+        Ok(())
+    }
+
+    /// Sorts a member in by its kind.
+    fn take(
+        &mut self,
+        header: &Header,
+        extended: Extended,
+        at: u64,
+        len_bytes: u64,
+    ) -> Result<(), Malformed> {
+        let name = extended.name.unwrap_or_else(|| header.path_bytes().into_owned());
+        let name = strip_dot(&name).to_vec();
+        if name.len() > NAME_MAX_BYTES {
+            let why = format!(
+                "a name of {} bytes: at most {NAME_MAX_BYTES} are taken",
+                name.len()
+            );
+            return Err(malformed(at, why));
+        }
+        let kind = header.entry_type();
+        if kind == EntryType::GNUSparse || extended.is_sparse {
             let why = format!(
                 "member {} is sparse and cannot be read in place (make the tar without --sparse, or unpack it and \
                  ingest the folder)",
                 shown(&name)
             );
-            return Err(Malformed { offset: next, why });
+            return Err(malformed(at, why));
         }
-        let end = offset
-            .checked_add(entry.size())
-            .filter(|end| *end <= file_len_bytes);
-        let Some(end) = end else {
-            let why = format!(
-                "a member of {} bytes starts at {offset}, but the file ends at {file_len_bytes} (cut short?)",
-                entry.size()
-            );
-            return Err(Malformed { offset: next, why });
-        };
-        sort_in(
-            &mut found,
-            entry.header().entry_type(),
-            Member {
+        use EntryType::{Block, Char, Continuous, Directory, Fifo, Link, Regular, Symlink};
+        if matches!(kind, Link | Symlink | Char | Block | Directory | Fifo) && len_bytes > 0 {
+            // Some programs have as many bytes follow, some have none: members would be lost between them.
+            let why = format!("a link, directory or special file has a length of {len_bytes} bytes");
+            return Err(malformed(at, why));
+        }
+        let found = &mut self.found;
+        match kind {
+            // Before POSIX a directory was a regular file whose name ends in a slash.
+            Regular | Continuous if name.ends_with(b"/") && len_bytes == 0 => {}
+            Regular | Continuous => found.members.push(Member {
                 name,
-                offset,
-                len_bytes: entry.size(),
-            },
-        );
-        next = end.next_multiple_of(BLOCK_BYTES);
+                offset: at + BLOCK_BYTES,
+                len_bytes,
+            }),
+            Directory => {}
+            Link => {
+                let in_header = || header.link_name_bytes().map(Into::into);
+                let link = extended.link.or_else(in_header);
+                self.links
+                    .push((name, strip_dot(&link.unwrap_or_default()).to_vec()));
+            }
+            Symlink => found.skipped.push((name, "symbolic link")),
+            Char | Block => found.skipped.push((name, "device")),
+            Fifo => found.skipped.push((name, "fifo")),
+            _ => found.skipped.push((name, "special member")),
+        }
+        Ok(())
     }
-    check_end(file, next, file_len_bytes)?;
-    Ok(found)
-}
 
-fn malformed(offset: u64, error: &io::Error) -> Malformed {
-    Malformed {
-        offset,
-        why: error.to_string(),
-    }
-}
-
-/// Whether an extended header between `start` and the member's own header at `end` makes it a sparse one. Read here and
-/// not by the library, which ends the records at an empty line, though a value may hold one.
-fn has_sparse_records(file: &File, start: u64, end: u64) -> io::Result<bool> {
-    let mut at = start;
-    while at < end {
-        let mut header = Header::new_old();
-        file.read_exact_at(header.as_mut_bytes(), at)?;
-        let body = at + BLOCK_BYTES;
-        let len_bytes = header.entry_size()?;
-        // The library has read all of it, so it is no longer than the file.
-        if header.entry_type() == EntryType::XHeader {
-            let mut records = vec![0; usize::try_from(len_bytes.min(end - at)).unwrap_or(0)];
-            file.read_exact_at(&mut records, body)?;
-            if names_sparse(&records) {
-                return Ok(true);
+    /// What was found, hard links as the members that they are names of.
+    fn resolved(self) -> TarIndex {
+        let (mut found, links) = (self.found, self.links);
+        if links.is_empty() {
+            return found;
+        }
+        let mut places: HashMap<Vec<u8>, Option<(u64, u64)>> = HashMap::new();
+        let files = found.members.iter();
+        places.extend(files.map(|file| (file.name.clone(), Some((file.offset, file.len_bytes)))));
+        places.extend(found.skipped.iter().map(|(name, _)| (name.clone(), None)));
+        for (name, link) in links {
+            let place = places.get(&link).copied();
+            match place {
+                Some(Some((offset, len_bytes))) => found.members.push(Member {
+                    name: name.clone(),
+                    offset,
+                    len_bytes,
+                }),
+                Some(None) => found.skipped.push((name.clone(), "hard link to what is skipped")),
+                None => {
+                    let why = format!(
+                        "hard link to {}, which the tar does not hold (make it with both names)",
+                        shown(&link)
+                    );
+                    found.failed.push((name.clone(), why));
+                }
+            }
+            // A link may be to one before it.
+            if let Some(place) = place {
+                places.insert(name, place);
             }
         }
-        at = body
-            .saturating_add(len_bytes)
-            .checked_next_multiple_of(BLOCK_BYTES)
-            .unwrap_or(end);
+        found
     }
-    Ok(false)
 }
 
-/// Whether one of `records`, each "LENGTH KEYWORD=VALUE" and a newline, has a keyword of sparse members.
-fn names_sparse(mut records: &[u8]) -> bool {
-    while let Some(space) = records.iter().position(|byte| *byte == b' ') {
-        let len = str::from_utf8(&records[..space])
-            .ok()
-            .and_then(|digits| digits.parse().ok());
-        let Some(record) = len.and_then(|len: usize| records.get(space + 1..len)) else {
-            return false;
-        };
-        if record.starts_with(PAX_SPARSE) {
-            return true;
-        }
-        records = &records[space + 1 + record.len()..];
+/// The length that a header says. The crate takes a number of 12 bytes for its last eight.
+fn length(header: &Header) -> Option<u64> {
+    let field = &header.as_old().size;
+    let is_binary = field[0] & 0x80 != 0;
+    if is_binary && field[..4] != [0x80, 0, 0, 0] {
+        return None;
     }
-    false
+    header.entry_size().ok()
 }
 
 /// `tar -C dir .` writes `./a` for what everybody calls `a`.
@@ -160,217 +310,30 @@ fn strip_dot(mut name: &[u8]) -> &[u8] {
     name
 }
 
-fn sort_in(found: &mut TarIndex, kind: EntryType, member: Member) {
-    match kind {
-        // Before POSIX a directory was a regular file whose name ends in a slash.
-        EntryType::Regular | EntryType::Continuous
-            if member.name.ends_with(b"/") && member.len_bytes == 0 => {}
-        EntryType::Regular | EntryType::Continuous => found.members.push(member),
-        EntryType::Directory | EntryType::XGlobalHeader => {}
-        EntryType::Symlink => found.skipped.push((member.name, "symbolic link")),
-        EntryType::Link => found.skipped.push((member.name, "hard link to another member")),
-        EntryType::Char | EntryType::Block => found.skipped.push((member.name, "device")),
-        EntryType::Fifo => found.skipped.push((member.name, "fifo")),
-        _ => found.skipped.push((member.name, "special member")),
-    }
-}
-
 /// An archive ends with zero blocks and nothing else; without them it may have been cut between two members.
 fn check_end(mut file: &File, end: u64, file_len_bytes: u64) -> Result<(), Malformed> {
     if end >= file_len_bytes {
         let why = "no end-of-archive marker: it may have been cut short (if it is whole, add one: truncate -s +1024)";
-        return Err(Malformed {
-            offset: file_len_bytes,
-            why: why.into(),
-        });
+        return Err(malformed(file_len_bytes, why));
     }
     file.seek(SeekFrom::Start(end))
-        .map_err(|error| malformed(end, &error))?;
+        .map_err(|error| failed(end, &error))?;
     let (mut at, mut buffer) = (end, [0; 8192]);
     loop {
         let count = match file.read(&mut buffer) {
             Ok(0) => return Ok(()),
             Ok(count) => count,
             Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-            Err(error) => return Err(malformed(at, &error)),
+            Err(error) => return Err(failed(at, &error)),
         };
         if let Some(index) = buffer[..count].iter().position(|byte| *byte != 0) {
-            let why = "bytes after the end-of-archive marker (joined tars? give each as its own file)".into();
-            return Err(Malformed {
-                offset: at + index as u64,
-                why,
-            });
+            let why = "bytes after the end-of-archive marker (joined tars? give each as its own file)";
+            return Err(malformed(at + index as u64, why));
         }
         at += count as u64;
     }
 }
 
 #[cfg(test)]
-pub(crate) mod tests {
-    use super::*;
-    use std::io::Write;
-    use tar::Builder;
-
-    /// A tar of regular files.
-    pub(crate) fn tar_of(members: &[(&[u8], &[u8])]) -> Vec<u8> {
-        let mut builder = Builder::new(Vec::new());
-        for (name, bytes) in members {
-            append(&mut builder, EntryType::Regular, name, bytes);
-        }
-        builder.into_inner().unwrap()
-    }
-
-    fn append(builder: &mut Builder<Vec<u8>>, kind: EntryType, name: &[u8], bytes: &[u8]) {
-        use std::os::unix::ffi::OsStrExt;
-        let mut header = Header::new_gnu();
-        header.set_entry_type(kind);
-        header.set_size(bytes.len() as u64);
-        header.set_mode(0o644);
-        // Written by hand: the builder's own way drops a leading "./".
-        if name.len() <= 100 {
-            header.as_old_mut().name[..name.len()].copy_from_slice(name);
-            header.set_cksum();
-            builder.append(&header, bytes).unwrap();
-        } else {
-            builder
-                .append_data(&mut header, std::ffi::OsStr::from_bytes(name), bytes)
-                .unwrap();
-        }
-    }
-
-    fn file_of(bytes: &[u8]) -> File {
-        let mut file = tempfile::tempfile().unwrap();
-        file.write_all(bytes).unwrap();
-        file
-    }
-
-    #[test]
-    fn members_have_their_names_places_and_lengths() {
-        let long = [b'x'; 300];
-        let bytes = tar_of(&[(b"a b.txt", b"one"), (b"./n\n\xff", b""), (&long, &[7; 1000])]);
-        let found = index(&file_of(&bytes)).unwrap();
-        let names: Vec<&[u8]> = found.members.iter().map(|member| &member.name[..]).collect();
-        assert_eq!(names, [b"a b.txt", &b"n\n\xff"[..], &long]);
-        for (member, want) in found.members.iter().zip([&b"one"[..], b"", &[7; 1000]]) {
-            let start = member.offset as usize;
-            assert_eq!(&bytes[start..start + member.len_bytes as usize], want);
-        }
-    }
-
-    #[test]
-    fn links_directories_and_special_members_are_told_apart() {
-        let mut builder = Builder::new(Vec::new());
-        append(&mut builder, EntryType::Directory, b"d/", b"");
-        append(&mut builder, EntryType::Symlink, b"d/link", b"");
-        append(&mut builder, EntryType::Fifo, b"d/fifo", b"");
-        append(&mut builder, EntryType::Regular, b"old-style-directory/", b"");
-        let found = index(&file_of(&builder.into_inner().unwrap())).unwrap();
-        assert!(found.members.is_empty());
-        assert_eq!(
-            found.skipped,
-            [
-                (b"d/link".to_vec(), "symbolic link"),
-                (b"d/fifo".to_vec(), "fifo")
-            ]
-        );
-    }
-
-    #[test]
-    fn a_tar_cut_anywhere_is_malformed_and_says_where() {
-        let bytes = tar_of(&[(b"a", &[1; 700]), (b"b", &[2; 700])]);
-        // Header, two blocks of a, header, two blocks of b, then the marker.
-        for cut in [0, 100, 512, 1000, 1536, 1600, 2048, 3071, 3072] {
-            let Malformed { offset, why } = index(&file_of(&bytes[..cut])).unwrap_err();
-            assert!(offset <= cut as u64, "cut at {cut}: {offset} {why}");
-            assert!(!why.is_empty());
-        }
-        assert_eq!(index(&file_of(&bytes)).unwrap().members.len(), 2);
-        assert_eq!(index(&file_of(&bytes[..1600])).unwrap_err().offset, 1536);
-        assert!(
-            index(&file_of(&bytes[..3072]))
-                .unwrap_err()
-                .why
-                .contains("end-of-archive")
-        );
-    }
-
-    #[test]
-    fn joined_tars_and_noise_are_malformed() {
-        let one = tar_of(&[(b"a", b"1")]);
-        let joined = [one.clone(), tar_of(&[(b"b", b"2")])].concat();
-        let error = index(&file_of(&joined)).unwrap_err();
-        assert_eq!(
-            (error.offset, error.why.contains("joined")),
-            (one.len() as u64, true)
-        );
-        let error = index(&file_of(&[0x41; 4096])).unwrap_err();
-        assert_eq!(error.offset, 0, "{}", error.why);
-        let mut damaged = tar_of(&[(b"a", b"1"), (b"b", b"2")]);
-        damaged[1024 + 3] ^= 1;
-        assert_eq!(index(&file_of(&damaged)).unwrap_err().offset, 1024);
-    }
-
-    /// As GNU tar writes them, in each of its formats.
-    #[test]
-    fn sparse_members_are_refused_with_their_tar() {
-        let dir = tempfile::tempdir().unwrap();
-        let holes = File::create(dir.path().join("holes")).unwrap();
-        holes.write_all_at(b"x", 1 << 20).unwrap();
-        std::fs::write(dir.path().join("plain"), b"plain").unwrap();
-        let tar = |arguments: &[&str]| {
-            let mut tar = std::process::Command::new("tar");
-            tar.arg("-C")
-                .arg(dir.path())
-                .args(arguments)
-                .args(["-cf", "-", "plain", "holes"]);
-            let made = tar.output().unwrap();
-            assert!(made.status.success(), "{made:?}");
-            made.stdout
-        };
-        let formats: [&[&str]; 5] = [
-            &["--sparse", "--format=gnu"],
-            &["--sparse", "--format=posix"],
-            &["--sparse", "--format=posix", "--sparse-version=0.0"],
-            &["--sparse", "--format=posix", "--sparse-version=0.1"],
-            // A value with an empty line in it, in front of what tells.
-            &["--sparse", "--format=posix", "--pax-option=comment:=a\n\nb"],
-        ];
-        for arguments in formats {
-            let bytes = tar(arguments);
-            assert!(bytes.len() < 1 << 20, "{arguments:?}: it is not sparse");
-            let Malformed { why, .. } = index(&file_of(&bytes)).unwrap_err();
-            assert!(
-                why.contains("holes is sparse") && why.contains("--sparse"),
-                "{arguments:?}: {why}"
-            );
-        }
-        let whole = index(&file_of(&tar(&["--format=posix"]))).unwrap();
-        assert_eq!(whole.members.len(), 2);
-    }
-
-    #[test]
-    fn only_the_keywords_of_records_tell_a_sparse_member() {
-        for (records, sparse) in [
-            (&b"22 GNU.sparse.major=1\n"[..], true),
-            (b"9 path=x\n22 GNU.sparse.major=1\n", true),
-            (b"13 path=x\n\ny\n22 GNU.sparse.major=1\n", true),
-            (b"31 path=\n22 GNU.sparse.major=1\n", false),
-            (b"0 x 22 GNU.sparse.major=1\n", false),
-            (b"99999999999999999999 GNU.sparse.major=1\n", false),
-            (b"", false),
-        ] {
-            assert_eq!(names_sparse(records), sparse, "{}", records.escape_ascii());
-        }
-    }
-
-    #[test]
-    fn a_member_that_claims_more_than_there_is_does_not_pass() {
-        let mut header = Header::new_gnu();
-        header.set_entry_type(EntryType::Regular);
-        header.as_old_mut().name[0] = b'a';
-        header.set_size(u64::MAX / 2);
-        header.set_cksum();
-        let bytes = [header.as_bytes().to_vec(), vec![0; 2048]].concat();
-        assert_eq!(index(&file_of(&bytes)).unwrap_err().offset, 0);
-    }
-}
+#[path = "tar_index_tests.rs"]
+pub(crate) mod tests;
