@@ -55,7 +55,7 @@ impl Cli {
             Command::Get(arguments) => get::run(arguments, common),
             Command::Ls(arguments) => ls::run(&arguments, common),
             Command::Stat(arguments) => stat::run(&arguments, common),
-            Command::Rm(arguments) => rm::run(arguments, common),
+            Command::Rm(arguments) => rm::run(&arguments, common),
             Command::Dataset(arguments) => dataset::run(arguments, common),
             Command::Doctor(arguments) => doctor::run(&arguments),
         }

@@ -18,7 +18,7 @@ bytes.
 
 Examples:
   kv ls rdma://node7/images --prefix train/ -l
-  kv ls rdma://node7/images -0 | xargs -0 -n 100 kv rm rdma://node7/images
+  kv ls rdma://node7/images -0 | grep -z '^tmp' | kv rm rdma://node7/images -0
   kv ls rdma://node7/images --json --unsorted | jq -s 'map(.bytes) | add'";
 
 /// List keys

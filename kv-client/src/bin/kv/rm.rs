@@ -1,6 +1,7 @@
 //! `kv rm`: deletes keys.
 
 use std::ffi::OsString;
+use std::io::{self, Read};
 use std::os::unix::ffi::OsStrExt;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
@@ -11,16 +12,21 @@ use kv_client::Client;
 
 use crate::cli::Common;
 use crate::failure::{Ended, Failure, OK};
-use crate::keys::{from_argument, shown};
+use crate::keys::{from_argument, judge, shown};
 use crate::output::{count, print, say};
 
 /// Threads that delete.
 const JOBS: usize = 8;
 
 const AFTER_HELP: &str = "\
+A key that begins with a dash comes after a `--`. Keys that a program gives come by -0, where
+nothing is taken for an option.
+
 Examples:
   kv rm rdma://node7/images train/000017.jpg
-  kv rm rdma://node7/images --prefix train/ --yes";
+  kv rm rdma://node7/images -- -0
+  kv rm rdma://node7/images --prefix train/ --yes
+  kv ls rdma://node7/images -0 | grep -z '^tmp' | kv rm rdma://node7/images -0";
 
 /// Delete keys
 #[derive(Args)]
@@ -29,37 +35,86 @@ pub(crate) struct Arguments {
     /// The dataset
     uri: String,
     /// The keys
-    #[arg(value_name = "KEY", required_unless_present = "prefix")]
+    #[arg(value_name = "KEY", required_unless_present_any = ["null", "prefix", "all"])]
     keys: Vec<OsString>,
     /// KEYs are in hex digits
     #[arg(long)]
     key_hex: bool,
+    /// Read keys from stdin, as they are, each with a zero byte after it (as `kv ls -0` writes them)
+    #[arg(short = '0', long = "null", conflicts_with_all = ["keys", "key_hex"])]
+    null: bool,
     /// Every key that begins with it
-    #[arg(long, value_name = "PREFIX", conflicts_with = "keys")]
+    #[arg(long, value_name = "PREFIX", conflicts_with_all = ["keys", "null"])]
     prefix: Option<OsString>,
-    /// Delete what --prefix finds; without it they are only counted
+    /// Every key of the dataset
+    #[arg(long, conflicts_with_all = ["keys", "null", "prefix"])]
+    all: bool,
+    /// Delete what --prefix or --all find; without it they are only counted
     #[arg(long, short)]
     yes: bool,
 }
 
-pub(crate) fn run(arguments: Arguments, common: &Common) -> Ended {
-    let named: Result<Vec<Vec<u8>>, String> = arguments
-        .keys
-        .into_iter()
-        .map(|argument| from_argument(argument, arguments.key_hex))
-        .collect();
-    let named = named.map_err(Failure::usage)?;
+impl Arguments {
+    /// The prefix whose keys are meant, if it is not keys that are named.
+    fn prefix(&self) -> Result<Option<&[u8]>, Failure> {
+        match &self.prefix {
+            // A variable that is not set, in a script.
+            Some(prefix) if prefix.is_empty() => {
+                let why = "--prefix is empty: every key begins with it (--all deletes every key)";
+                Err(Failure::usage(why))
+            }
+            Some(prefix) => Ok(Some(prefix.as_bytes())),
+            None => Ok(self.all.then_some(b"")),
+        }
+    }
+
+    /// The keys that are named.
+    fn named(&self, stdin: impl Read) -> Result<Vec<Vec<u8>>, Failure> {
+        if self.null {
+            return keys_from(stdin);
+        }
+        let keys = self.keys.iter().cloned();
+        let named = keys.map(|argument| from_argument(argument, self.key_hex));
+        named.collect::<Result<_, _>>().map_err(Failure::usage)
+    }
+}
+
+/// Keys with a zero byte after each. A last one without it may have been cut, and then it is another key's.
+fn keys_from(mut input: impl Read) -> Result<Vec<Vec<u8>>, Failure> {
+    let mut bytes = Vec::new();
+    input
+        .read_to_end(&mut bytes)
+        .map_err(|error| Failure::new(format!("reading keys from stdin: {error}")))?;
+    if bytes.pop().is_some_and(|last| last != 0) {
+        let why = "the last key from stdin has no zero byte after it: nothing was deleted (write keys as `kv ls -0` does)";
+        return Err(Failure::new(why));
+    }
+    let keys = bytes.split(|byte| *byte == 0).filter(|_| !bytes.is_empty());
+    keys.map(|key| judge(key).map(|()| key.to_vec()))
+        .collect::<Result<_, _>>()
+        .map_err(|why| Failure::new(format!("a key from stdin: {why}: nothing was deleted")))
+}
+
+pub(crate) fn run(arguments: &Arguments, common: &Common) -> Ended {
+    let prefix = arguments.prefix()?;
+    let named = match prefix {
+        None => arguments.named(io::stdin())?,
+        Some(_) => Vec::new(),
+    };
     let (_server, client) = common.dataset(&arguments.uri)?;
-    let keys = match &arguments.prefix {
+    let keys = match prefix {
         None => named,
         Some(prefix) => {
-            let found = keys_with(&client, prefix.as_bytes(), &arguments.uri)?;
+            let found = keys_with(&client, prefix, &arguments.uri)?;
             if !arguments.yes && !found.is_empty() {
+                let begin = match prefix {
+                    b"" => String::new(),
+                    _ => format!(" that begin with {}", shown(prefix)),
+                };
                 return Err(Failure::new(format!(
-                    "{} of {} begin with {}: nothing was deleted (add --yes to delete them)",
-                    count(found.len() as u64, "key"),
+                    "{} holds {}{begin}: nothing was deleted (add --yes to delete them)",
                     arguments.uri,
-                    shown(prefix.as_bytes())
+                    count(found.len() as u64, "key"),
                 )));
             }
             found
@@ -141,4 +196,19 @@ fn keys_with(client: &Client, prefix: &[u8], uri: &str) -> Result<Vec<Vec<u8>>, 
         }
     }
     Ok(found)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn keys_from_stdin_are_whole_or_none_are() {
+        let keys = |bytes: &[u8]| keys_from(bytes).map_err(|failure| failure.to_string());
+        assert_eq!(keys(b"a\n\0--prefix=\0").unwrap(), [&b"a\n"[..], b"--prefix="]);
+        assert!(keys(b"").unwrap().is_empty());
+        assert!(keys(b"a\0b").unwrap_err().contains("no zero byte"));
+        assert!(keys(b"a\0\0").unwrap_err().contains("empty key"));
+        assert!(keys(&[b"a\0".as_slice(), &[b'k'; 1025], b"\0"].concat()).is_err());
+    }
 }
