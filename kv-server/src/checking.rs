@@ -67,7 +67,7 @@ pub(crate) fn run(arguments: &config::Check) -> ExitCode {
         Ok(summary) if summary.damage == 0 && summary.repaired == 0 => ExitCode::SUCCESS,
         Ok(_) => FOUND.into(),
         Err(error) => {
-            eprintln!("kv-server: {error}");
+            let _ = writeln!(std::io::stderr(), "kv-server: {error}");
             FAILED.into()
         }
     }

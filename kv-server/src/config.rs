@@ -43,8 +43,8 @@ For a try on one machine without RDMA:
 pub enum Action {
     /// Serve a data directory until SIGTERM or SIGINT.
     ///
-    /// SIGTERM or SIGINT ends the server when what is queued has been stored and answered; a second one ends it at
-    /// once, and loses nothing that was answered. SIGHUP reads the key file again: sessions whose key is gone or
+    /// SIGTERM or SIGINT ends the server when what is queued has been stored and answered; a second one, a second later,
+    /// ends it at once, and loses nothing that was answered. SIGHUP reads the key file again: sessions whose key is gone or
     /// changed end, the others go on.
     ///
     /// Datasets are made with `kv dataset create`, over the network, with a key of role admin. Sizes are bytes, or a
@@ -176,7 +176,7 @@ pub struct Keygen {
     #[arg(long = "dataset", value_name = "NAME")]
     pub datasets: Vec<String>,
 
-    /// Append the entry to this file, which is made with mode 0600, instead of printing it.
+    /// Append the entry to this file, which is given mode 0600, instead of printing it.
     #[arg(long, value_name = "FILE")]
     pub out: Option<PathBuf>,
 }

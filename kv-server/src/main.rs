@@ -1,11 +1,12 @@
 //! The `kv-server` binary.
 
-use std::fs::OpenOptions;
+use std::fs::{OpenOptions, Permissions};
 use std::io::{IsTerminal, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use clap::Parser;
 use kv_fabric::Fabric;
@@ -25,6 +26,8 @@ mod checking;
 
 /// Exit status of a server that a second signal ended.
 const EXIT_AT_ONCE: i32 = 130;
+/// A signal that comes again so soon is the same one: who ends a process and its group, as `timeout` does, sends it twice.
+const REPEATED_WITHIN: Duration = Duration::from_secs(1);
 
 fn main() -> ExitCode {
     let command = Command::parse();
@@ -36,7 +39,8 @@ fn main() -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("kv-server: {error}");
+            // A closed or full stderr is nobody's loss.
+            let _ = writeln!(std::io::stderr(), "kv-server: {error}");
             ExitCode::FAILURE
         }
     }
@@ -134,21 +138,24 @@ fn write_ready(path: &Path, address: &Address) -> std::io::Result<()> {
 }
 
 fn obey(signals: &mut Signals, remote: &Remote, key_file: &Path) {
-    let mut told = false;
+    let mut told: Option<Instant> = None;
     for signal in signals.forever() {
         match signal {
             SIGHUP => match Keys::load(key_file) {
                 Ok(keys) => remote.set_keys(keys),
                 Err(error) => tracing::error!(%error, "the keys stay as they were"),
             },
-            _ if told => {
-                tracing::warn!("second signal: ending at once");
-                std::process::exit(EXIT_AT_ONCE);
-            }
-            _ => {
-                told = true;
-                remote.stop();
-            }
+            _ => match told {
+                None => {
+                    told = Some(Instant::now());
+                    remote.stop();
+                }
+                Some(first) if first.elapsed() < REPEATED_WITHIN => {}
+                Some(_) => {
+                    tracing::warn!("second signal: ending at once");
+                    std::process::exit(EXIT_AT_ONCE);
+                }
+            },
         }
     }
 }
@@ -161,8 +168,9 @@ fn make_key(arguments: &Keygen) -> Result<(), String> {
     let key = keys::generate(&arguments.name, arguments.role, datasets)?;
     let entry = keys::entry_text(&key);
     let Some(path) = &arguments.out else {
-        print!("{entry}");
-        return Ok(());
+        let mut stdout = std::io::stdout();
+        let written = stdout.write_all(entry.as_bytes()).and_then(|()| stdout.flush());
+        return written.map_err(|error| format!("writing the key to stdout: {error} (give --out FILE)"));
     };
     let failed = |error: String| format!("key file {}: {error}", path.display());
     let text = match std::fs::read_to_string(path) {
@@ -177,11 +185,19 @@ fn make_key(arguments: &Keygen) -> Result<(), String> {
     };
     // What would not be read back is not written: a name that is there, or a file that is broken already.
     Keys::parse(&format!("{text}{addition}")).map_err(failed)?;
-    OpenOptions::new()
+    append_secret(path, &addition).map_err(|error| failed(error.to_string()))
+}
+
+/// Appends to a file that nobody but its owner may read, from before the secret is in it.
+fn append_secret(path: &Path, text: &str) -> std::io::Result<()> {
+    let mut file = OpenOptions::new()
         .append(true)
         .create(true)
         .mode(0o600)
-        .open(path)
-        .and_then(|mut file| file.write_all(addition.as_bytes()))
-        .map_err(|error| failed(error.to_string()))
+        .open(path)?;
+    let metadata = file.metadata()?;
+    if metadata.is_file() && metadata.permissions().mode() & 0o077 != 0 {
+        file.set_permissions(Permissions::from_mode(0o600))?;
+    }
+    file.write_all(text.as_bytes())
 }

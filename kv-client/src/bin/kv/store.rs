@@ -1,6 +1,7 @@
 //! What ingest and verify ask of a dataset: the seam that lets them be tested without a server.
 
 use std::io::Read;
+use std::ops::ControlFlow;
 
 use kv_client::{Client, ClientError, Counters, GlobalLocator, ReadError};
 use kv_proto::control::Status;
@@ -69,15 +70,15 @@ impl From<ReadError> for StoreError {
 /// One result for each key of a batch.
 pub(crate) type Each<T> = Vec<Result<T, StoreError>>;
 
-/// Called with a key, the length of its value and where it lies.
-pub(crate) type Visit<'a, P> = dyn FnMut(&[u8], u64, P) + 'a;
+/// Called with a key, the length of its value and where it lies; says whether to go on.
+pub(crate) type Visit<'a, P> = dyn FnMut(&[u8], u64, P) -> ControlFlow<()> + 'a;
 
 /// A dataset. A clone serves another thread.
 pub(crate) trait Store: Clone + Send {
     /// Where a value lies.
     type Place: Copy;
 
-    /// Calls `each` for every key, in no order.
+    /// Calls `each` for every key, in no order, until that says to stop.
     fn list(&self, each: &mut Visit<'_, Self::Place>) -> Result<(), StoreError>;
     /// Fetches values, in the order of the keys.
     fn get_many(&self, keys: &[&[u8]]) -> Each<Vec<u8>>;
@@ -99,7 +100,9 @@ impl Store for Client {
     fn list(&self, each: &mut Visit<'_, GlobalLocator>) -> Result<(), StoreError> {
         for entry in Client::list(self) {
             let entry = entry?;
-            each(&entry.key, entry.value_len_bytes, entry.locator);
+            if each(&entry.key, entry.value_len_bytes, entry.locator).is_break() {
+                break;
+            }
         }
         Ok(())
     }
@@ -157,6 +160,8 @@ pub(crate) mod fake {
         pub(crate) put_errors: HashMap<Vec<u8>, Vec<StoreError>>,
         /// Answers to a get of this key.
         pub(crate) get_errors: HashMap<Vec<u8>, StoreError>,
+        /// Keys listed.
+        pub(crate) listed: u64,
         /// Values fetched, whole or in part.
         pub(crate) gets: u64,
         /// Those by a known place.
@@ -238,13 +243,17 @@ pub(crate) mod fake {
         type Place = usize;
 
         fn list(&self, each: &mut Visit<'_, usize>) -> Result<(), StoreError> {
-            let state = self.state();
+            let mut state = self.state();
             let entries: Vec<_> = state.values.iter().enumerate().collect();
+            let mut listed = 0;
             // Backwards, so that nobody relies on an order.
-            entries
-                .iter()
-                .rev()
-                .for_each(|(place, (key, value))| each(key, value.len() as u64, *place));
+            for (place, (key, value)) in entries.into_iter().rev() {
+                listed += 1;
+                if each(key, value.len() as u64, place).is_break() {
+                    break;
+                }
+            }
+            state.listed += listed;
             Ok(())
         }
 

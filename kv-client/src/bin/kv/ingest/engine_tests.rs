@@ -43,7 +43,7 @@ impl Bench {
     }
 
     fn ingest_from(&self, sources: &Sources, rules: Rules, jobs: usize) -> Tally {
-        let steps = plan(&self.store, sources, rules).unwrap();
+        let steps = plan(&self.store, sources, rules, &Stop::default()).unwrap();
         let progress = Progress::new("storing", 0, 0, true);
         carry_out(
             &self.store,

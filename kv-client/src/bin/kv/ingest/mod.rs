@@ -117,7 +117,7 @@ fn store(client: &Client, sources: &Sources, arguments: &Arguments, stop: &Stop)
         trust_length: arguments.skip_existing,
         overwrite: !arguments.no_overwrite,
     };
-    let steps = plan::plan(client, sources, rules)
+    let steps = plan::plan(client, sources, rules, stop)
         .map_err(|error| Failure::new(format!("listing {}: {}", arguments.uri, error.text())))?;
     let items = sources.items.len() as u64;
     let progress = Progress::new("storing", items, sources.bytes(), arguments.quiet);

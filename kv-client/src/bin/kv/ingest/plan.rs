@@ -1,6 +1,7 @@
 //! What is to be done with each item, given what the dataset holds: the decision that makes a second run cheap and safe.
 
 use crate::source::Sources;
+use crate::stop::Stop;
 use crate::store::{Store, StoreError};
 
 /// What to do with one item.
@@ -43,8 +44,13 @@ pub(crate) fn step(len_bytes: u64, present: Option<u64>, rules: Rules) -> Step {
     }
 }
 
-/// One step for each item, from one listing of the dataset. Leaves the items sorted as they are.
-pub(crate) fn plan(store: &impl Store, sources: &Sources, rules: Rules) -> Result<Vec<Step>, StoreError> {
+/// One step for each item, from one listing of the dataset; not to be carried out if asked to stop meanwhile.
+pub(crate) fn plan(
+    store: &impl Store,
+    sources: &Sources,
+    rules: Rules,
+    stop: &Stop,
+) -> Result<Vec<Step>, StoreError> {
     let items = &sources.items;
     let mut by_key: Vec<u32> = (0..items.len() as u32).collect();
     by_key.sort_unstable_by(|one, two| items[*one as usize].key.cmp(&items[*two as usize].key));
@@ -54,6 +60,7 @@ pub(crate) fn plan(store: &impl Store, sources: &Sources, rules: Rules) -> Resul
             let index = by_key[place] as usize;
             steps[index] = step(items[index].len_bytes, Some(present), rules);
         }
+        stop.going_on()
     })?;
     Ok(steps)
 }
@@ -103,7 +110,17 @@ mod tests {
             items,
             ..Sources::default()
         };
-        let steps = plan(&store, &sources, DEFAULT).unwrap();
+        let steps = plan(&store, &sources, DEFAULT, &Stop::default()).unwrap();
         assert_eq!(steps, [Step::Compare, Step::Store, Step::Store, Step::Replace]);
+        assert_eq!(store.state().listed, 3);
+    }
+
+    #[test]
+    fn a_listing_ends_when_it_is_asked_to() {
+        let store = Fake::of(&[(b"a", b"1"), (b"b", b"2"), (b"c", b"3")]);
+        let stop = Stop::default();
+        stop.interrupt();
+        plan(&store, &Sources::default(), DEFAULT, &stop).unwrap();
+        assert_eq!(store.state().listed, 1);
     }
 }

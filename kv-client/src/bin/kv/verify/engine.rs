@@ -128,8 +128,8 @@ impl<S: Store> Run<'_, S> {
             .map(|(item, index)| (item.key.as_slice(), index))
             .collect();
         let (places, found, progress) = (&mut self.places, &mut self.found, self.progress);
-        self.store
-            .list(&mut |key, len_bytes, place| match by_key.get(key) {
+        self.store.list(&mut |key, len_bytes, place| {
+            match by_key.get(key) {
                 Some(index) if mode.known => {
                     places.insert(*index, place);
                 }
@@ -142,7 +142,9 @@ impl<S: Store> Run<'_, S> {
                     );
                 }
                 _ => {}
-            })
+            }
+            self.stop.going_on()
+        })
     }
 
     /// How many from the front of `rest` one call may fetch.
