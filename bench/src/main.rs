@@ -22,6 +22,7 @@ mod latency;
 mod lookup;
 mod perftest;
 mod power;
+mod process_clock;
 mod processes;
 mod put;
 mod raw;

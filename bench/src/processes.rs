@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
-use crate::Error;
+use crate::{Error, process_clock};
 
 /// Longest that a server may take to be ready: it may have much to load.
 const READY_PATIENCE: Duration = Duration::from_secs(240);
@@ -123,18 +123,9 @@ impl Server {
     }
 }
 
-/// Time on a processor of all threads of a process so far, us, from `/proc/PID/task/*/schedstat`.
+/// Time on a processor of all threads of a process so far, us, those that have ended included.
 pub(crate) fn cpu_us(pid: u32) -> Result<f64, Error> {
-    let mut total_ns = 0_u64;
-    for task in fs::read_dir(format!("/proc/{pid}/task"))? {
-        let text = fs::read_to_string(task?.path().join("schedstat"))?;
-        let first = text
-            .split_whitespace()
-            .next()
-            .and_then(|word| word.parse::<u64>().ok());
-        total_ns += first.ok_or("schedstat holds no number: this kernel keeps no scheduler statistics")?;
-    }
-    Ok(total_ns as f64 / 1000.0)
+    Ok(process_clock::cpu_ns(pid)? as f64 / 1000.0)
 }
 
 /// Memory of a process, of this one where none is named, bytes: `field` of its status, such as `VmRSS`.
