@@ -17,10 +17,6 @@ fail() {
     exit "$code"
 }
 
-# What reports say that they are of. One value for all that cargo does here: another has bench built anew.
-VKV_COMMIT=$(git -C "$top" rev-parse --short HEAD 2>/dev/null || true)
-export VKV_COMMIT
-
 # shellcheck source=soft-roce-ci/guest/packages.sh
 . "$here/guest/packages.sh"
 
