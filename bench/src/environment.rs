@@ -1,5 +1,6 @@
 //! What a result was measured on.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -58,8 +59,13 @@ fn output_of(program: &str, args: &[&str]) -> String {
 }
 
 impl Environment {
-    /// Of this machine, now.
+    /// Of this machine with its first RDMA device, now.
     pub(crate) fn read() -> Self {
+        Self::with_device(&devices().into_iter().next().unwrap_or_default())
+    }
+
+    /// Of this machine, now, and of the RDMA device that was used; none where it is empty.
+    pub(crate) fn with_device(device: &str) -> Self {
         let cpuinfo = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
         let cpu = cpuinfo
             .lines()
@@ -69,20 +75,19 @@ impl Environment {
                     .map(|(_, name)| name.trim().to_owned())
             })
             .unwrap_or_default();
-        let device = devices().into_iter().next().unwrap_or_default();
         Self {
-            mtu_bytes: mtu_bytes(&device).unwrap_or(0),
+            mtu_bytes: mtu_bytes(device).unwrap_or(0),
             kernel: line_of("/proc/sys/kernel/osrelease"),
             cpu,
             cpus: std::thread::available_parallelism().map_or(0, usize::from),
-            device,
+            device: device.to_owned(),
             load: line_of("/proc/loadavg")
                 .split(' ')
                 .next()
                 .and_then(|load| load.parse().ok())
                 .unwrap_or(0.0),
             rdma_core: output_of("dpkg-query", &["-W", "-f", "${Version}", "libibverbs1"]),
-            commit: option_env!("VKV_COMMIT").unwrap_or_default().to_owned(),
+            commit: env!("VKV_BENCH_COMMIT").to_owned(),
         }
     }
 }
@@ -109,6 +114,35 @@ pub(crate) fn last_level_cache_bytes() -> Option<u64> {
         Some(kib * 1024)
     };
     entries.flatten().filter_map(size).max()
+}
+
+/// Every counter that `device` keeps besides the common ones of bytes and packets, added up over its ports: retries, what
+/// came out of order, and whatever else its driver counts. Where it keeps none there are none.
+pub(crate) fn device_counters(device: &str) -> BTreeMap<String, u64> {
+    let mut all = BTreeMap::new();
+    if device.is_empty() {
+        return all;
+    }
+    let device = Path::new("/sys/class/infiniband").join(device);
+    let ports = fs::read_dir(device.join("ports")).into_iter().flatten().flatten();
+    let folders = ports.map(|port| port.path()).chain([device]);
+    for folder in folders {
+        for counter in fs::read_dir(folder.join("hw_counters"))
+            .into_iter()
+            .flatten()
+            .flatten()
+        {
+            let value = fs::read_to_string(counter.path()).ok();
+            // Not every file there is a counter.
+            if let Some(value) = value.and_then(|text| text.trim().parse::<u64>().ok()) {
+                let name = counter.file_name().to_string_lossy().into_owned();
+                if name != "lifespan" {
+                    *all.entry(name).or_insert(0) += value;
+                }
+            }
+        }
+    }
+    all
 }
 
 /// Packets that `device` has sent and received, by its own counters, over all its ports; `None` where it keeps none.

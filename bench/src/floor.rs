@@ -111,6 +111,9 @@ fn measure(args: &Args, device: &str, test: Test, size: usize) -> Result<Row, Er
             size_bytes: size as u64,
             iterations: reads as u32,
             depth: DEPTH,
+            // What the raw loop posts: a chain with one completion, then the next.
+            chain: DEPTH,
+            signal: DEPTH,
             port: 18_500 + (block % 100) as u16,
         };
         let floor = perftest.run()?;

@@ -79,6 +79,8 @@ pub(crate) fn measure(
                 size_bytes: layout::wire_len(KEY.len() as u64, VALUE_BYTES as u64),
                 iterations: 1000,
                 depth: 1,
+                chain: 1,
+                signal: 1,
                 port: 18_700 + (block % 100) as u16,
             };
             wire.push(perftest.run()?);

@@ -37,8 +37,12 @@ pub(crate) struct Perftest<'a> {
     pub(crate) size_bytes: u64,
     /// READs.
     pub(crate) iterations: u32,
-    /// READs outstanding, for bandwidth.
+    /// READs outstanding, for bandwidth: a multiple of `chain`.
     pub(crate) depth: usize,
+    /// READs behind one doorbell, for bandwidth: a multiple of `signal`.
+    pub(crate) chain: usize,
+    /// READs from one completion to the next, for bandwidth.
+    pub(crate) signal: usize,
     /// TCP port of the two sides' own channel.
     pub(crate) port: u16,
 }
@@ -69,9 +73,8 @@ impl Perftest<'_> {
         // A generous timeout: the emulated device has long tails.
         command.args(["-u", "16"]);
         if self.test == Test::Bandwidth {
-            // The same chains with one completion each that the raw loop posts.
-            let depth = self.depth.to_string();
-            command.args(["-t", &depth, "-l", &depth, "-Q", &depth]);
+            let numbers = [self.depth, self.chain, self.signal].map(|number| number.to_string());
+            command.args(["-t", &numbers[0], "-l", &numbers[1], "-Q", &numbers[2]]);
         }
         command.stdin(Stdio::null()).stderr(Stdio::null());
         command

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rdma_core_rs as rdma;
+use rdma_core_rs::Registrable;
 
 use crate::Error;
 use crate::stats::median;
@@ -19,8 +20,10 @@ const PORT: u8 = 1;
 /// Most places that one READ goes to.
 const PIECES: u32 = 2;
 /// READs behind one doorbell at most, and from one completion to the next, as the client has them.
-const CHAIN_MAX: usize = 32;
-const SIGNAL_READS: usize = 8;
+pub(crate) const CHAIN_MAX: usize = 32;
+pub(crate) const SIGNAL_READS: usize = 8;
+/// Length of a huge page: shorter memory has none.
+const HUGE_PAGE_BYTES: usize = 2 << 20;
 
 /// Two connected queue pairs of one process.
 struct Link {
@@ -186,12 +189,12 @@ impl Replay {
     ) -> Result<Self, Error> {
         let context = rdma::Context::open(device)?;
         let pd = rdma::ProtectionDomain::new(&context)?;
-        let memory = rdma::Buffer::new(source)?;
+        let memory = in_huge_pages(source)?;
         fill(&memory)?;
         Ok(Self {
             link: Link::new(&pd, &context, depth)?,
             source: pd.register(memory, rdma::Access::REMOTE_READ)?,
-            destination: pd.register(rdma::Buffer::new(destination)?, rdma::Access::LOCAL_WRITE)?,
+            destination: pd.register(in_huge_pages(destination)?, rdma::Access::LOCAL_WRITE)?,
             depth,
             posted: 0,
             completed: 0,
@@ -250,6 +253,19 @@ impl Replay {
         }
         Ok(self.destination.memory().to_vec(offset, len)?)
     }
+}
+
+/// A buffer in huge pages where the kernel has them, as the client's arena is: a device translates fewer pages.
+fn in_huge_pages(len_bytes: usize) -> Result<rdma::Buffer, Error> {
+    let buffer = rdma::Buffer::new(len_bytes)?;
+    if len_bytes >= HUGE_PAGE_BYTES {
+        // SAFETY: the advice changes nothing that the mapping holds, and all of it is this buffer's own.
+        let advised =
+            unsafe { rustix::mm::madvise(buffer.ptr().cast(), len_bytes, rustix::mm::Advice::LinuxHugepage) };
+        // A kernel without them serves as well.
+        let _ = advised;
+    }
+    Ok(buffer)
 }
 
 fn connect(qp: &rdma::QueuePair, peer: &rdma::QueuePair, access: rdma::Access) -> Result<(), Error> {

@@ -233,7 +233,7 @@ pub(crate) enum Start {
     /// Everything was asked for once.
     #[default]
     Warm,
-    /// The server was started anew, and no file is in the page cache.
+    /// Nothing: no file is in the page cache, and the clock starts with the server.
     Cold,
 }
 
@@ -251,6 +251,8 @@ enum Pace {
 #[allow(missing_docs, reason = "each is a file of `sides`")]
 pub(crate) enum SideName {
     Kv,
+    #[serde(rename = "kv+tickets")]
+    KvTickets,
     Perftest,
     Replay,
     Ucx,
@@ -297,6 +299,9 @@ impl TryFrom<RawCase> for Case {
             (OrderName::Uniform, None) => Order::Uniform,
             (OrderName::Epoch, None) => Order::Epoch,
         };
+        if raw.start == Start::Cold && raw.pace == Pace::Open {
+            return said("a cold start is timed as a whole: start = \"cold\" needs loop = \"closed\"");
+        }
         if raw.start == Start::Cold && order != Order::Epoch {
             return said("a value is cold once: start = \"cold\" needs order = \"epoch\"");
         }
@@ -339,8 +344,20 @@ impl TryFrom<RawCase> for Case {
 pub(crate) enum Metric {
     /// Median time of a call, us.
     Latency,
-    /// GETs a second.
+    /// GETs a second: inside calls, where the loop is closed.
     Throughput,
+    /// GETs a second of all threads from the first call to the last one's end, what compares values between calls and all.
+    Wall,
+}
+
+impl std::fmt::Display for Metric {
+    fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        out.write_str(match self {
+            Self::Latency => "latency",
+            Self::Throughput => "GETs/s",
+            Self::Wall => "GETs/s by the clock",
+        })
+    }
 }
 
 /// One term of what a figure is divided by.

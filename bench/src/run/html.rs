@@ -3,13 +3,18 @@
 use std::fmt::Write;
 
 use super::plot;
-use super::report::{PointReport, Report, shown};
+use super::report::{PointReport, Report, SideReport, shown};
 use crate::Error;
+use crate::stats::Interval;
 
 const STYLE: &str = "body{font:15px/1.4 sans-serif;margin:2em auto;max-width:70em;padding:0 1em;color:#222}\
 table{border-collapse:collapse;margin:.5em 0}td,th{border:1px solid #ccc;padding:.2em .6em;text-align:right}\
 td:first-child,th:first-child,td.text{text-align:left}th{background:#f2f2f2}.bad{color:#b00;font-weight:bold}\
 .doubt{color:#777}pre{background:#f6f6f6;padding:1em;overflow:auto}svg{max-width:100%;height:auto}";
+
+const READING: &str = "<p class=\"doubt\">Bars are 95 % intervals of medians over blocks; what is grey decides nothing, for \
+its interval is wider than 5 % or its blocks are too few. Ratios are those of neighbours in time, block by block; of GETs/s \
+inside calls in a closed loop, not by the clock. Of latency less than 1 is better, of GETs/s more.</p>\n";
 
 /// The page.
 pub(crate) fn page(report: &Report) -> Result<String, Error> {
@@ -22,7 +27,8 @@ pub(crate) fn page(report: &Report) -> Result<String, Error> {
     )?;
     head(&mut out, report)?;
     targets(&mut out, report)?;
-    for (title, svg) in plot::all(report)? {
+    out.push_str(READING);
+    for (title, svg) in plot::ratios(report).into_iter().chain(plot::curves(report)?) {
         write!(out, "<h2>{}</h2>\n{svg}\n", escaped(&title))?;
     }
     for point in &report.points {
@@ -82,61 +88,24 @@ fn targets(out: &mut String, report: &Report) -> Result<(), Error> {
 fn table(out: &mut String, point: &PointReport) -> Result<(), Error> {
     write!(
         out,
-        "<h2>{}: {}</h2>\n<table><tr><th>side</th><th>latency, us</th><th>99 %, us</th><th>GETs/s</th><th>MB/s</th>\
-         <th>client CPU a GET, us</th><th>client memory, MB</th><th>kv over it</th><th>checked</th><th>wrong</th></tr>\n",
+        "<h2>{}: {}</h2>\n<table><tr><th>side</th><th>latency, us</th><th>99 %, us</th><th>GETs/s</th>\
+         <th>GETs/s by the clock</th><th>MB/s</th><th>client CPU a GET, us</th><th>client memory, MB</th>\
+         <th>calls a block</th><th>kv over it, {}</th><th>checked</th><th>wrong</th></tr>\n",
         escaped(&point.point.case),
-        escaped(&point.point.describe())
+        escaped(&point.point.describe()),
+        point.metric(),
     )?;
     for side in &point.sides {
-        let mut ratios = point.ratios.iter();
-        let ratio = ratios.find(|ratio| ratio.over == side.side && ratio.metric == point.metric());
-        let ratio = ratio.map_or_else(String::new, |ratio| {
-            let doubt = &ratio.inconclusive;
-            let doubt = if doubt.is_empty() {
-                String::new()
-            } else {
-                format!("<br>inconclusive: {doubt}")
-            };
-            format!("{}<span class=\"doubt\">{doubt}</span>", shown(&ratio.ratio))
-        });
-        let optional = |interval: Option<&crate::stats::Interval>| interval.map_or_else(String::new, shown);
-        writeln!(
-            out,
-            "<tr><td title=\"{}\">{}</td><td>{}</td><td>{}</td><td>{}</td><td>{}</td><td>{}</td><td>{}</td><td>{ratio}</td>\
-             <td>{}</td><td{}>{}</td></tr>",
-            escaped(&side.settings),
-            side.side,
-            optional(side.latency_us.as_ref()),
-            side.percentiles_us
-                .map_or_else(String::new, |all| format!("{:.1}", all[2])),
-            optional(side.gets_s.as_ref()),
-            side.mb_s
-                .map_or_else(String::new, |rate| format!("{:.1}", rate.median)),
-            side.client_cpu_us_per_get
-                .map_or_else(String::new, |cpu| format!("{:.2}", cpu.median)),
-            side.client_memory_bytes
-                .map_or_else(String::new, |bytes| format!("{:.0}", bytes as f64 / 1e6)),
-            side.checked + side.compared,
-            if side.wrong > 0 { " class=\"bad\"" } else { "" },
-            side.wrong,
-        )?;
+        row(out, point, side)?;
     }
     out.push_str("</table>\n");
-    if let Some(kv) = &point.sides[0].kv {
-        writeln!(
-            out,
-            "<p>kv: {:.3} READs and {:.3} round trips a GET, {} retries; server: {:.3} s of CPU and {:.1} frames a \
-             million GETs, {:.0} MB.{}</p>",
-            kv.reads_per_get,
-            kv.round_trips_per_get,
-            kv.retries,
-            kv.server_cpu_s_per_million,
-            kv.server_frames_per_million,
-            kv.server_memory_bytes as f64 / 1e6,
-            kv.packets_per_get.map_or_else(String::new, |packets| format!(
-                " Device: {packets:.2} packets a GET."
-            ))
-        )?;
+    for side in &point.sides {
+        if let Some(kv) = &side.kv {
+            writeln!(out, "<p>{}: {}.</p>", side.side, escaped(&kv.sentences()))?;
+        }
+    }
+    if let Some(svg) = plot::distribution(point)? {
+        writeln!(out, "{svg}")?;
     }
     let settings: Vec<String> = point
         .sides
@@ -154,7 +123,49 @@ fn table(out: &mut String, point: &PointReport) -> Result<(), Error> {
     Ok(())
 }
 
-fn escaped(text: &str) -> String {
+fn row(out: &mut String, point: &PointReport, side: &SideReport) -> Result<(), Error> {
+    let mut ratios = point.ratios.iter();
+    let ratio = ratios.find(|ratio| ratio.over == side.side && ratio.metric == point.metric());
+    let ratio = ratio.map_or_else(String::new, |ratio| {
+        let doubt = &ratio.inconclusive;
+        let doubt = if doubt.is_empty() {
+            String::new()
+        } else {
+            format!("<br>inconclusive: {doubt}")
+        };
+        format!("{}<span class=\"doubt\">{doubt}</span>", shown(&ratio.ratio))
+    });
+    let interval = |interval: Option<&Interval>| interval.map_or_else(String::new, shown);
+    let sustained = side.sustains(&point.point);
+    let number = |digits: usize, of: Option<f64>| of.map_or_else(String::new, |of| format!("{of:.digits$}"));
+    let cells = [
+        interval(side.latency_us.as_ref()),
+        number(1, side.percentiles_us.map(|all| all[2])),
+        interval(side.gets_s.as_ref()) + if sustained { "" } else { "<br>load not sustained" },
+        interval(side.wall_gets_s.as_ref()),
+        number(1, side.mb_s.map(|rate| rate.median)),
+        number(2, side.client_cpu_us_per_get.map(|cpu| cpu.median)),
+        number(0, side.client_memory_bytes.map(|bytes| bytes as f64 / 1e6)),
+        number(0, (side.calls > 0).then_some(side.calls as f64)),
+        ratio,
+        (side.checked + side.compared).to_string(),
+    ];
+    write!(
+        out,
+        "<tr><td title=\"{}\">{}</td>",
+        escaped(&side.settings),
+        side.side
+    )?;
+    for cell in cells {
+        write!(out, "<td>{cell}</td>")?;
+    }
+    let class = if side.wrong > 0 { " class=\"bad\"" } else { "" };
+    writeln!(out, "<td{class}>{}</td></tr>", side.wrong)?;
+    Ok(())
+}
+
+/// Text as it may stand in a page.
+pub(crate) fn escaped(text: &str) -> String {
     text.replace('&', "&amp;")
         .replace('<', "&lt;")
         .replace('>', "&gt;")

@@ -1,11 +1,16 @@
 //! One block of one side, in a process of its own: where a process's memory lies makes it lucky or unlucky for as long
 //! as it lives, so each block draws anew.
+//!
+//! The process is told what is measured, makes ready what needs no server, says so, and is told where the server is. What
+//! is cold is timed from before the server was started, or from before the side opened its file.
 
-use std::io::{Read, Write};
+use std::collections::BTreeMap;
+use std::io::{BufRead, BufReader, Write};
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
+use rustix::time::{ClockId, clock_gettime};
 use serde::{Deserialize, Serialize};
 
 use super::definition::{Lengths, Locators, Order, SideName, Start};
@@ -14,6 +19,7 @@ use super::order::order;
 use super::pace::{Getter, Run, Tally};
 use super::sides;
 use super::values::Values;
+use crate::perftest::Reaped;
 use crate::{Error, environment, processes};
 
 /// What the server may still do after its last answer, before its time is read.
@@ -78,10 +84,6 @@ pub(crate) struct Job {
     pub(crate) seed: u64,
     /// What this block's order is drawn from: the same for all sides.
     pub(crate) block_seed: u64,
-    /// URI of the server.
-    pub(crate) server: String,
-    /// Its process.
-    pub(crate) server_pid: u32,
     /// The dataset.
     pub(crate) dataset: String,
     /// Key file.
@@ -94,6 +96,34 @@ pub(crate) struct Job {
     pub(crate) compare: bool,
 }
 
+/// What the process is told once it is ready.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct Go {
+    /// URI of the server; empty where the side does without.
+    pub(crate) server: String,
+    /// Its process.
+    pub(crate) server_pid: u32,
+    /// When it began to be started, or when nothing but a file was waited for: ns of the monotonic clock.
+    pub(crate) began_ns: u64,
+}
+
+impl Go {
+    /// For a side that needs no server, now.
+    pub(crate) fn now() -> Self {
+        Self {
+            server: String::new(),
+            server_pid: 0,
+            began_ns: monotonic_ns(),
+        }
+    }
+}
+
+/// A moment that processes of this machine share.
+pub(crate) fn monotonic_ns() -> u64 {
+    let now = clock_gettime(ClockId::Monotonic);
+    now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64
+}
+
 /// What a block gave; what does not apply is `None`.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub(crate) struct Block {
@@ -101,8 +131,12 @@ pub(crate) struct Block {
     pub(crate) gets: u64,
     /// Bytes of values for each of them.
     pub(crate) bytes_per_get: f64,
-    /// GETs a second.
+    /// Calls; nothing where a program does not say.
+    pub(crate) calls: u64,
+    /// GETs a second: inside calls where the loop is closed, altogether where it is open or the start cold.
     pub(crate) gets_s: Option<f64>,
+    /// GETs a second of all threads by the clock.
+    pub(crate) wall_gets_s: Option<f64>,
     /// Median latency, us.
     pub(crate) latency_us: Option<f64>,
     /// All latencies: ns, and how many.
@@ -128,6 +162,8 @@ pub(crate) struct KvCost {
     pub(crate) reads_per_get: f64,
     /// Of those, what only splits long values.
     pub(crate) split_reads_per_get: f64,
+    /// Records for each GET that came by the READ of the one before them.
+    pub(crate) coalesced_per_get: f64,
     /// Doorbells for each GET; with one GET a call these are its round trips.
     pub(crate) round_trips_per_get: f64,
     /// Lookups and reads that were begun again.
@@ -140,46 +176,60 @@ pub(crate) struct KvCost {
     pub(crate) server_frames_per_million: f64,
     /// Memory that the server has.
     pub(crate) server_memory_bytes: u64,
+    /// By how much each counter of the device moved.
+    pub(crate) device_counters: BTreeMap<String, u64>,
 }
 
 impl Job {
-    /// Runs it in a process of its own.
-    pub(crate) fn spawn(&self) -> Result<Block, Error> {
-        let mut child = Command::new(super::program()?)
-            .arg("side")
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::inherit())
-            .spawn()?;
-        if let Some(mut stdin) = child.stdin.take() {
-            stdin.write_all(&serde_json::to_vec(self)?)?;
+    /// Runs it in a process of its own; `go` is called when that is ready.
+    pub(crate) fn spawn(&self, go: impl FnOnce() -> Result<Go, Error>) -> Result<Block, Error> {
+        let mut child = Reaped(
+            Command::new(super::program()?)
+                .arg("side")
+                .stdin(Stdio::piped())
+                .stdout(Stdio::piped())
+                .stderr(Stdio::inherit())
+                .spawn()?,
+        );
+        let (stdin, stdout) = (child.0.stdin.take(), child.0.stdout.take());
+        let (mut stdin, stdout) = stdin.zip(stdout).ok_or("the process has no pipes")?;
+        let mut lines = BufReader::new(stdout).lines();
+        let mut next = || -> Result<Said, Error> {
+            let line = lines.next().ok_or("it ended without a word")??;
+            Ok(serde_json::from_str(&line)?)
+        };
+        let named = |error: Error| format!("the process that measures `{}`: {error}", self.side);
+        writeln!(stdin, "{}", serde_json::to_string(self)?)?;
+        let mut said = next().map_err(named)?;
+        if matches!(said, Said::Ready) {
+            writeln!(stdin, "{}", serde_json::to_string(&go()?)?)?;
+            said = next().map_err(named)?;
         }
-        let output = child.wait_with_output()?;
-        if !output.status.success() {
-            return Err(format!(
-                "the process that measures `{}` ended with {}",
-                self.side, output.status
-            )
-            .into());
+        child.0.wait()?;
+        match said {
+            Said::Done(block) => Ok(*block),
+            Said::Failed(why) => Err(why.into()),
+            Said::Ready => Err(named("it was ready twice".into()).into()),
         }
-        Ok(serde_json::from_slice(&output.stdout)?)
     }
 
-    fn run(&self) -> Result<Block, Error> {
-        let values = Values::new(&self.point.lengths, self.point.values, self.seed)?;
-        if self.side != SideName::Kv {
-            let mut getters = sides::getters(self, &values)?;
-            let (mut block, ..) = self.measure(&mut getters, &values, || Ok(()))?;
-            block.client_memory_bytes = processes::memory_bytes(None, "VmHWM");
-            return Ok(block);
-        }
-        let connection = Connection::new(self)?;
-        let mut getters = connection.getters(&self.point, &values)?;
-        let (mut block, before, asked) = self.measure(&mut getters, &values, || self.state(&connection))?;
-        std::thread::sleep(SETTLE);
-        // Asking for the frames is a frame, which this state's own has not counted yet.
-        let after = self.state(&connection)?;
-        block.kv = Some(after.since(&before, asked as f64));
+    fn run(&self, go: impl FnOnce() -> Result<Go, Error>) -> Result<Block, Error> {
+        let ready = Ready::new(self)?;
+        let go = go()?;
+        let mut block = if matches!(self.side, SideName::Kv | SideName::KvTickets) {
+            let connection = Connection::new(self, &go.server)?;
+            let mut getters = connection.getters(self.side, &self.point, &ready.values)?;
+            let state = || self.state(&connection, go.server_pid);
+            let (mut block, before, asked) = self.measure(&mut getters, &ready, &go, state)?;
+            std::thread::sleep(SETTLE);
+            // Asking for the frames is a frame, which this state's own has not counted yet.
+            let after = self.state(&connection, go.server_pid)?;
+            block.kv = Some(after.since(&before, asked as f64)?);
+            block
+        } else {
+            let mut getters = sides::getters(self, &ready.values)?;
+            self.measure(&mut getters, &ready, &go, || Ok(()))?.0
+        };
         block.client_memory_bytes = processes::memory_bytes(None, "VmHWM");
         Ok(block)
     }
@@ -188,72 +238,107 @@ impl Job {
     fn measure<G: Getter + Send, T>(
         &self,
         getters: &mut [G],
-        values: &Values,
+        ready: &Ready,
+        go: &Go,
         begin: impl FnOnce() -> Result<T, Error>,
     ) -> Result<(Block, T, u64), Error> {
+        let Ready { values, hashes, list } = ready;
         let point = &self.point;
-        let hashes = values.read_hashes(&self.files.hashes)?;
+        let cold = point.start == Start::Cold;
         let mut run = Run {
             batch: point.batch,
             rate: None,
             seed: self.block_seed,
-            hashes: Some(&hashes),
+            hashes: Some(hashes),
         };
-        let mut compared = 0;
         let all: Vec<u32> = (0..values.count() as u32).collect();
-        let mut wrong = 0;
-        if point.start == Start::Warm {
-            wrong += run.run(getters, &all)?.wrong;
-            if let (true, Some(getter)) = (self.compare, getters.first_mut()) {
-                wrong += compare(getter, values, &all, point.batch)?;
-                compared = values.count() as u64;
-            }
-        }
-        let gets = match point.start {
-            Start::Warm => point.gets,
-            Start::Cold => point.gets.min(values.count()),
+        let compared = |getters: &mut [G]| match getters.first_mut() {
+            Some(getter) if self.compare => compare(getter, values, &all, point.batch),
+            _ => Ok((0, 0)),
         };
-        let list = order(point.order, values.count(), gets, self.block_seed);
-        run.rate = point.rate;
-        if !point.check {
-            run.hashes = None;
+        let (mut wrong, mut by_bytes) = (0, (0, 0));
+        if !cold {
+            wrong += run.run(getters, &all)?.wrong;
+            by_bytes = compared(getters)?;
+            std::thread::sleep(SETTLE);
         }
-        std::thread::sleep(SETTLE);
+        run.rate = point.rate;
+        run.hashes = run.hashes.filter(|_| point.check);
         let begun = begin()?;
-        let tally = run.run(getters, &list)?;
-        if point.start == Start::Cold
-            && self.compare
-            && let Some(getter) = getters.first_mut()
-        {
-            wrong += compare(getter, values, &all, point.batch)?;
-            compared = values.count() as u64;
+        let tally = run.run(getters, list)?;
+        let mut block = Block::from(&tally);
+        if cold {
+            // All of it: who has images to load answers while it loads them.
+            let since_end = tally.span.1.elapsed().as_nanos() as u64;
+            let took_ns = monotonic_ns() - since_end - go.began_ns;
+            block.gets_s = Some(tally.gets as f64 * 1e9 / took_ns as f64);
+            block.wall_gets_s = block.gets_s;
+            block.latency_us = None;
+            by_bytes = compared(getters)?;
         }
         let asked = tally.gets + tally.repeated;
-        let mut block = Block::from(&tally);
         let bytes: u64 = list.iter().map(|&index| values.len_bytes(index as usize)).sum();
         block.bytes_per_get = bytes as f64 / list.len() as f64;
-        block.wrong += wrong;
-        block.compared = compared;
+        block.compared = by_bytes.0;
+        block.wrong += wrong + by_bytes.1;
         Ok((block, begun, asked))
     }
 
-    fn state(&self, connection: &Connection) -> Result<State, Error> {
+    fn state(&self, connection: &Connection, server_pid: u32) -> Result<State, Error> {
         let counters = connection.counters();
         Ok(State {
             reads: counters.reads_posted,
             split: counters.split_reads,
+            coalesced: counters.coalesced,
             doorbells: counters.doorbells,
             retries: counters.retries,
             packets: environment::packets(&self.device),
-            server_cpu_us: processes::cpu_us(self.server_pid)?,
-            server_memory_bytes: processes::memory_bytes(Some(self.server_pid), "VmRSS").unwrap_or(0),
+            device: environment::device_counters(&self.device),
+            server_cpu_us: processes::cpu_us(server_pid)?,
+            server_memory_bytes: processes::memory_bytes(Some(server_pid), "VmRSS").unwrap_or(0),
             server_frames: connection.server_frames()?,
         })
     }
 }
 
-/// Compares all values byte by byte; how many are wrong.
-fn compare<G: Getter>(getter: &mut G, values: &Values, all: &[u32], batch: usize) -> Result<u64, Error> {
+/// What a process makes ready before it is told where the server is.
+struct Ready {
+    values: Values,
+    hashes: Vec<u64>,
+    list: Vec<u32>,
+}
+
+impl Ready {
+    fn new(job: &Job) -> Result<Self, Error> {
+        let point = &job.point;
+        let values = Values::new(&point.lengths, point.values, job.seed)?;
+        let gets = match point.start {
+            Start::Warm => point.gets,
+            Start::Cold => point.gets.min(values.count()),
+        };
+        Ok(Self {
+            hashes: values.read_hashes(&job.files.hashes)?,
+            list: order(point.order, values.count(), gets, job.block_seed),
+            values,
+        })
+    }
+}
+
+/// A line that the process says.
+#[derive(Debug, Serialize, Deserialize)]
+enum Said {
+    Ready,
+    Done(Box<Block>),
+    Failed(String),
+}
+
+/// Compares all values byte by byte; how many, and how many are wrong.
+fn compare<G: Getter>(
+    getter: &mut G,
+    values: &Values,
+    all: &[u32],
+    batch: usize,
+) -> Result<(u64, u64), Error> {
     let mut wrong = 0;
     for batch in all.chunks(batch) {
         getter.prepare(batch);
@@ -263,39 +348,55 @@ fn compare<G: Getter>(getter: &mut G, values: &Values, all: &[u32], batch: usize
             wrong += u64::from(!getter.look(at, &mut |bytes| *bytes == *expected)?);
         }
     }
-    Ok(wrong)
+    Ok((all.len() as u64, wrong))
 }
 
 /// Counters at one moment.
 struct State {
     reads: u64,
     split: u64,
+    coalesced: u64,
     doorbells: u64,
     retries: u64,
     packets: Option<u64>,
+    device: BTreeMap<String, u64>,
     server_cpu_us: f64,
     server_memory_bytes: u64,
     server_frames: u64,
 }
 
 impl State {
-    fn since(&self, before: &Self, gets: f64) -> KvCost {
+    fn since(&self, before: &Self, gets: f64) -> Result<KvCost, Error> {
         let each = |after: u64, before: u64| (after - before) as f64 / gets;
-        KvCost {
+        let server_cpu_us = self.server_cpu_us - before.server_cpu_us;
+        if server_cpu_us < 0.0 {
+            return Err(format!(
+                "the server's time on a processor went back by {} us",
+                -server_cpu_us
+            )
+            .into());
+        }
+        let moved = |(name, after): (&String, &u64)| {
+            let by = after.saturating_sub(before.device.get(name).copied().unwrap_or(0));
+            (by > 0).then(|| (name.clone(), by))
+        };
+        Ok(KvCost {
             reads_per_get: each(self.reads, before.reads),
             split_reads_per_get: each(self.split, before.split),
+            coalesced_per_get: each(self.coalesced, before.coalesced),
             round_trips_per_get: each(self.doorbells, before.doorbells),
             retries: self.retries - before.retries,
             packets_per_get: self
                 .packets
                 .zip(before.packets)
                 .map(|(after, before)| each(after, before)),
-            server_cpu_s_per_million: (self.server_cpu_us - before.server_cpu_us) / gets,
+            device_counters: self.device.iter().filter_map(moved).collect(),
+            server_cpu_s_per_million: server_cpu_us / gets,
             // The second asking is a frame itself.
             server_frames_per_million: each((self.server_frames - before.server_frames).saturating_sub(1), 0)
                 * 1e6,
             server_memory_bytes: self.server_memory_bytes,
-        }
+        })
     }
 }
 
@@ -306,7 +407,9 @@ impl From<&Tally> for Block {
         };
         Self {
             gets: tally.gets,
+            calls: tally.calls,
             gets_s: Some(tally.gets_s),
+            wall_gets_s: Some(tally.wall_gets_s()),
             latency_us: Some(tally.latency.value_at_quantile(0.5) as f64 / 1000.0),
             histogram: tally.latency.iter_recorded().map(recorded).collect(),
             checked: tally.checked,
@@ -317,11 +420,24 @@ impl From<&Tally> for Block {
     }
 }
 
-/// `bench side`: a job from standard input, its block to standard output.
+/// `bench side`: a job and where the server is from standard input, what became of it to standard output.
 pub(crate) fn run_side() -> Result<bool, Error> {
-    let mut text = String::new();
-    std::io::stdin().read_to_string(&mut text)?;
-    let job: Job = serde_json::from_str(&text)?;
-    println!("{}", serde_json::to_string(&job.run()?)?);
+    let mut lines = std::io::stdin().lines();
+    let mut next = || -> Result<String, Error> { Ok(lines.next().ok_or("nothing was asked for")??) };
+    let job: Job = serde_json::from_str(&next()?)?;
+    let outcome = job.run(|| {
+        say(&Said::Ready)?;
+        Ok(serde_json::from_str(&next()?)?)
+    });
+    match outcome {
+        Ok(block) => say(&Said::Done(Box::new(block)))?,
+        Err(error) => say(&Said::Failed(error.to_string()))?,
+    }
     Ok(true)
+}
+
+fn say(what: &Said) -> Result<(), Error> {
+    let mut out = std::io::stdout().lock();
+    writeln!(out, "{}", serde_json::to_string(what)?)?;
+    Ok(out.flush()?)
 }

@@ -5,10 +5,11 @@ use std::time::{Duration, Instant};
 
 use kv_client::{
     AccessKey, Client, ClientOptions, Counters, GlobalLocator, ReadError, Reader, RegisteredBuffer,
-    Server as Session, Value,
+    Server as Session, Ticket, Value,
 };
+use rustc_hash::FxHashMap;
 
-use super::definition::Locators;
+use super::definition::{Locators, SideName};
 use super::job::{Job, Point};
 use super::pace::Getter;
 use super::values::Values;
@@ -27,14 +28,14 @@ pub(crate) struct Connection {
 }
 
 impl Connection {
-    /// Connects as the point of `job` says.
-    pub(crate) fn new(job: &Job) -> Result<Self, Error> {
+    /// Connects to `server` as the point of `job` says.
+    pub(crate) fn new(job: &Job, server: &str) -> Result<Self, Error> {
         let mut options = ClientOptions::new(AccessKey::load(&job.key, None)?);
         options.deadline = Duration::from_secs(120);
         options.verify = job.point.verify;
         options.depth = job.point.depth as u32;
         options.data_connections = job.point.queue_pairs as u16;
-        let session = Session::connect(&job.server.parse()?, options)?;
+        let session = Session::connect(&server.parse()?, options)?;
         let client = session.open(&job.dataset)?;
         Ok(Self { session, client })
     }
@@ -49,8 +50,13 @@ impl Connection {
         figure(&self.session, "server_frames_count")
     }
 
-    /// A getter for each thread of `point`.
-    pub(crate) fn getters(&self, point: &Point, values: &Values) -> Result<Vec<KvGetter>, Error> {
+    /// A getter for each thread of `point`, with tickets where `side` is that.
+    pub(crate) fn getters(
+        &self,
+        side: SideName,
+        point: &Point,
+        values: &Values,
+    ) -> Result<Vec<KvGetter>, Error> {
         let keys: Arc<Vec<Vec<u8>>> = Arc::new((0..values.count()).map(|index| values.key(index)).collect());
         let locators = match point.locators {
             Locators::Live => None,
@@ -64,6 +70,8 @@ impl Connection {
                 reader: self.client.reader()?,
                 keys: Arc::clone(&keys),
                 locators: locators.clone(),
+                most: (side == SideName::KvTickets).then_some(point.depth.max(point.batch)),
+                tickets: FxHashMap::default(),
                 buffer: if point.batch == 1 {
                     Some(self.client.allocate(values.longest_bytes())?)
                 } else {
@@ -101,6 +109,11 @@ pub(crate) fn fill(session: &Session, dataset: &str, values: &Values) -> Result<
             outcome?;
         }
     }
+    wait_until_loaded(session)
+}
+
+/// Waits until every image is filled: what is loaded takes disk and processor from what is measured.
+pub(crate) fn wait_until_loaded(session: &Session) -> Result<(), Error> {
     let deadline = Instant::now() + LOAD_PATIENCE;
     while figure(session, "segments_loading_count")? > 0 {
         if Instant::now() > deadline {
@@ -116,6 +129,10 @@ pub(crate) struct KvGetter {
     reader: Reader,
     keys: Arc<Vec<Vec<u8>>>,
     locators: Option<Arc<Vec<GlobalLocator>>>,
+    /// GETs under way by tickets, at most; none where calls are made.
+    most: Option<usize>,
+    /// Numbers of those under way.
+    tickets: FxHashMap<Ticket, usize>,
     buffer: Option<RegisteredBuffer>,
     len: usize,
     at: Vec<GlobalLocator>,
@@ -169,5 +186,30 @@ impl Getter for KvGetter {
                 Err(format!("GET of {key}: {error}").into())
             }
         }
+    }
+
+    fn tickets(&self) -> Option<usize> {
+        self.most
+    }
+
+    fn begin(&mut self, index: u32, number: usize) -> Result<(), Error> {
+        let key = &self.keys[index as usize];
+        let ticket = match &self.locators {
+            Some(locators) => self.reader.submit_at(&locators[index as usize], Some(key))?,
+            None => self.reader.submit(key)?,
+        };
+        self.tickets.insert(ticket, number);
+        Ok(())
+    }
+
+    fn go_on(&mut self, take: &mut dyn FnMut(usize, &[u8])) -> Result<(), Error> {
+        // One, so that what has become due meanwhile is begun before the next is looked at.
+        if let Some(done) = self.reader.poll() {
+            let number = self.tickets.remove(&done.ticket);
+            let number = number.ok_or("the reader gave a ticket that nobody has")?;
+            done.result.map_err(|error| format!("GET by ticket: {error}"))?;
+            take(number, &done.value);
+        }
+        Ok(())
     }
 }

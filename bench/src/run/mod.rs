@@ -121,7 +121,8 @@ pub(crate) fn run(args: &Args) -> Result<bool, Error> {
         .or_else(|| environment::devices().into_iter().next());
     let mut stand = Stand::new(args, &definition, cut, device.unwrap_or_default())?;
     stand.measure()?;
-    let report = stand.report(&definition, &text, &args.label, Environment::read())?;
+    let environment = Environment::with_device(stand.device());
+    let report = stand.report(&definition, &text, &args.label, environment)?;
     report.print();
     if let Some(folder) = &args.out {
         let name = path.file_stem().unwrap_or_default();

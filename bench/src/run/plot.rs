@@ -1,25 +1,17 @@
-//! Plots of a report, as SVG: latency against offered load, throughput against depth, batch, threads and size. Every
-//! side that was measured is a line, so the floor is in each.
+//! Plots of a report, as SVG. Of every report: ratios with their intervals, and the distribution of latency at each point;
+//! of one with curves: latency against offered load, throughput against depth, batch, threads and size. Every side that was
+//! measured is a line, so the floor is in each.
 
-use plotters::prelude::*;
+mod chart;
+mod ratios;
 
 use super::definition::Lengths;
 use super::job::Point;
 use super::report::{PointReport, Report, SideReport};
 use crate::Error;
-
-const SIZE: (u32, u32) = (760, 400);
-/// Lines have these colours, in turn: those of Okabe and Ito, which most eyes can tell apart.
-const COLOURS: [RGBColor; 8] = [
-    RGBColor(0, 0, 0),
-    RGBColor(230, 159, 0),
-    RGBColor(86, 180, 233),
-    RGBColor(0, 158, 115),
-    RGBColor(213, 94, 0),
-    RGBColor(0, 114, 178),
-    RGBColor(204, 121, 167),
-    RGBColor(120, 120, 120),
-];
+use crate::stats::Interval;
+use chart::{Chart, Dot, Line, Scale};
+pub(crate) use ratios::ratios;
 
 /// What points of one plot differ by.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -75,17 +67,27 @@ impl Axis {
     fn figures(self) -> &'static [(&'static str, Figure)] {
         match self {
             Self::Load => &[
-                ("median latency, us", |side| side.percentiles_us.map(|all| all[0])),
-                ("99 % latency, us", |side| side.percentiles_us.map(|all| all[2])),
+                ("median latency, us", |side| side.latency_us),
+                ("99 % latency, us", |side| alone(side.percentiles_us?[2])),
+                ("GETs/s", |side| side.gets_s),
             ],
-            Self::Size => &[("MB/s", |side| side.mb_s.map(|rate| rate.median))],
-            _ => &[("GETs/s", |side| side.gets_s.map(|rate| rate.median))],
+            Self::Size => &[("MB/s", |side| side.mb_s), ("GETs/s", |side| side.gets_s)],
+            _ => &[("GETs/s", |side| side.gets_s)],
         }
     }
 }
 
-/// All plots: title and SVG.
-pub(crate) fn all(report: &Report) -> Result<Vec<(String, String)>, Error> {
+/// A figure without an interval.
+fn alone(median: f64) -> Option<Interval> {
+    Some(Interval {
+        median,
+        low: median,
+        high: median,
+    })
+}
+
+/// All curves: title and SVG.
+pub(crate) fn curves(report: &Report) -> Result<Vec<(String, String)>, Error> {
     let mut plots = Vec::new();
     for axis in Axis::ALL {
         let mut groups: Vec<(Point, Vec<&PointReport>)> = Vec::new();
@@ -101,22 +103,49 @@ pub(crate) fn all(report: &Report) -> Result<Vec<(String, String)>, Error> {
         }
         for (rest, points) in groups.into_iter().filter(|(_, points)| points.len() > 1) {
             for (label, figure) in axis.figures() {
-                let lines = lines(axis, &points, *figure);
-                if !lines.is_empty() {
-                    let title = format!("{}: {label} against {}", rest.case, axis.label());
-                    let svg = draw(axis, label, &lines).map_err(|error| format!("{title}: {error}"))?;
-                    plots.push((title, svg));
-                }
+                let chart = Chart {
+                    x: axis.label(),
+                    y: label,
+                    scale: Scale::Numbers,
+                    lines: lines(axis, &points, *figure),
+                };
+                let title = format!("{}: {label} against {}", rest.case, axis.label());
+                plots.extend(chart.draw()?.map(|svg| (title, svg)));
             }
         }
     }
     Ok(plots)
 }
 
-/// What is drawn of a side.
-type Figure = fn(&SideReport) -> Option<f64>;
+/// The distribution of latency of all sides at a point, if any side has one.
+pub(crate) fn distribution(point: &PointReport) -> Result<Option<String>, Error> {
+    let line = |side: &SideReport| Line {
+        side: side.side,
+        dots: side
+            .distribution_us
+            .iter()
+            // The last one has nothing beyond it, and so no place where each step is a tenth of what is left.
+            .filter(|[quantile, _]| *quantile < 1.0)
+            .filter_map(|[quantile, us]| {
+                Some(Dot {
+                    x: 1.0 / (1.0 - quantile),
+                    y: alone(*us)?,
+                    sustained: side.sustains(&point.point),
+                })
+            })
+            .collect(),
+    };
+    Chart {
+        x: "of all calls (of GETs, in an open loop)",
+        y: "latency up to, us",
+        scale: Scale::Quantiles,
+        lines: point.sides.iter().map(line).collect(),
+    }
+    .draw()
+}
 
-type Line = (String, Vec<(f64, f64)>);
+/// What is drawn of a side.
+type Figure = fn(&SideReport) -> Option<Interval>;
 
 fn lines(axis: Axis, points: &[&PointReport], figure: Figure) -> Vec<Line> {
     let mut lines: Vec<Line> = Vec::new();
@@ -125,56 +154,22 @@ fn lines(axis: Axis, points: &[&PointReport], figure: Figure) -> Vec<Line> {
             let (Some(x), Some(y)) = (axis.of(&point.point), figure(side)) else {
                 continue;
             };
-            let name = side.side.to_string();
-            match lines.iter_mut().find(|(known, _)| *known == name) {
-                Some((_, line)) => line.push((x, y)),
-                None => lines.push((name, vec![(x, y)])),
+            let dot = Dot {
+                x,
+                y,
+                sustained: side.sustains(&point.point),
+            };
+            match lines.iter_mut().find(|line| line.side == side.side) {
+                Some(line) => line.dots.push(dot),
+                None => lines.push(Line {
+                    side: side.side,
+                    dots: vec![dot],
+                }),
             }
         }
     }
-    for (_, line) in &mut lines {
-        line.sort_by(|a, b| a.0.total_cmp(&b.0));
+    for line in &mut lines {
+        line.dots.sort_by(|a, b| a.x.total_cmp(&b.x));
     }
     lines
-}
-
-fn draw(axis: Axis, label: &str, lines: &[Line]) -> Result<String, Box<dyn std::error::Error>> {
-    let all = || lines.iter().flat_map(|(_, line)| line);
-    let bounds = |of: fn(&(f64, f64)) -> f64| {
-        let least = all().map(of).fold(f64::INFINITY, f64::min);
-        let most = all().map(of).fold(0.0, f64::max);
-        // Room on both sides; a logarithm has no zero.
-        (least.max(1e-3) / 1.2)..(most.max(1e-3) * 1.2)
-    };
-    let mut svg = String::new();
-    {
-        let root = SVGBackend::with_string(&mut svg, SIZE).into_drawing_area();
-        root.fill(&WHITE)?;
-        let mut chart = ChartBuilder::on(&root)
-            .margin(12)
-            .x_label_area_size(40)
-            .y_label_area_size(80)
-            .build_cartesian_2d(bounds(|at| at.0).log_scale(), bounds(|at| at.1).log_scale())?;
-        chart
-            .configure_mesh()
-            .x_desc(axis.label())
-            .y_desc(label)
-            .light_line_style(WHITE)
-            .draw()?;
-        for (number, (name, line)) in lines.iter().enumerate() {
-            let colour = COLOURS[number % COLOURS.len()];
-            let style = ShapeStyle::from(colour).stroke_width(if number == 0 { 3 } else { 1 });
-            chart
-                .draw_series(LineSeries::new(line.iter().copied(), style).point_size(3))?
-                .label(name)
-                .legend(move |(x, y)| PathElement::new([(x, y), (x + 18, y)], style));
-        }
-        chart
-            .configure_series_labels()
-            .background_style(WHITE.mix(0.8))
-            .position(SeriesLabelPosition::UpperLeft)
-            .draw()?;
-        root.present()?;
-    }
-    Ok(svg)
 }

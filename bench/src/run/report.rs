@@ -1,7 +1,12 @@
 //! What a run says: figures of each side at each point, and ratios of neighbours in time.
 
+mod json;
+mod print;
+
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
+use hdrhistogram::Histogram;
 use serde::{Deserialize, Serialize};
 
 use super::definition::{Definition, Lengths, Locators, Metric, SideName, Start};
@@ -14,11 +19,17 @@ use crate::Error;
 use crate::demo::Network;
 use crate::environment::Environment;
 use crate::stats::{Interval, interval};
+use print::bytes;
+pub(crate) use print::shown;
 
 /// Fewer blocks than this give no ratio that means something.
-pub(crate) const BLOCKS_MIN: usize = 10;
+const BLOCKS_MIN: usize = 10;
 /// An interval wider than this, either way, decides nothing.
-pub(crate) const WIDTH_MAX: f64 = 0.05;
+const WIDTH_MAX: f64 = 0.05;
+/// A load of which less than this was got is not sustained: what comes at random is so much less at times.
+const SUSTAINED_MIN: f64 = 0.9;
+/// Quantiles of a distribution from one halving of what is left to the next.
+const TICKS: u32 = 5;
 
 /// A whole run; names of fields are those of the JSON.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -65,8 +76,16 @@ pub(crate) struct SideReport {
     pub(crate) latency_us: Option<Interval>,
     /// Of all blocks together: 50, 90, 99, 99.9 % and the longest, us.
     pub(crate) percentiles_us: Option<[f64; 5]>,
-    /// GETs, which are samples, a second.
+    /// The whole distribution of latency, of all blocks together: quantile, and us up to which it reaches.
+    pub(crate) distribution_us: Vec<[f64; 2]>,
+    /// Calls of a block, the fewest; nothing where a program does not say.
+    pub(crate) calls: u64,
+    /// GETs, which are samples, a second: inside calls where the loop is closed, altogether where it is open or the start
+    /// cold. Ratios are of these.
     pub(crate) gets_s: Option<Interval>,
+    /// GETs a second of all threads by the clock, from the first call to the end of the last, what compares values between
+    /// calls included.
+    pub(crate) wall_gets_s: Option<Interval>,
     /// Value bytes a second, in millions.
     pub(crate) mb_s: Option<Interval>,
     /// Values compared in timed passes, byte by byte in a pass of their own, and wrong.
@@ -79,10 +98,35 @@ pub(crate) struct SideReport {
     pub(crate) client_cpu_us_per_get: Option<Interval>,
     /// Most memory that a measuring process had.
     pub(crate) client_memory_bytes: Option<u64>,
-    /// What `kv` did: medians over the blocks.
-    pub(crate) kv: Option<KvCost>,
+    /// What `kv` did.
+    pub(crate) kv: Option<KvReport>,
     /// Median latency and GETs a second of each block.
     pub(crate) by_block: Vec<(Option<f64>, Option<f64>)>,
+}
+
+/// What GETs of `kv` made client, device and server do. Intervals are those of medians over blocks.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct KvReport {
+    /// READs for each GET.
+    pub(crate) reads_per_get: Interval,
+    /// Of those, what only splits long values.
+    pub(crate) split_reads_per_get: Interval,
+    /// Records for each GET that came by the READ of the one before them.
+    pub(crate) coalesced_per_get: Interval,
+    /// Doorbells for each GET; with one GET a call these are its round trips.
+    pub(crate) round_trips_per_get: Interval,
+    /// Packets of the device for each GET.
+    pub(crate) packets_per_get: Option<Interval>,
+    /// Time of the server on a processor, seconds for a million GETs.
+    pub(crate) server_cpu_s_per_million: Interval,
+    /// Frames that the server was sent, for a million GETs.
+    pub(crate) server_frames_per_million: Interval,
+    /// Lookups and reads that were begun again, in all blocks.
+    pub(crate) retries: u64,
+    /// Most memory that the server had.
+    pub(crate) server_memory_bytes: u64,
+    /// Every counter of the device that moved, and by how much, in all blocks.
+    pub(crate) device_counters: BTreeMap<String, u64>,
 }
 
 /// `kv` over another side.
@@ -98,11 +142,16 @@ pub(crate) struct Ratio {
     pub(crate) inconclusive: String,
 }
 
+/// Why so few blocks decide nothing, if they do not.
+pub(crate) fn too_few(blocks: usize) -> Option<String> {
+    (blocks < BLOCKS_MIN).then(|| format!("{blocks} blocks, fewer than {BLOCKS_MIN}"))
+}
+
 /// Why a ratio over so many blocks decides nothing; empty if it does.
 pub(crate) fn doubt(ratio: &Interval, blocks: usize) -> String {
     let wide = ratio.high / ratio.median - 1.0 > WIDTH_MAX || 1.0 - ratio.low / ratio.median > WIDTH_MAX;
-    if blocks < BLOCKS_MIN {
-        format!("{blocks} blocks, fewer than {BLOCKS_MIN}")
+    if let Some(why) = too_few(blocks) {
+        why
     } else if wide {
         format!("interval wider than {:.0} % either way", WIDTH_MAX * 100.0)
     } else {
@@ -115,6 +164,7 @@ pub(crate) fn figure(block: &Block, metric: Metric) -> Option<f64> {
     match metric {
         Metric::Latency => block.latency_us,
         Metric::Throughput => block.gets_s,
+        Metric::Wall => block.wall_gets_s,
     }
 }
 
@@ -123,56 +173,85 @@ fn over_blocks(blocks: &[Block], of: impl Fn(&Block) -> Option<f64>) -> Option<I
     interval(&mut all)
 }
 
-fn percentiles(blocks: &[Block]) -> Result<Option<[f64; 5]>, Error> {
+fn latencies(blocks: &[Block]) -> Result<Histogram<u64>, Error> {
     let mut all = histogram()?;
     for (value, count) in blocks.iter().flat_map(|block| &block.histogram) {
         all.saturating_record_n(*value, *count);
     }
-    let at = |quantile| all.value_at_quantile(quantile) as f64 / 1000.0;
-    let some = [at(0.5), at(0.9), at(0.99), at(0.999), all.max() as f64 / 1000.0];
-    Ok((!all.is_empty()).then_some(some))
+    Ok(all)
 }
 
-/// Medians of what `kv` did.
-fn cost(blocks: &[Block]) -> Option<KvCost> {
-    let median = |of: &dyn Fn(&KvCost) -> f64| {
-        over_blocks(blocks, |block| block.kv.as_ref().map(of)).map(|interval| interval.median)
-    };
-    let packets = over_blocks(blocks, |block| block.kv.as_ref()?.packets_per_get);
-    let all = || blocks.iter().filter_map(|block| block.kv.as_ref());
-    Some(KvCost {
-        reads_per_get: median(&|kv| kv.reads_per_get)?,
-        split_reads_per_get: median(&|kv| kv.split_reads_per_get)?,
-        round_trips_per_get: median(&|kv| kv.round_trips_per_get)?,
-        retries: all().map(|kv| kv.retries).sum(),
-        packets_per_get: packets.map(|interval| interval.median),
-        server_cpu_s_per_million: median(&|kv| kv.server_cpu_s_per_million)?,
-        server_frames_per_million: median(&|kv| kv.server_frames_per_million)?,
-        server_memory_bytes: all().map(|kv| kv.server_memory_bytes).max()?,
-    })
+fn percentiles(all: &Histogram<u64>) -> Option<[f64; 5]> {
+    let at = |quantile| all.value_at_quantile(quantile) as f64 / 1000.0;
+    let some = [at(0.5), at(0.9), at(0.99), at(0.999), all.max() as f64 / 1000.0];
+    (!all.is_empty()).then_some(some)
+}
+
+fn distribution(all: &Histogram<u64>) -> Vec<[f64; 2]> {
+    // Of nothing there is a quantile all the same.
+    let some = all.iter_quantiles(TICKS).filter(|_| !all.is_empty());
+    some.map(|at| [at.quantile_iterated_to(), at.value_iterated_to() as f64 / 1000.0])
+        .collect()
+}
+
+impl KvReport {
+    fn new(blocks: &[Block]) -> Option<Self> {
+        let each = |of: fn(&KvCost) -> f64| over_blocks(blocks, |block| block.kv.as_ref().map(of));
+        let all = || blocks.iter().filter_map(|block| block.kv.as_ref());
+        let mut device_counters = BTreeMap::new();
+        for (name, by) in all().flat_map(|kv| &kv.device_counters) {
+            *device_counters.entry(name.clone()).or_insert(0) += by;
+        }
+        Some(Self {
+            reads_per_get: each(|kv| kv.reads_per_get)?,
+            split_reads_per_get: each(|kv| kv.split_reads_per_get)?,
+            coalesced_per_get: each(|kv| kv.coalesced_per_get)?,
+            round_trips_per_get: each(|kv| kv.round_trips_per_get)?,
+            packets_per_get: over_blocks(blocks, |block| block.kv.as_ref()?.packets_per_get),
+            server_cpu_s_per_million: each(|kv| kv.server_cpu_s_per_million)?,
+            server_frames_per_million: each(|kv| kv.server_frames_per_million)?,
+            retries: all().map(|kv| kv.retries).sum(),
+            server_memory_bytes: all().map(|kv| kv.server_memory_bytes).max()?,
+            device_counters,
+        })
+    }
 }
 
 impl SideReport {
     fn new(side: SideName, point: &Point, blocks: &[Block]) -> Result<Self, Error> {
         let sum = |of: fn(&Block) -> u64| blocks.iter().map(of).sum();
+        let latencies = latencies(blocks)?;
         Ok(Self {
             side,
             settings: sides::settings(side, point),
             latency_us: over_blocks(blocks, |block| block.latency_us),
-            percentiles_us: percentiles(blocks)?,
+            percentiles_us: percentiles(&latencies),
+            distribution_us: distribution(&latencies),
+            calls: blocks.iter().map(|block| block.calls).min().unwrap_or(0),
             gets_s: over_blocks(blocks, |block| block.gets_s),
+            wall_gets_s: over_blocks(blocks, |block| block.wall_gets_s),
             mb_s: over_blocks(blocks, |block| Some(block.gets_s? * block.bytes_per_get / 1e6)),
             checked: sum(|block| block.checked),
             compared: sum(|block| block.compared),
             wrong: sum(|block| block.wrong),
             client_cpu_us_per_get: over_blocks(blocks, |block| block.client_cpu_us_per_get),
             client_memory_bytes: blocks.iter().filter_map(|block| block.client_memory_bytes).max(),
-            kv: cost(blocks),
+            kv: KvReport::new(blocks),
             by_block: blocks
                 .iter()
                 .map(|block| (block.latency_us, block.gets_s))
                 .collect(),
         })
+    }
+}
+
+impl SideReport {
+    /// Whether it got what an open loop asked of it; a closed one asks for no more than it gets.
+    pub(crate) fn sustains(&self, point: &Point) -> bool {
+        match (point.rate, &self.gets_s) {
+            (Some(rate), Some(gets)) => gets.median >= SUSTAINED_MIN * rate,
+            _ => true,
+        }
     }
 }
 
@@ -187,7 +266,7 @@ impl PointReport {
         let kv = &measured.sides[0].1;
         let mut ratios = Vec::new();
         for (side, blocks) in &measured.sides[1..] {
-            for metric in [Metric::Latency, Metric::Throughput] {
+            for metric in [Metric::Latency, Metric::Throughput, Metric::Wall] {
                 let pair = |(kv, other): (&Block, &Block)| Some(figure(kv, metric)? / figure(other, metric)?);
                 let mut all: Vec<f64> = kv.iter().zip(blocks).filter_map(pair).collect();
                 let count = all.len();
@@ -209,22 +288,15 @@ impl PointReport {
         })
     }
 
-    /// The figure that counts at this point: of one GET at a time its latency, else how many there are.
+    /// The figure that counts at this point: of one GET at a time its latency, else how many there are. What is cold is
+    /// timed as a whole.
     pub(crate) fn metric(&self) -> Metric {
-        if self.point.batch == 1 || self.point.rate.is_some() {
+        let one_by_one = self.point.batch == 1 || self.point.rate.is_some();
+        if one_by_one && self.point.start == Start::Warm {
             Metric::Latency
         } else {
             Metric::Throughput
         }
-    }
-}
-
-/// A length for people.
-pub(crate) fn bytes(len: u64) -> String {
-    match len {
-        len if len >= 1 << 20 && len % (1 << 20) == 0 => format!("{} MiB", len >> 20),
-        len if len >= 1 << 10 && len % (1 << 10) == 0 => format!("{} KiB", len >> 10),
-        len => format!("{len} B"),
     }
 }
 
@@ -300,18 +372,6 @@ impl Stand<'_> {
     }
 }
 
-/// An interval for people.
-pub(crate) fn shown(interval: &Interval) -> String {
-    let digits = match interval.median.abs() {
-        median if median >= 1000.0 => 0,
-        median if median >= 100.0 => 1,
-        median if median >= 10.0 => 2,
-        _ => 3,
-    };
-    let Interval { median, low, high } = interval;
-    format!("{median:.digits$} ({low:.digits$} to {high:.digits$})")
-}
-
 impl Report {
     /// Whether every value was right and no target was missed.
     pub(crate) fn is_good(&self) -> bool {
@@ -323,37 +383,6 @@ impl Report {
         !wrong && self.targets.iter().all(|verdict| !verdict.is_missed())
     }
 
-    /// Prints tables.
-    pub(crate) fn print(&self) {
-        println!("{}: {} blocks on {}", self.title, self.blocks, self.label);
-        for point in &self.points {
-            println!("\n{}: {}", point.point.case, point.point.describe());
-            for side in &point.sides {
-                side.print();
-            }
-            for ratio in point.ratios.iter().filter(|ratio| ratio.metric == point.metric()) {
-                let what = match ratio.metric {
-                    Metric::Latency => "latency",
-                    Metric::Throughput => "GETs/s",
-                };
-                let doubt = match ratio.inconclusive.as_str() {
-                    "" => String::new(),
-                    why => format!(" inconclusive: {why}"),
-                };
-                println!("  kv over {}, {what}: {}{doubt}", ratio.over, shown(&ratio.ratio));
-            }
-            for (side, why) in &point.left_out {
-                println!("  {side} was not measured: {why}");
-            }
-        }
-        if !self.targets.is_empty() {
-            println!();
-        }
-        for verdict in &self.targets {
-            println!("target {verdict}");
-        }
-    }
-
     /// Writes all forms of it into `folder`.
     pub(crate) fn write(&self, folder: &Path, name: &str) -> Result<(), Error> {
         std::fs::create_dir_all(folder)?;
@@ -361,7 +390,7 @@ impl Report {
             let path = folder.join(format!("{name}.{ending}"));
             std::fs::write(&path, text).map_err(|error| format!("cannot write {}: {error}", path.display()))
         };
-        file("json", serde_json::to_string_pretty(self)? + "\n")?;
+        file("json", json::text(self)?)?;
         file("csv", csv::table(self))?;
         file("html", html::page(self)?)?;
         Ok(())
@@ -376,157 +405,5 @@ impl Report {
     }
 }
 
-impl SideReport {
-    fn print(&self) {
-        print!("  {:<10}", self.side.to_string());
-        if let Some(latency) = &self.latency_us {
-            print!(" {} us", shown(latency));
-        }
-        if let Some([_, p90, p99, p999, max]) = self.percentiles_us {
-            print!(" p90 {p90:.1} p99 {p99:.1} p99.9 {p999:.1} max {max:.1}");
-        }
-        if let (Some(gets), Some(mb)) = (&self.gets_s, &self.mb_s) {
-            print!("; {} GETs/s, {:.1} MB/s", shown(gets), mb.median);
-        }
-        if let Some(cpu) = &self.client_cpu_us_per_get {
-            print!("; {:.2} us of CPU a GET", cpu.median);
-        }
-        println!();
-        if let Some(kv) = &self.kv {
-            println!(
-                "             {:.3} READs, {:.3} round trips a GET; server: {:.3} s of CPU and {:.1} frames a million",
-                kv.reads_per_get,
-                kv.round_trips_per_get,
-                kv.server_cpu_s_per_million,
-                kv.server_frames_per_million
-            );
-        }
-        if self.wrong > 0 {
-            println!(
-                "             {} WRONG VALUES of {}",
-                self.wrong,
-                self.checked + self.compared
-            );
-        }
-    }
-}
-
 #[cfg(test)]
-pub(crate) mod tests {
-    use super::*;
-
-    /// A report of two points that differ by depth; `kv` took these times, in turn, `pread` 5 us.
-    pub(crate) fn report(latencies: &[f64]) -> Report {
-        let blocks = |of: &dyn Fn(usize) -> f64, kv: bool| -> Vec<Block> {
-            let block = |at| Block {
-                gets: 100,
-                bytes_per_get: 4096.0,
-                gets_s: Some(1e6 / of(at)),
-                latency_us: Some(of(at)),
-                histogram: vec![((of(at) * 1000.0) as u64, 100)],
-                kv: kv.then(|| KvCost {
-                    reads_per_get: 1.0,
-                    ..KvCost::default()
-                }),
-                ..Block::default()
-            };
-            (0..12).map(block).collect()
-        };
-        let point = |depth: &str| {
-            let text = format!(
-                "title = \"t\"\nnetwork = \"local\"\n[[case]]\nname = \"a <case>\"\nvalue_bytes = 4096\ndepth = {depth}\n"
-            );
-            let definition = Definition::parse(&text, "d").unwrap();
-            let measured = Measured::for_test(
-                &definition,
-                vec![
-                    (SideName::Kv, blocks(&|at| latencies[at % latencies.len()], true)),
-                    (SideName::Pread, blocks(&|_| 5.0, false)),
-                ],
-            );
-            PointReport::new(&measured).unwrap()
-        };
-        Report {
-            title: "a \"title\"".to_owned(),
-            label: "local".to_owned(),
-            network: Network::Local,
-            blocks: 12,
-            environment: Environment::read(),
-            points: vec![point("1"), point("8")],
-            targets: Vec::new(),
-            definition: "its & text".to_owned(),
-        }
-    }
-
-    #[test]
-    fn ratios_are_block_by_block_and_wide_ones_are_doubted() {
-        let report = report(&[10.0]);
-        let ratio = &report.points[0].ratios[0];
-        assert_eq!(
-            (ratio.over, ratio.metric, ratio.ratio.median),
-            (SideName::Pread, Metric::Latency, 2.0)
-        );
-        assert!(ratio.inconclusive.is_empty());
-        assert!(doubt(&ratio.ratio, 9).contains("fewer"));
-        let wide = Interval {
-            median: 1.0,
-            low: 0.94,
-            high: 1.01,
-        };
-        assert!(doubt(&wide, 12).contains("wider"));
-        assert!(!report.points[0].sides.iter().any(|side| side.wrong > 0) && report.is_good());
-    }
-
-    #[test]
-    fn a_page_needs_nothing_else_and_has_a_plot_with_every_side() {
-        let folder = tempfile::tempdir().unwrap();
-        report(&[10.0]).write(folder.path(), "r").unwrap();
-        let page = std::fs::read_to_string(folder.path().join("r.html")).unwrap();
-        for reaching_out in ["src=", "href=", "@import", "url("] {
-            assert!(!page.contains(reaching_out), "{reaching_out}");
-        }
-        // Nothing but the name of SVG itself looks like an address.
-        assert_eq!(
-            page.matches("http").count(),
-            page.matches("http://www.w3.org/2000/svg").count()
-        );
-        assert_eq!(page.matches("<svg").count(), 1);
-        assert!(
-            page.contains("a &lt;case&gt;: GETs/s against READs outstanding")
-                && page.contains("its &amp; text")
-        );
-        let svg = &page[page.find("<svg").unwrap()..page.find("</svg>").unwrap()];
-        assert!(
-            svg.contains("kv") && svg.contains("pread") && svg.matches("<polyline").count() >= 2,
-            "{svg}"
-        );
-    }
-
-    #[test]
-    fn a_table_has_a_row_for_each_side_and_reads_back() {
-        let folder = tempfile::tempdir().unwrap();
-        let written = report(&[10.0]);
-        written.write(folder.path(), "r").unwrap();
-        let table = std::fs::read_to_string(folder.path().join("r.csv")).unwrap();
-        let rows: Vec<&str> = table.lines().collect();
-        assert_eq!(rows.len(), 1 + 4);
-        // Commas inside quotes are none between columns.
-        let columns = |row: &str| {
-            row.split('"')
-                .step_by(2)
-                .map(|part| part.matches(',').count())
-                .sum::<usize>()
-        };
-        assert!(rows.iter().all(|row| columns(row) == columns(rows[0])), "{table}");
-        let read = Report::read(&folder.path().join("r.json")).unwrap();
-        assert_eq!(
-            serde_json::to_string(&read).unwrap(),
-            serde_json::to_string(&written).unwrap()
-        );
-        std::fs::write(folder.path().join("r.json"), "{}").unwrap();
-        let error = Report::read(&folder.path().join("r.json"))
-            .unwrap_err()
-            .to_string();
-        assert!(error.contains("no report of bench run"), "{error}");
-    }
-}
+pub(crate) mod tests;

@@ -2,7 +2,7 @@
 //! daemons of the peers, and what the blocks gave.
 
 use super::definition::{Case, Count, Definition, Lengths, SideName, Start};
-use super::job::{Block, Files, Job, Point};
+use super::job::{Block, Files, Go, Job, Point, monotonic_ns};
 use super::sides::{self, Daemon, External};
 use super::values::Values;
 use super::{Args, Cut, kv};
@@ -19,7 +19,7 @@ struct Set {
     dataset: String,
     values: Values,
     files: Files,
-    _daemons: Vec<Daemon>,
+    daemons: Vec<Daemon>,
 }
 
 /// A point with its sides.
@@ -46,6 +46,22 @@ impl Measured {
             set: 0,
             sides,
             left_out: Vec::new(),
+        }
+    }
+
+    fn push(&mut self, side: SideName, block: Block) {
+        if let Some((_, blocks)) = self.sides.iter_mut().find(|(known, _)| *known == side) {
+            blocks.push(block);
+        }
+    }
+
+    /// Goes on without a side, and with the reason.
+    fn leave_out(&mut self, side: SideName, why: &str) {
+        let before = self.sides.len();
+        self.sides.retain(|(known, _)| *known != side);
+        if self.sides.len() < before {
+            eprintln!("run: {} goes on without `{side}`: {why}", self.point.case);
+            self.left_out.push((side, why.to_owned()));
         }
     }
 }
@@ -124,7 +140,7 @@ impl<'a> Stand<'a> {
                     redis: file("redis"),
                     memcached: file("memcached"),
                 },
-                _daemons: Vec::new(),
+                daemons: Vec::new(),
             });
         }
         session.close()?;
@@ -154,7 +170,8 @@ impl<'a> Stand<'a> {
             let same = |set: &Set| set.lengths == point.lengths && set.count == point.values;
             let set = self.sets.iter().position(same).unwrap_or(0);
             let beside = definition.case[case].beside.as_deref();
-            let (sides, left_out) = sides::of(&point, beside, self.network);
+            let values = &self.sets[set].values;
+            let (sides, left_out) = sides::of(&point, beside, self.network, values);
             self.measured.push(Measured {
                 set,
                 case,
@@ -165,40 +182,64 @@ impl<'a> Stand<'a> {
         }
     }
 
+    /// Makes what sides read; a peer of which that cannot be made is left out.
     fn make_files(&mut self) -> Result<(), Error> {
-        for (number, set) in self.sets.iter_mut().enumerate() {
-            let of_set = self.measured.iter().filter(|measured| measured.set == number);
-            let mut sides: Vec<SideName> = of_set
-                .flat_map(|one| one.sides.iter().map(|(side, _)| *side))
-                .collect();
-            sides.dedup();
+        for number in 0..self.sets.len() {
+            let set = &mut self.sets[number];
             set.values.write_hashes(&set.files.hashes)?;
-            sides::prepare(&sides, &set.values, &set.files)?;
-            for (side, socket) in [
-                (SideName::Redis, &set.files.redis),
-                (SideName::Memcached, &set.files.memcached),
-            ] {
-                if sides.contains(&side) {
-                    set._daemons.push(Daemon::start(side, socket, &set.values)?);
+            let mut sides = Vec::new();
+            for measured in self.measured.iter().filter(|measured| measured.set == number) {
+                let new = measured.sides.iter().map(|(side, _)| *side);
+                sides.extend(new.filter(|side| !sides.contains(side)).collect::<Vec<_>>());
+            }
+            for side in sides {
+                match sides::prepare(side, &set.values, &set.files) {
+                    Ok(daemon) => set.daemons.extend(daemon),
+                    Err(error) if sides::is_peer(side) => {
+                        let why = format!("it could not be set up: {error}");
+                        let of_set = self.measured.iter_mut().filter(|measured| measured.set == number);
+                        of_set.for_each(|measured| measured.leave_out(side, &why));
+                    }
+                    Err(error) => return Err(error),
                 }
             }
         }
         Ok(())
     }
 
-    /// Measures all blocks.
+    /// RDMA device that is used; empty without one.
+    pub(crate) fn device(&self) -> &str {
+        &self.device
+    }
+
+    /// Measures all blocks. From one to the next each side of a point comes a place later.
     pub(crate) fn measure(&mut self) -> Result<(), Error> {
         let mut number = 0;
         for block in 0..self.blocks {
             eprintln!("run: block {} of {}", block + 1, self.blocks);
             for at in 0..self.measured.len() {
-                for side in 0..self.measured[at].sides.len() {
-                    let result = self.block(at, side, block, number)?;
+                let mut sides: Vec<SideName> =
+                    self.measured[at].sides.iter().map(|(side, _)| *side).collect();
+                let first = block % sides.len();
+                sides.rotate_left(first);
+                for side in sides {
                     number += 1;
-                    self.measured[at].sides[side].1.push(result);
+                    let result = self.block(at, side, block, number);
+                    let measured = &mut self.measured[at];
+                    match result {
+                        Ok(result) => measured.push(side, result),
+                        Err(error) if sides::is_peer(side) => {
+                            measured.leave_out(side, &format!("block {}: {error}", block + 1));
+                        }
+                        Err(error) => return Err(format!("`{side}`: {error}").into()),
+                    }
                 }
             }
         }
+        self.stop_server()
+    }
+
+    fn stop_server(&mut self) -> Result<(), Error> {
         if let Some(server) = self.server.take() {
             let ended = server.terminate()?;
             if !ended.success() {
@@ -208,13 +249,22 @@ impl<'a> Stand<'a> {
         Ok(())
     }
 
-    fn block(&mut self, at: usize, side: usize, block: usize, number: usize) -> Result<Block, Error> {
-        if self.measured[at].point.start == Start::Cold {
+    fn block(&mut self, at: usize, side: SideName, block: usize, number: usize) -> Result<Block, Error> {
+        let cold = self.measured[at].point.start == Start::Cold;
+        if cold {
             self.cool(at)?;
+        } else {
+            self.warm_server()?;
         }
-        let measured = &self.measured[at];
-        let (point, side) = (&measured.point, measured.sides[side].0);
-        let set = &self.sets[measured.set];
+        let Self {
+            measured,
+            sets,
+            stage,
+            server,
+            ..
+        } = self;
+        let point = &measured[at].point;
+        let set = &sets[measured[at].set];
         if External::is(side) {
             let external = External {
                 device: &self.device,
@@ -225,28 +275,50 @@ impl<'a> Stand<'a> {
             };
             return external.run(side, point);
         }
-        let server = self.server.as_ref().ok_or("the server is down")?;
-        Job {
+        let job = Job {
             point: point.clone(),
             side,
             seed: self.seed,
             block_seed: self.seed.wrapping_mul(1_000_003).wrapping_add(block as u64),
-            server: self.stage.uri(&server.address, None),
-            server_pid: server.pid(),
             dataset: set.dataset.clone(),
-            key: self.stage.keys.clone(),
+            key: stage.keys.clone(),
             device: self.device.clone(),
             files: set.files.clone(),
             compare: block == 0,
-        }
-        .spawn()
+        };
+        job.spawn(|| {
+            if cold && side != SideName::Kv {
+                return Ok(Go::now());
+            }
+            let began_ns = monotonic_ns();
+            if server.is_none() {
+                *server = Some(stage.start()?);
+            }
+            let server = server.as_ref().ok_or("the server is down")?;
+            Ok(Go {
+                server: stage.uri(&server.address, None),
+                server_pid: server.pid(),
+                began_ns,
+            })
+        })
     }
 
-    /// Starts the server anew with nothing of its data, nor of the floors' files, in the page cache.
-    fn cool(&mut self, at: usize) -> Result<(), Error> {
-        if let Some(server) = self.server.take() {
-            server.terminate()?;
+    /// Has the server up with all its images filled.
+    fn warm_server(&mut self) -> Result<(), Error> {
+        if self.server.is_none() {
+            let server = self.stage.start()?;
+            let session = kv_client::Server::connect(&server.address.parse()?, self.stage.options()?)?;
+            kv::wait_until_loaded(&session)?;
+            session.close()?;
+            self.server = Some(server);
         }
+        Ok(())
+    }
+
+    /// Has the server down and nothing of its data, nor of the others' files, in the page cache: what is timed then is
+    /// all that there is to do, and nothing else uses the disk.
+    fn cool(&mut self, at: usize) -> Result<(), Error> {
+        self.stop_server()?;
         for folder in [self.stage.data.path(), self.folder.path()] {
             for entry in walkdir::WalkDir::new(folder) {
                 let entry = entry?;
@@ -257,7 +329,6 @@ impl<'a> Stand<'a> {
         }
         // What says what is right is not measured.
         std::fs::read(&self.sets[self.measured[at].set].files.hashes)?;
-        self.server = Some(self.stage.start()?);
         Ok(())
     }
 }

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::definition::{Bound, Definition, SideName, Target};
 use super::job::Block;
-use super::report::{doubt, figure, shown};
+use super::report::{doubt, figure, shown, too_few};
 use super::stand::Measured;
 use crate::stats::{Interval, interval};
 
@@ -23,6 +23,9 @@ pub(crate) struct Verdict {
     pub(crate) bound: Bound,
     /// Whether it does.
     pub(crate) outcome: Outcome,
+    /// Where all of the interval lies, if there are blocks enough to have one.
+    #[serde(default)]
+    pub(crate) place: Place,
     /// Why it is not told.
     pub(crate) why: String,
 }
@@ -39,10 +42,40 @@ pub(crate) enum Outcome {
     Inconclusive,
 }
 
+/// Where an interval lies.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Place {
+    /// On both sides of the limit, or nowhere.
+    #[default]
+    Across,
+    /// All of it where the ratio is to be.
+    Within,
+    /// All of it where it is not to be.
+    Beyond,
+}
+
 impl Verdict {
-    /// Whether the target was missed for sure.
+    /// Whether the target was missed for sure: by its median, or by all of an interval however wide.
     pub(crate) fn is_missed(&self) -> bool {
-        self.outcome == Outcome::Missed
+        self.outcome == Outcome::Missed || self.place == Place::Beyond
+    }
+}
+
+impl Bound {
+    fn holds(self, ratio: f64) -> bool {
+        match self {
+            Self::AtMost(most) => ratio <= most,
+            Self::AtLeast(least) => ratio >= least,
+        }
+    }
+
+    fn place(self, ratio: &Interval) -> Place {
+        match (self.holds(ratio.low), self.holds(ratio.high)) {
+            (true, true) => Place::Within,
+            (false, false) => Place::Beyond,
+            _ => Place::Across,
+        }
     }
 }
 
@@ -58,10 +91,17 @@ impl fmt::Display for Verdict {
             Bound::AtLeast(least) => write!(out, ", at least {least}")?,
         }
         match self.outcome {
-            Outcome::Met => write!(out, ": met"),
-            Outcome::Missed => write!(out, ": MISSED"),
-            Outcome::Inconclusive => write!(out, ": inconclusive: {}", self.why),
+            Outcome::Met => write!(out, ": met")?,
+            Outcome::Missed => write!(out, ": MISSED")?,
+            Outcome::Inconclusive => write!(out, ": inconclusive: {}", self.why)?,
         }
+        let side = match (self.bound, self.place) {
+            (Bound::AtMost(_), Place::Within) | (Bound::AtLeast(_), Place::Beyond) => "below",
+            (Bound::AtMost(_), Place::Beyond) | (Bound::AtLeast(_), Place::Within) => "above",
+            (_, Place::Across) if self.outcome == Outcome::Inconclusive => return Ok(()),
+            (_, Place::Across) => return write!(out, "; the interval lies on both sides of the limit"),
+        };
+        write!(out, "; all of the interval is {side} the limit")
     }
 }
 
@@ -99,6 +139,7 @@ fn verdict(target: &Target, point: String, blocks_of: Lookup<'_, '_>) -> Verdict
         ratio: None,
         bound: target.bound,
         outcome: Outcome::Inconclusive,
+        place: Place::Across,
         why: String::new(),
     };
     let Some(kv) = blocks_of(None, SideName::Kv) else {
@@ -123,10 +164,10 @@ fn verdict(target: &Target, point: String, blocks_of: Lookup<'_, '_>) -> Verdict
     verdict.ratio = interval(&mut ratios);
     if let Some(ratio) = &verdict.ratio {
         verdict.why = doubt(ratio, count);
-        let holds = match target.bound {
-            Bound::AtMost(most) => ratio.median <= most,
-            Bound::AtLeast(least) => ratio.median >= least,
-        };
+        if too_few(count).is_none() {
+            verdict.place = target.bound.place(ratio);
+        }
+        let holds = target.bound.holds(ratio.median);
         verdict.outcome = match (verdict.why.as_str(), holds) {
             ("", true) => Outcome::Met,
             ("", false) => Outcome::Missed,
@@ -201,6 +242,25 @@ mod tests {
         let wide = judged(&target, &blocks(|at| 10.0 + at as f64, 12), &[], &flat(12));
         assert_eq!(wide.outcome, Outcome::Inconclusive);
         assert!(wide.why.contains("5 %"), "{}", wide.why);
+        // Wide as it is, all of it may lie on one side; of few blocks not even that is told.
+        let all_above = judged(&target, &blocks(|at| 10.0 + at as f64, 12), &[], &flat(12));
+        assert!(
+            !all_above.is_missed()
+                && all_above
+                    .to_string()
+                    .contains("all of the interval is above the limit")
+        );
+        let below = |count| blocks(|at| 2.0 + at as f64 / 10.0, count);
+        let all_below = judged(&target, &below(12), &[], &flat(12));
+        assert_eq!(all_below.outcome, Outcome::Inconclusive);
+        assert!(
+            all_below.is_missed()
+                && all_below
+                    .to_string()
+                    .contains("all of the interval is below the limit")
+        );
+        let few_below = judged(&target, &below(9), &[], &flat(9));
+        assert!(!few_below.is_missed() && !few_below.to_string().contains("all of"));
         let none = verdict(&target, String::new(), &|_, side| {
             (side == SideName::Kv).then_some(&[][..])
         });

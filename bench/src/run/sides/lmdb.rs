@@ -14,12 +14,21 @@ use crate::run::values::Values;
 #[cfg(not(feature = "lmdb"))]
 const WITHOUT: &str = "this program was built without the feature `lmdb`";
 
+/// Longest key that LMDB takes, as it is built here.
+const KEY_MAX_BYTES: usize = 511;
+
 /// Why it cannot be measured.
-pub(crate) fn missing() -> Option<String> {
+pub(crate) fn missing(values: &Values) -> Option<String> {
     #[cfg(not(feature = "lmdb"))]
     return Some(WITHOUT.to_owned());
     #[cfg(feature = "lmdb")]
-    None
+    {
+        let key = (0..values.count()).map(|index| values.key(index));
+        let long = key.map(|key| key.len()).find(|len| *len > KEY_MAX_BYTES)?;
+        Some(format!(
+            "it takes keys of up to {KEY_MAX_BYTES} bytes, and there is one of {long}"
+        ))
+    }
 }
 
 #[cfg(not(feature = "lmdb"))]

@@ -10,7 +10,7 @@ mod sockets;
 pub(crate) use programs::External;
 pub(crate) use sockets::Daemon;
 
-use super::definition::{Lengths, SideName, Start};
+use super::definition::{Lengths, Locators, SideName, Start};
 use super::job::{Files, Job, Point};
 use super::pace::Getter;
 use super::values::Values;
@@ -21,7 +21,8 @@ use crate::demo::Network;
 pub(crate) type AnyGetter = Box<dyn Getter + Send>;
 
 /// All that a case that names none is measured beside.
-const ALL: [SideName; 11] = [
+const ALL: [SideName; 12] = [
+    SideName::KvTickets,
     SideName::Perftest,
     SideName::Replay,
     SideName::Ucx,
@@ -35,15 +36,33 @@ const ALL: [SideName; 11] = [
     SideName::Fio,
 ];
 
+/// What every case over a network is measured beside, whatever it names.
+fn floors(network: Network) -> &'static [SideName] {
+    match network {
+        Network::Verbs => &[SideName::Perftest, SideName::Replay],
+        Network::Local => &[SideName::Memcpy],
+    }
+}
+
+/// Whether a run goes on without `side` where it cannot be set up or fails: a peer, none of this project's own.
+pub(crate) fn is_peer(side: SideName) -> bool {
+    use SideName::{Crc, Kv, KvTickets, Memcpy, Perftest, Replay};
+    !matches!(side, Kv | KvTickets | Perftest | Replay | Memcpy | Crc)
+}
+
 /// Sides of `point`, and those that cannot be measured with the reason.
 pub(crate) fn of(
     point: &Point,
     wanted: Option<&[SideName]>,
     network: Network,
+    values: &Values,
 ) -> (Vec<SideName>, Vec<(SideName, String)>) {
+    let mut all: Vec<SideName> = floors(network).to_vec();
+    let named = wanted.unwrap_or(&ALL);
+    all.extend(named.iter().filter(|side| !floors(network).contains(side)));
     let (mut sides, mut left_out) = (vec![SideName::Kv], Vec::new());
-    for &side in wanted.unwrap_or(&ALL) {
-        match missing(side, point, network) {
+    for side in all {
+        match missing(side, point, network, values) {
             None => sides.push(side),
             Some(why) => left_out.push((side, why)),
         }
@@ -52,21 +71,22 @@ pub(crate) fn of(
 }
 
 /// Why `side` cannot be measured at `point`.
-fn missing(side: SideName, point: &Point, network: Network) -> Option<String> {
+fn missing(side: SideName, point: &Point, network: Network, values: &Values) -> Option<String> {
     let fixed = matches!(point.lengths, Lengths::Fixed(_));
     let warm = point.start == Start::Warm;
     let over_verbs = matches!(side, SideName::Perftest | SideName::Replay | SideName::Ucx);
     let why = match side {
         _ if over_verbs && network == Network::Local => "it needs an RDMA device: network = \"verbs\"",
         SideName::Kv => return None,
+        SideName::KvTickets if point.rate.is_none() => "calls do without tickets: it needs loop = \"open\"",
         SideName::Perftest | SideName::Ucx | SideName::Fio if !fixed => "it knows one length only",
         SideName::Perftest | SideName::Ucx if point.rate.is_some() => "it has no open loop with moments",
         SideName::Fio if point.rate.is_some() => "it is measured in a closed loop only",
         SideName::Perftest | SideName::Ucx if point.threads > 1 => "it runs one thread here",
         _ if !warm && !matches!(side, SideName::Fio | SideName::Pread) => "only a disk is cold",
-        SideName::Lmdb | SideName::LmdbCrc => return lmdb::missing(),
-        SideName::Perftest | SideName::Ucx | SideName::Fio => return programs::missing(side),
-        SideName::Redis | SideName::Memcached => return sockets::missing(side),
+        SideName::Lmdb | SideName::LmdbCrc => return lmdb::missing(values),
+        SideName::Perftest | SideName::Ucx | SideName::Fio => return programs::missing(side, point),
+        SideName::Redis | SideName::Memcached => return sockets::missing(side, values),
         _ => return None,
     };
     Some(why.to_owned())
@@ -87,79 +107,111 @@ pub(crate) fn getters(job: &Job, values: &Values) -> Result<Vec<AnyGetter>, Erro
         SideName::Replay => each(&|| Ok(Box::new(replay::ReplayGetter::new(job, values)?))),
         SideName::Redis => each(&|| sockets::redis(&files.redis, values, room)),
         SideName::Memcached => each(&|| sockets::memcached(&files.memcached, values, room)),
-        SideName::Kv | SideName::Perftest | SideName::Ucx | SideName::Fio => {
+        SideName::Kv | SideName::KvTickets | SideName::Perftest | SideName::Ucx | SideName::Fio => {
             Err(format!("`{}` is not measured in this process", job.side).into())
         }
     }
 }
 
-/// Writes what the sides of a dataset read.
-pub(crate) fn prepare(sides: &[SideName], values: &Values, files: &Files) -> Result<(), Error> {
-    if sides
-        .iter()
-        .any(|side| matches!(side, SideName::Pread | SideName::Fio))
-    {
-        pread::write(&files.values, values)?;
+/// Makes what `side` reads, once for all points of a dataset: a file, or a daemon that holds all values.
+pub(crate) fn prepare(side: SideName, values: &Values, files: &Files) -> Result<Option<Daemon>, Error> {
+    match side {
+        SideName::Pread | SideName::Fio if !files.values.exists() => pread::write(&files.values, values)?,
+        SideName::Lmdb | SideName::LmdbCrc if !files.lmdb.exists() => lmdb::write(&files.lmdb, values)?,
+        SideName::Redis => return Daemon::start(side, &files.redis, values).map(Some),
+        SideName::Memcached => return Daemon::start(side, &files.memcached, values).map(Some),
+        _ => {}
     }
-    if sides
-        .iter()
-        .any(|side| matches!(side, SideName::Lmdb | SideName::LmdbCrc))
-    {
-        lmdb::write(&files.lmdb, values)?;
-    }
-    Ok(())
+    Ok(None)
 }
 
 /// What `side` does with a call of `point`, for the report.
 pub(crate) fn settings(side: SideName, point: &Point) -> String {
     let Point { batch, depth, .. } = point;
+    let outstanding = depth.min(batch);
     let chain = match point.locators {
-        super::definition::Locators::Known => "one READ a GET: prefix and value to two places",
-        super::definition::Locators::Live => {
-            "two READs a GET, one behind the other: 256 bytes and the record"
-        }
+        Locators::Known => "one READ a GET: prefix and value to two places",
+        Locators::Live => "two READs a GET, one behind the other: 256 bytes and the record",
+    };
+    // Who has locators does not look up; these look up their key in each GET.
+    let lookup = match point.locators {
+        Locators::Known => "looks up each key, where kv is given locators",
+        Locators::Live => "looks up each key, as kv does",
     };
     match side {
-        SideName::Kv => format!(
-            "verbs-kv: {}, CRC {}, {} data connection(s) of {depth} READs a thread",
-            if batch == &1 {
-                "into registered memory"
-            } else {
-                "as values in memory of the reader"
-            },
-            if point.verify { "checked" } else { "not checked" },
-            point.queue_pairs
+        SideName::Kv | SideName::KvTickets => kv_settings(side, point),
+        SideName::Replay => format!(
+            "bare loop over verbs, {chain} (what the client splits, or joins as neighbours, is one READ a GET here), \
+             {depth} READs outstanding, one queue pair, memory in huge pages where there are any"
         ),
-        SideName::Replay => {
-            format!("bare loop over verbs, {chain}, {depth} READs outstanding, one queue pair")
+        SideName::Perftest if *batch == 1 => {
+            "ib_read_lat at the wire length, one READ at a time, values not checked".to_owned()
         }
-        SideName::Perftest if *batch == 1 => "ib_read_lat at the wire length, one READ at a time".to_owned(),
-        SideName::Perftest => format!("ib_read_bw at the wire length, depth {}", depth.min(batch)),
-        SideName::Ucx if *batch == 1 => "ucx_perftest ucp_get at the wire length, one at a time".to_owned(),
-        SideName::Ucx => format!(
-            "ucx_perftest ucp_get at the wire length, {} outstanding",
-            depth.min(batch)
-        ),
+        SideName::Perftest => {
+            let (chain, signal) = programs::chains(*outstanding);
+            format!(
+                "ib_read_bw at the wire length, {outstanding} READs outstanding in chains of {chain}, a completion for \
+                 every {signal}, values not checked"
+            )
+        }
+        SideName::Ucx if *batch == 1 => {
+            "ucx_perftest ucp_get at the wire length, one at a time, values not checked".to_owned()
+        }
+        SideName::Ucx => {
+            format!("ucx_perftest ucp_get at the wire length, {outstanding} outstanding, values not checked")
+        }
         SideName::Memcpy => "copies out of memory of its own into memory that is used again".to_owned(),
         SideName::Crc => "CRC32C of the value where it lies, no copy".to_owned(),
-        SideName::Pread => "one pread a GET from a file with each value at a page of its own".to_owned(),
-        SideName::Lmdb => "one read transaction a call; get and memcpy".to_owned(),
-        SideName::LmdbCrc => "one read transaction a call; get, memcpy and CRC32C of the copy".to_owned(),
-        SideName::Redis => {
-            "MGET of all keys of a call over a Unix socket, copied into memory that is used again".to_owned()
-        }
-        SideName::Memcached => {
-            "get of all keys of a call over a Unix socket, copied into memory that is used again".to_owned()
-        }
-        SideName::Fio => format!(
-            "fio randread of a file with each value at a page of its own, psync, {}",
+        SideName::Pread => format!(
+            "one pread a GET from a file with each value at a page of its own, whose place it knows{}",
             if point.start == Start::Cold {
-                "direct"
+                "; the clock starts before the file is opened, nothing of it in the page cache"
+            } else {
+                ""
+            }
+        ),
+        SideName::Lmdb => format!("{lookup}; one read transaction a call, get and memcpy"),
+        SideName::LmdbCrc => {
+            format!("{lookup}; one read transaction a call, get, memcpy and CRC32C of the copy")
+        }
+        SideName::Redis => format!(
+            "{lookup}; MGET of all keys of a call over a Unix socket, copied into memory that is used again"
+        ),
+        SideName::Memcached => format!(
+            "{lookup}; get of all keys of a call over a Unix socket, copied into memory that is used again"
+        ),
+        SideName::Fio => format!(
+            "fio randread, uniform, of a file with each value at a page of its own, psync, {}, values not checked",
+            if point.start == Start::Cold {
+                "direct, its own start not counted"
             } else {
                 "page cache"
             }
         ),
     }
+}
+
+fn kv_settings(side: SideName, point: &Point) -> String {
+    let Point { batch, depth, .. } = point;
+    let how = match side {
+        SideName::KvTickets => format!("submit and poll, {} GETs outstanding at most", depth.max(batch)),
+        _ if *batch == 1 => "into registered memory".to_owned(),
+        _ => "as values in memory of the reader".to_owned(),
+    };
+    let mut all = format!(
+        "verbs-kv: {how}, locators {}, CRC {}, {} data connection(s) of {depth} READs a thread",
+        match point.locators {
+            Locators::Known => "known",
+            Locators::Live => "looked up or cached",
+        },
+        if point.verify { "checked" } else { "not checked" },
+        point.queue_pairs
+    );
+    if point.start == Start::Cold {
+        all += "; the clock starts with the server's process, nothing of its data in the page cache: its start, the \
+                session and locating are in the GETs/s";
+    }
+    all
 }
 
 /// Memory that the values of one call are copied to, used again by the next.

@@ -18,18 +18,40 @@ const PATIENCE: Duration = Duration::from_secs(20);
 /// Longest silence of a daemon.
 const SILENCE: Duration = Duration::from_secs(60);
 /// Longest key that memcached takes.
-const MEMCACHED_KEY_MAX: usize = 250;
+const MEMCACHED_KEY_MAX_BYTES: usize = 250;
+/// Longest item that it is told to take, MiB; what an item has besides its value, at most, bytes.
+const MEMCACHED_ITEM_MAX_MIB: usize = 64;
+const MEMCACHED_ITEM_MORE_BYTES: usize = 1024;
 
 /// Why a side cannot be measured.
-pub(crate) fn missing(side: SideName) -> Option<String> {
+pub(crate) fn missing(side: SideName, values: &Values) -> Option<String> {
     let names: &[&str] = match side {
         SideName::Redis => &["valkey-server", "redis-server"],
         _ => &["memcached"],
     };
-    if names.iter().any(|name| program(name).is_some()) {
-        return None;
+    if !names.iter().any(|name| program(name).is_some()) {
+        return Some(format!("not installed ({})", names.join(" or ")));
     }
-    Some(format!("not installed ({})", names.join(" or ")))
+    (side == SideName::Memcached)
+        .then(|| not_for_memcached(values))
+        .flatten()
+}
+
+fn not_for_memcached(values: &Values) -> Option<String> {
+    let longest = values.longest_bytes();
+    if longest + MEMCACHED_ITEM_MORE_BYTES > MEMCACHED_ITEM_MAX_MIB << 20 {
+        return Some(format!(
+            "it takes values of up to {MEMCACHED_ITEM_MAX_MIB} MiB here, and there is one of {longest} bytes"
+        ));
+    }
+    let refused = |key: &Vec<u8>| {
+        key.len() > MEMCACHED_KEY_MAX_BYTES || key.is_empty() || !key.iter().all(u8::is_ascii_graphic)
+    };
+    let key = (0..values.count()).map(|index| values.key(index)).find(refused)?;
+    Some(format!(
+        "it takes keys of up to {MEMCACHED_KEY_MAX_BYTES} visible ASCII characters, unlike `{}`",
+        key.escape_ascii()
+    ))
 }
 
 /// A daemon that holds all values; it ends when dropped.
@@ -71,7 +93,7 @@ impl Daemon {
                 "-m",
                 &mib.to_string(),
                 "-I",
-                "64m",
+                &format!("{MEMCACHED_ITEM_MAX_MIB}m"),
                 "-t",
                 "1",
                 "-u",
@@ -102,8 +124,8 @@ impl Daemon {
                 stream.ask(&resp(&[b"SET", &key, &value]))?;
                 stream.line("+OK")?;
             } else {
-                memcached_key(&key)?;
-                let mut request = format!("set {} 0 0 {}\r\n", key.escape_ascii(), value.len()).into_bytes();
+                let mut request = [b"set ", &key[..], b" 0 0 "].concat();
+                request.extend_from_slice(format!("{}\r\n", value.len()).as_bytes());
                 request.extend_from_slice(&value);
                 request.extend_from_slice(b"\r\n");
                 stream.ask(&request)?;
@@ -112,20 +134,6 @@ impl Daemon {
         }
         Ok(daemon)
     }
-}
-
-fn memcached_key(key: &[u8]) -> Result<(), Error> {
-    let plain = key
-        .iter()
-        .all(|byte| byte.is_ascii_graphic() && *byte != b'\\' && *byte != b'\'' && *byte != b'"');
-    if plain && key.len() <= MEMCACHED_KEY_MAX {
-        return Ok(());
-    }
-    Err(format!(
-        "memcached takes no key such as {}: leave it out of `beside`",
-        key.escape_ascii()
-    )
-    .into())
 }
 
 struct Stream {
