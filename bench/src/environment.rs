@@ -92,6 +92,15 @@ impl Environment {
     }
 }
 
+/// Whether `device` is Soft-RoCE: that lies on a network interface, which it names.
+pub(crate) fn is_soft_roce(device: &str) -> bool {
+    !device.is_empty()
+        && Path::new("/sys/class/infiniband")
+            .join(device)
+            .join("parent")
+            .exists()
+}
+
 fn mtu_bytes(device: &str) -> Option<u32> {
     let context = rdma_core_rs::Context::open(device).ok()?;
     context.query_port(1).ok()?.active_mtu.bytes()

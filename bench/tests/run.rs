@@ -20,13 +20,14 @@ fn definitions(start: &str) -> Vec<PathBuf> {
     found
 }
 
-fn bench(arguments: &[&str], folder: &Path) -> Output {
+fn bench(arguments: &[&str], folder: &Path, variables: &[(&str, &str)]) -> Output {
     // Real files: this package's own.
     let files = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/run");
     Command::new(BENCH)
         .args(arguments)
         .env("VKV_FILES", files)
         .env("TMPDIR", folder)
+        .envs(variables.iter().copied())
         .stdin(Stdio::null())
         .output()
         .unwrap()
@@ -34,6 +35,11 @@ fn bench(arguments: &[&str], folder: &Path) -> Output {
 
 /// Runs a definition in smoke form; its report.
 fn smoke(definition: &Path, blocks: &str) -> Value {
+    smoke_with(definition, blocks, &[])
+}
+
+/// The same, with variables of its environment.
+fn smoke_with(definition: &Path, blocks: &str, variables: &[(&str, &str)]) -> Value {
     // It lies beside `bench`, where `bench run` looks for it.
     server();
     let folder = tempfile::tempdir().unwrap();
@@ -56,6 +62,7 @@ fn smoke(definition: &Path, blocks: &str) -> Value {
             out.to_str().unwrap(),
         ],
         folder.path(),
+        variables,
     );
     let said = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{path}: {said}");
@@ -66,10 +73,26 @@ fn smoke(definition: &Path, blocks: &str) -> Value {
     serde_json::from_slice(&std::fs::read(out.join(format!("{name}.json"))).unwrap()).unwrap()
 }
 
+/// Sides that measure by themselves, and check no values.
+const BY_THEMSELVES: [&str; 3] = ["perftest", "ucx", "fio"];
+
+fn number(value: &Value) -> f64 {
+    value.as_f64().unwrap_or_else(|| panic!("{value} is no number"))
+}
+
+/// A median within its interval.
+fn interval(value: &Value) -> f64 {
+    let [low, median, high] = ["low", "median", "high"].map(|end| number(&value[end]));
+    assert!(low <= median && median <= high, "{value}");
+    median
+}
+
 /// What holds of every smoke run: sides were measured, and their values compared.
 fn holds(report: &Value) {
     let points = report["points"].as_array().unwrap();
     assert!(!points.is_empty());
+    let verbs = report["network"] == "verbs";
+    environment_holds(&report["environment"], verbs);
     for point in points {
         let sides = point["sides"].as_array().unwrap();
         assert_eq!(sides[0]["side"], "kv");
@@ -84,21 +107,99 @@ fn holds(report: &Value) {
                 blocks,
                 "{name}"
             );
-            if !["perftest", "ucx", "fio"].contains(&name) {
+            if !BY_THEMSELVES.contains(&name) {
                 assert!(
                     side["checked"].as_u64() >= Some(gets) && side["compared"].as_u64() > Some(0),
                     "{name}"
                 );
+                side_holds(side, point["point"]["start"] == "cold");
+            }
+            if name.starts_with("kv") {
+                kv_holds(&side["kv"], verbs);
             }
         }
         assert!(point["ratios"].as_array().unwrap().len() >= sides.len() - 1);
-        let reads = sides[0]["kv"]["reads_per_get"].as_f64().unwrap();
-        // Neighbours share one; a lookup has two buckets and the record; a checked value of 1 MiB has four pieces.
-        assert!((0.1..=4.0).contains(&reads), "{reads}");
     }
     for target in report["targets"].as_array().unwrap() {
         assert_eq!(target["outcome"], "inconclusive", "so few blocks decide nothing");
         assert!(target["ratio"].is_object(), "{target}");
+    }
+}
+
+fn environment_holds(environment: &Value, verbs: bool) {
+    for text in ["kernel", "cpu"] {
+        assert_ne!(environment[text], "", "{text}");
+    }
+    assert!(environment["cpus"].as_u64() > Some(0));
+    // These tests run in a checkout.
+    let commit = environment["commit"].as_str().unwrap();
+    assert!(
+        commit.len() >= 7 && commit.chars().all(|char| char.is_ascii_hexdigit()),
+        "{commit:?}"
+    );
+    let mtu = environment["mtu_bytes"].as_u64().unwrap();
+    if verbs {
+        assert_ne!(environment["device"], "");
+        assert!((256..=4096).contains(&mtu) && mtu.is_power_of_two(), "{mtu}");
+    } else {
+        assert_eq!((&environment["device"], mtu), (&"".into(), 0), "none was used");
+    }
+}
+
+/// Latencies, rates, time on a processor and memory.
+fn side_holds(side: &Value, cold: bool) {
+    let percentiles: Vec<f64> = side["percentiles_us"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(number)
+        .collect();
+    assert!(
+        percentiles.len() == 5 && percentiles[0] > 0.0 && percentiles.is_sorted(),
+        "{percentiles:?}"
+    );
+    let distribution: Vec<(f64, f64)> = side["distribution_us"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|at| (number(&at[0]), number(&at[1])))
+        .collect();
+    assert!(
+        distribution.len() > 3 && distribution.is_sorted(),
+        "{distribution:?}"
+    );
+    assert_eq!(distribution.last().unwrap().0, 1.0);
+    assert_eq!(side["latency_us"].is_object(), !cold);
+    assert!(interval(&side["gets_s"]) > 0.0 && interval(&side["wall_gets_s"]) > 0.0);
+    assert!(interval(&side["client_cpu_us_per_get"]) > 0.0);
+    assert!(side["client_memory_bytes"].as_u64() > Some(1 << 20));
+    assert!(side["calls"].as_u64() > Some(0));
+}
+
+/// What GETs cost: each count is there, and none is below zero.
+fn kv_holds(kv: &Value, verbs: bool) {
+    let reads = interval(&kv["reads_per_get"]);
+    // Neighbours share one; a lookup has two buckets and the record; a checked value of 1 MiB has four pieces.
+    assert!((0.1..=4.0).contains(&reads), "{reads}");
+    // Each GET has a READ of its own, or came by that of the one before it.
+    assert!(
+        reads - interval(&kv["split_reads_per_get"]) + interval(&kv["coalesced_per_get"]) > 0.99,
+        "{kv}"
+    );
+    assert!(interval(&kv["round_trips_per_get"]) > 0.0);
+    for name in ["server_cpu_s_per_million", "server_frames_per_million"] {
+        interval(&kv[name]);
+        assert!(number(&kv[name]["low"]) >= 0.0, "{name}: {}", kv[name]);
+    }
+    assert!(kv["server_memory_bytes"].as_u64() > Some(1 << 20));
+    let counters = kv["device_counters"].as_object().unwrap();
+    if verbs {
+        assert!(
+            interval(&kv["packets_per_get"]) >= 1.0 && !counters.is_empty(),
+            "{kv}"
+        );
+    } else {
+        assert!(kv["packets_per_get"].is_null() && counters.is_empty(), "{kv}");
     }
 }
 
@@ -162,9 +263,7 @@ fn definitions_over_verbs_run() {
     for definition in definitions(if short { "verbs-latency" } else { "verbs" }) {
         let path = folder.path().join(definition.file_name().unwrap());
         std::fs::write(&path, least(&definition)).unwrap();
-        let report = smoke(&path, "1");
-        holds(&report);
-        assert_eq!(report["environment"]["mtu_bytes"].as_u64().unwrap() % 256, 0);
+        holds(&smoke(&path, "1"));
     }
 }
 
@@ -201,7 +300,7 @@ value_bytes = 64
 check = false
 loop = "open"
 rate = 10000
-beside = ["memcpy"]
+beside = ["memcpy", "kv+tickets"]
 "#;
     std::fs::write(&path, text).unwrap();
     let mut report = smoke(&path, "2");
@@ -215,9 +314,169 @@ beside = ["memcpy"]
     for side in points[2]["sides"].as_array_mut().unwrap() {
         // A value is cold once: 24 of them, in two blocks.
         assert_eq!(side["checked"], 48);
+        assert!(
+            side["latency_us"].is_null() && side["gets_s"].is_object(),
+            "it is timed as a whole"
+        );
         side["checked"] = 128.into();
     }
     holds(&report);
+}
+
+/// Whether a shell would find one of these.
+fn installed(names: &[&str]) -> bool {
+    let path = std::env::var_os("PATH").unwrap();
+    let has = |name: &&str| std::env::split_paths(&path).any(|folder| folder.join(name).is_file());
+    names.iter().any(has)
+}
+
+#[test]
+fn peers_run_where_they_are_installed_and_else_the_report_says_that_they_are_not() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("peers.toml");
+    let text = r#"
+title = "peers"
+network = "local"
+[[case]]
+name = "one by one"
+value_bytes = 4096
+beside = ["redis", "memcached", "fio"]
+[[case]]
+name = "several"
+value_bytes = { mix = [100, 70000] }
+locators = "live"
+batch = 8
+beside = ["redis", "memcached"]
+"#;
+    std::fs::write(&path, text).unwrap();
+    let report = smoke(&path, "2");
+    holds(&report);
+    for (name, programs, points) in [
+        ("redis", &["valkey-server", "redis-server"][..], 2),
+        ("memcached", &["memcached"], 2),
+        ("fio", &["fio"], 1),
+    ] {
+        for point in &report["points"].as_array().unwrap()[..points] {
+            let measured = point["sides"]
+                .as_array()
+                .unwrap()
+                .iter()
+                .any(|side| side["side"] == name);
+            let left_out = point["left_out"].as_array().unwrap();
+            let said = left_out
+                .iter()
+                .any(|out| out[0] == name && out[1].as_str().unwrap().contains("not installed"));
+            let there = installed(programs);
+            if !there {
+                eprintln!("{name} is not installed: its side was not tried");
+            }
+            assert_eq!((measured, said), (there, !there), "{name}: {left_out:?}");
+        }
+    }
+    let fio = report["points"][0]["sides"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .find(|side| side["side"] == "fio");
+    assert!(fio.is_none_or(|fio| interval(&fio["latency_us"]) > 0.0 && interval(&fio["gets_s"]) > 0.0));
+}
+
+/// One peer that could not do what a point asks once ended the whole run.
+#[test]
+fn a_peer_that_cannot_is_left_out_with_its_reason() {
+    let folder = tempfile::tempdir().unwrap();
+    let files = folder.path().join("files");
+    std::fs::create_dir(&files).unwrap();
+    std::fs::write(files.join("a name with blanks"), b"one").unwrap();
+    std::fs::write(files.join("x".repeat(200)), b"two").unwrap();
+    let deep = files
+        .join("y".repeat(250))
+        .join("y".repeat(250))
+        .join("y".repeat(20));
+    std::fs::create_dir_all(deep.parent().unwrap()).unwrap();
+    std::fs::write(deep, b"three").unwrap();
+    let path = folder.path().join("cannot.toml");
+    let text = format!(
+        r#"
+title = "cannot"
+network = "local"
+[[case]]
+name = "files"
+value_bytes = {{ files = "{}" }}
+beside = ["lmdb", "lmdb+crc", "memcached"]
+[[case]]
+name = "sectors"
+value_bytes = 5000
+start = "cold"
+beside = ["fio", "pread"]
+"#,
+        files.display()
+    );
+    std::fs::write(&path, text).unwrap();
+    let mut report = smoke(&path, "1");
+    let said = |report: &Value, point: usize, name: &str| -> String {
+        let all = report["points"][point]["left_out"].as_array().unwrap();
+        let found = all
+            .iter()
+            .find(|out| out[0] == name)
+            .unwrap_or_else(|| panic!("{name} was measured"));
+        found[1].as_str().unwrap().to_owned()
+    };
+    for name in ["lmdb", "lmdb+crc"] {
+        assert!(said(&report, 0, name).contains("keys of up to 511 bytes"));
+    }
+    let memcached = said(&report, 0, "memcached");
+    assert!(
+        memcached.contains("not installed") || memcached.contains("250 visible"),
+        "{memcached}"
+    );
+    assert!(said(&report, 1, "fio").contains("whole sectors"));
+    for side in report["points"][1]["sides"].as_array_mut().unwrap() {
+        // A value is cold once.
+        assert_eq!(side["checked"], 24);
+        side["checked"] = 64.into();
+    }
+    holds(&report);
+}
+
+/// A daemon that is there and does not work: the others are measured all the same.
+#[test]
+fn a_peer_that_fails_is_left_out_with_what_it_said() {
+    use std::os::unix::fs::PermissionsExt;
+    let folder = tempfile::tempdir().unwrap();
+    let programs = folder.path().join("bin");
+    std::fs::create_dir(&programs).unwrap();
+    for (name, script) in [
+        ("valkey-server", "#!/bin/sh\nexit 3\n"),
+        ("fio", "#!/bin/sh\necho broken >&2\nexit 4\n"),
+    ] {
+        let program = programs.join(name);
+        std::fs::write(&program, script).unwrap();
+        std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o755)).unwrap();
+    }
+    let path = folder.path().join("fails.toml");
+    let text = "title = \"t\"\nnetwork = \"local\"\n[[case]]\nname = \"c\"\nvalue_bytes = 4096\n\
+                beside = [\"redis\", \"fio\", \"pread\"]\n";
+    std::fs::write(&path, text).unwrap();
+    let search = format!("{}:{}", programs.display(), std::env::var("PATH").unwrap());
+    let report = smoke_with(&path, "2", &[("PATH", &search)]);
+    holds(&report);
+    let left_out = report["points"][0]["left_out"].to_string();
+    assert!(
+        left_out.contains("could not be set up") && left_out.contains("exit status: 3"),
+        "{left_out}"
+    );
+    assert!(
+        left_out.contains("block 1: fio ended with exit status: 4: broken"),
+        "{left_out}"
+    );
+    let sides: Vec<&str> = report["points"][0]["sides"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|side| side["side"].as_str().unwrap())
+        .collect();
+    assert_eq!(sides, ["kv", "memcpy", "pread"]);
 }
 
 #[test]
@@ -229,7 +488,7 @@ fn a_definition_that_cannot_be_is_refused_before_anything_starts() {
         "title = \"t\"\nnetwork = \"local\"\n[[case]]\nname = \"c\"\nvalue_bytes = 0\n",
     )
     .unwrap();
-    let output = bench(&["run", path.to_str().unwrap()], folder.path());
+    let output = bench(&["run", path.to_str().unwrap()], folder.path(), &[]);
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(!output.status.success());
     assert!(
@@ -243,7 +502,7 @@ fn the_example_is_a_definition_and_reports_compare() {
     server();
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("example.toml");
-    let output = bench(&["run", "--example"], folder.path());
+    let output = bench(&["run", "--example"], folder.path(), &[]);
     std::fs::write(&path, &output.stdout).unwrap();
     let mut reports = Vec::new();
     for name in ["first", "second"] {
@@ -255,7 +514,7 @@ fn the_example_is_a_definition_and_reports_compare() {
             "--out",
             out.to_str().unwrap(),
         ];
-        let output = bench(&arguments, folder.path());
+        let output = bench(&arguments, folder.path(), &[]);
         assert!(
             output.status.success(),
             "{}",
@@ -270,10 +529,12 @@ fn the_example_is_a_definition_and_reports_compare() {
             reports[1].to_str().unwrap(),
         ],
         folder.path(),
+        &[],
     );
     let said = String::from_utf8_lossy(&output.stdout);
     assert!(
-        output.status.success() && said.contains("figures changed beyond noise"),
+        output.status.success()
+            && said.contains("ratios and counts changed beyond noise: 2 blocks, fewer than 10"),
         "{said}"
     );
 }

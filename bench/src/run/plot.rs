@@ -101,7 +101,12 @@ pub(crate) fn curves(report: &Report) -> Result<Vec<(String, String)>, Error> {
                 None => groups.push((rest, vec![point])),
             }
         }
-        for (rest, points) in groups.into_iter().filter(|(_, points)| points.len() > 1) {
+        // What is the same for all of them is no axis.
+        let differ = |points: &[&PointReport]| {
+            let first = points.first().and_then(|point| axis.of(&point.point));
+            points.iter().any(|point| axis.of(&point.point) != first)
+        };
+        for (rest, points) in groups.into_iter().filter(|(_, points)| differ(points)) {
             for (label, figure) in axis.figures() {
                 let chart = Chart {
                     x: axis.label(),

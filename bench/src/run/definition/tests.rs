@@ -24,7 +24,7 @@ fn the_example_is_read_as_it_says() {
     );
     assert_eq!(first.values, Count::Values(2000));
     assert_eq!(second.rates, [Some(50_000.0), Some(200_000.0)]);
-    assert_eq!(second.beside, Some(vec![SideName::Pread]));
+    assert_eq!(second.beside, Some(vec![SideName::Pread, SideName::KvTickets]));
     assert_eq!(definition.target[0].bound, Bound::AtLeast(1.0));
 }
 
@@ -82,6 +82,10 @@ fn what_contradicts_itself_is_told_with_a_remedy() {
         ("rate = 5", "needs loop = \"open\""),
         ("zipf = 1.1", "order = \"zipf\""),
         ("values = 3\nworking_set_l3 = 4", "leave one out"),
+        (
+            "start = \"cold\"\nloop = \"open\"\nrate = 5",
+            "needs loop = \"closed\"",
+        ),
         ("start = \"cold\"\norder = \"uniform\"", "needs order = \"epoch\""),
         ("beside = [\"kv\"]", "leave it out"),
     ] {

@@ -12,6 +12,8 @@ const SIZE: (u32, u32) = (860, 400);
 const LEGEND: u32 = 150;
 const LEGEND_STEP: i32 = 20;
 const LEGEND_SAMPLE: i32 = 34;
+/// Numbers at the horizontal axis, about: more would run into one another.
+const LABELS: usize = 6;
 /// More dots of a line than this are too many to see each.
 const DOTS_MAX: usize = 20;
 
@@ -118,6 +120,7 @@ impl Chart {
             .configure_mesh()
             .x_desc(self.x)
             .y_desc(self.y)
+            .x_labels(LABELS)
             .x_label_formatter(&|x| label(scale, *x))
             .y_label_formatter(&|y| label(Scale::Numbers, *y))
             .light_line_style(WHITE)

@@ -13,6 +13,8 @@ const BOTTOM: f64 = 26.0;
 const WIDTH: f64 = 1000.0;
 /// From here to there ratios are drawn; their names stand before, their numbers behind.
 const PLOT: (f64, f64) = (400.0, 800.0);
+/// What a number at the axis takes.
+const MARK_WIDTH: f64 = 30.0;
 /// Names longer than this are cut.
 const NAME_MAX: usize = 62;
 /// Where the axis may have a number.
@@ -114,7 +116,9 @@ fn draw(rows: &[Row]) -> String {
             );
         }
     }
-    for mark in marks() {
+    // One has its number, and what stands so near that theirs would run into it has none.
+    let free = |mark: &&f64| **mark == 1.0 || (x(**mark) - x(1.0)).abs() > MARK_WIDTH;
+    for mark in marks().filter(free) {
         text(
             &mut out,
             (x(*mark), bottom + 16.0),

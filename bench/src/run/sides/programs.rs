@@ -9,7 +9,7 @@ use std::time::Duration;
 use kv_proto::layout::wire_len;
 
 use crate::Error;
-use crate::environment::program;
+use crate::environment::{is_soft_roce, program};
 use crate::perftest::{Perftest, Reaped, Test, wait_until_listening};
 use crate::processes::end_of;
 use crate::raw::{CHAIN_MAX, SIGNAL_READS};
@@ -27,6 +27,8 @@ const FIO_LIMIT: &str = "--runtime=120";
 const SECTOR_BYTES: u64 = 512;
 /// Longest that ucx_perftest may take.
 const UCX_PATIENCE: Duration = Duration::from_secs(120);
+/// Which GID it uses.
+const UCX_GID: &str = "UCX_IB_GID_INDEX";
 /// One part of its iterations in so many are its warm-up, which by itself has ten thousand.
 const UCX_WARM_SHARE: usize = 10;
 /// Ports of the two sides' own channels, one after the other.
@@ -155,6 +157,10 @@ impl External<'_> {
             command
                 .env("UCX_TLS", "rc")
                 .env("UCX_NET_DEVICES", format!("{}:1", self.device));
+            // Over Soft-RoCE it does not reach its own device by the GID of an IPv4 address, which it would choose.
+            if is_soft_roce(self.device) && std::env::var_os(UCX_GID).is_none() {
+                command.env(UCX_GID, "0");
+            }
             command.stdin(Stdio::null()).stderr(Stdio::null());
             command
         };
