@@ -103,6 +103,9 @@ pub enum StorageError {
     /// Memory or disk are used up, and dead space is being freed: begin again.
     #[error("busy: dead space is being freed")]
     Freeing,
+    /// Memory of the index changed though nobody wrote there, and what it said is put together anew: ask again.
+    #[error("busy: a part of the index is filled anew from the records")]
+    Mending,
     /// There is no such dataset, or it was dropped.
     #[error("there is no dataset {0:?}")]
     NoDataset(String),
@@ -224,7 +227,7 @@ impl StorageError {
             | Self::Option { .. } => Status::Io,
             Self::NoSpace { .. } => Status::NoSpace,
             Self::Memory { .. } | Self::Fabric(_) => Status::NoMemory,
-            Self::Busy(_) | Self::Freeing => Status::Busy,
+            Self::Busy(_) | Self::Freeing | Self::Mending => Status::Busy,
             Self::NoDataset(_) => Status::NoDataset,
             Self::Exists(_) => Status::Exists,
             Self::BadName(_) => Status::BadName,

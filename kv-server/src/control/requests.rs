@@ -55,7 +55,7 @@ impl<F: Fabric> Control<F> {
             }
             Request::Tokens { dataset, count } => self.tokens(id, &dataset, count, now)?,
             Request::Lookup { dataset, key } => {
-                let locator = self.dataset(id, &dataset)?.lookup(&key.0);
+                let locator = self.dataset(id, &dataset)?.lookup(&key.0)?;
                 Answer::Lookup {
                     locator: locator.ok_or(Status::NotFound)?,
                 }
@@ -160,7 +160,7 @@ impl<F: Fabric> Control<F> {
     ) -> Result<Answer, Refusal> {
         let room_bytes = PAYLOAD_BYTES - 2 - 8 - 1;
         let dataset = self.dataset(id, dataset)?;
-        let (entries, next, done) = dataset.list(cursor, usize::from(limit), room_bytes);
+        let (entries, next, done) = dataset.list(cursor, usize::from(limit), room_bytes)?;
         // A page without keys goes on where the next may find some.
         if entries.is_empty() && !done && next == cursor {
             let text = "the keys of one slot hash do not fit the page";

@@ -25,6 +25,7 @@ use super::{Shared, lock, scrub};
 use crate::error::StorageError;
 
 mod list;
+mod mend;
 mod write;
 
 pub use write::{BeginDelete, BeginPut};
@@ -62,6 +63,8 @@ pub struct Dataset<D: Domain> {
     pub(crate) figures: Figures,
     pub(crate) compaction: Ledger,
     pub(crate) scrub: scrub::Ledger,
+    /// Whether the log was asked to put the index right, and has not begun to.
+    mending: AtomicBool,
     pub(crate) shared: Arc<Shared>,
     pub(crate) thread: Mutex<Option<JoinHandle<()>>>,
     dropped: AtomicBool,
@@ -104,6 +107,7 @@ impl<D: Domain> Dataset<D> {
             figures: contents.figures,
             compaction: Ledger::default(),
             scrub: scrub::Ledger::default(),
+            mending: AtomicBool::new(false),
             shared,
             thread: Mutex::new(None),
             dropped: AtomicBool::new(false),
@@ -361,13 +365,32 @@ impl<D: Domain> Dataset<D> {
     }
 
     /// Where the record of `key` lies.
-    pub fn lookup(&self, key: &[u8]) -> Option<Locator> {
+    ///
+    /// # Errors
+    /// [`StorageError::Mending`] where the index cannot tell at the moment.
+    pub fn lookup(&self, key: &[u8]) -> Result<Option<Locator>, StorageError> {
         self.lookup_hashed(self.hash(key), key)
     }
 
     /// [`Dataset::lookup`] of a key whose hash is known.
-    pub(crate) fn lookup_hashed(&self, hash: KeyHash, key: &[u8]) -> Option<Locator> {
-        self.read_index().find(hash, |locator| self.key_is(locator, key))
+    pub(crate) fn lookup_hashed(&self, hash: KeyHash, key: &[u8]) -> Result<Option<Locator>, StorageError> {
+        self.find(hash, |locator| self.key_is(locator, key))
+    }
+
+    /// Where the record lies which `is_key` takes for that of the key with this hash.
+    ///
+    /// # Errors
+    /// As [`Dataset::lookup`]; the log was asked to put the index right.
+    pub(crate) fn find(
+        &self,
+        hash: KeyHash,
+        is_key: impl Fn(&Locator) -> bool,
+    ) -> Result<Option<Locator>, StorageError> {
+        let found = self.read_index().find(hash, is_key);
+        if found.is_err() {
+            self.ask_to_mend();
+        }
+        found
     }
 
     /// Keys in it.
@@ -389,10 +412,11 @@ impl<D: Domain> Dataset<D> {
         let dead_bytes = sum(Segment::dead_bytes);
         let all_bytes = sum(Segment::length_bytes);
         let read = |figure: &AtomicU64| figure.load(Ordering::Relaxed);
-        let (keys, index_bytes) = {
+        let (keys, index_faults, index_bytes) = {
             let index = self.read_index();
             (
                 index.keys(),
+                index.faults(),
                 index.bytes() + lock(&self.journal).bytes(Gone::index_bytes),
             )
         };
@@ -408,6 +432,7 @@ impl<D: Domain> Dataset<D> {
             ("lost_segments_count", read(&figures.lost_segments)),
             ("cut_segments_count", read(&figures.cut_segments)),
             ("damaged_records_count", read(&figures.damaged_records)),
+            ("damaged_index_parts_count", index_faults),
             ("damaged_segment_lists_count", self.list.damaged()),
             ("images_bytes", sum(Segment::charged_bytes)),
             ("index_bytes", index_bytes),

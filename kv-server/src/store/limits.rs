@@ -13,8 +13,11 @@ pub(crate) const SEGMENT_NUMBERS_BATCH: u32 = 64;
 /// Most changes of one dataset that are remembered one by one; who is further behind drops all and asks again.
 pub(crate) const JOURNAL_CHANGES_MAX: usize = 4096;
 /// Most operations of all clients of one dataset that are remembered; past it the client that was idle longest is
-/// forgotten.
-pub(crate) const OPERATIONS_TOTAL_MAX: usize = 1 << 20;
+/// forgotten, but for the highest number that it had.
+pub(crate) const OPERATIONS_TOTAL_MAX: usize = if cfg!(test) { 1 << 12 } else { 1 << 20 };
+/// Most clients of one dataset of which nothing but the highest number is remembered; past it the oldest of these is not
+/// known any more.
+pub(crate) const FLOORS_MAX: usize = if cfg!(test) { 1 << 10 } else { 1 << 18 };
 /// Blocks of the shortest arena of an index.
 pub(crate) const ARENA_BLOCKS_MIN: usize = 8;
 /// A new arena of an index has one in so many of the blocks that there are.
@@ -71,6 +74,10 @@ pub(crate) const COPY_BATCH_RECORDS: usize = 256;
 pub(crate) const TOMBSTONES_JUDGED_MAX: usize = if cfg!(test) { 64 } else { 1 << 18 };
 /// Most datasets, those that were dropped and are not released yet included: each has a thread and an index.
 pub(crate) const DATASETS_MAX: usize = if cfg!(test) { 24 } else { 1024 };
+/// Most faults in the memory of an index that wait to be named in the log; what is past that is counted.
+pub(crate) const FAULTS_UNTOLD_MAX: usize = 64;
+/// Most buckets of an index of which it is remembered that they cannot be put right.
+pub(crate) const FAULTS_KNOWN_MAX: usize = 1 << 16;
 /// Most groups of an index that one page of a listing looks at: the control thread has others to serve.
 pub(crate) const LIST_GROUPS_MAX: usize = 64;
 /// Most findings of one dataset that the scrubber tells of and counts.

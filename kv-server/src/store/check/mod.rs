@@ -27,6 +27,7 @@ mod tail;
 
 pub(crate) use dataset::Checking;
 pub(crate) use report::Reporter;
+pub(crate) use report::key_text;
 pub use report::{Finding, Level, Summary, Watch};
 
 /// Where the format stands in both.

@@ -33,6 +33,7 @@ pub(crate) use ledger::{Gone, Ledger, Standing};
 pub(crate) use pacer::Pacer;
 pub(crate) use signal::Signal;
 use signal::Woken;
+pub(crate) use walk::Walk;
 
 /// Busy time after which compaction rests.
 const BUSY_AT_ONCE: Duration = Duration::from_millis(5);
@@ -47,7 +48,8 @@ pub struct Compaction {
     pub dead_share: f64,
     /// Most of the disk's time that compaction takes, above 0 up to 1; more where memory or disk are short.
     pub disk_share: f64,
-    /// Room that is kept on the disk for deletes and compaction, bytes; at most a sixteenth of the file system.
+    /// Room that is kept on the disk for deletes and compaction, bytes: at most a sixteenth of the file system, but no less
+    /// than the copies of a segment may take, up to a quarter of it; 0 for none.
     pub disk_reserve_bytes: u64,
 }
 

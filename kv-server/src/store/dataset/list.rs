@@ -6,6 +6,7 @@ use kv_proto::layout::Locator;
 
 use super::super::limits::LIST_GROUPS_MAX;
 use super::Dataset;
+use crate::error::StorageError;
 
 impl<D: Domain> Dataset<D> {
     /// Keys from slot hash `cursor` on, in the order of their slot hashes: at most `limit`, within `room_bytes` of a
@@ -13,14 +14,29 @@ impl<D: Domain> Dataset<D> {
     ///
     /// All keys of one slot hash come in one page. Where those of the first do not fit: nothing, the
     /// same cursor, and not the last.
-    pub fn list(&self, cursor: u64, limit: usize, room_bytes: usize) -> (Vec<ListEntry>, u64, bool) {
+    ///
+    /// # Errors
+    /// [`StorageError::Mending`] where the index cannot tell at the moment.
+    pub fn list(
+        &self,
+        cursor: u64,
+        limit: usize,
+        room_bytes: usize,
+    ) -> Result<(Vec<ListEntry>, u64, bool), StorageError> {
         let mut entries: Vec<(u64, ListEntry)> = Vec::new();
         let mut room = room_bytes;
         let mut from = cursor;
         for _ in 0..LIST_GROUPS_MAX {
             // Held while its slots are looked at: what they name is in the table as long as they name it.
             let index = self.read_index();
-            let (slots, next) = index.slots_from(from);
+            let (slots, next) = match index.slots_from(from) {
+                Ok(slots) => slots,
+                Err(error) => {
+                    drop(index);
+                    self.ask_to_mend();
+                    return Err(error);
+                }
+            };
             for slot in slots {
                 let Some(segment) = self.segment(slot.locator.segment) else {
                     continue;
@@ -30,7 +46,7 @@ impl<D: Domain> Dataset<D> {
                 };
                 let need = 2 + key.len() + 8 + size_of::<Locator>();
                 if entries.len() == limit || need > room {
-                    return cut_page(entries, slot.hash);
+                    return Ok(cut_page(entries, slot.hash));
                 }
                 room -= need;
                 let entry = ListEntry {
@@ -42,10 +58,10 @@ impl<D: Domain> Dataset<D> {
             }
             match next {
                 Some(next) => from = next,
-                None => return (entries.into_iter().map(|(_, entry)| entry).collect(), 0, true),
+                None => return Ok((entries.into_iter().map(|(_, entry)| entry).collect(), 0, true)),
             }
         }
-        (entries.into_iter().map(|(_, entry)| entry).collect(), from, false)
+        Ok((entries.into_iter().map(|(_, entry)| entry).collect(), from, false))
     }
 }
 

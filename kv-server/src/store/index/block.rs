@@ -242,11 +242,19 @@ impl<D: Domain> Blocks<D> {
         (self.arena(block).memory(), at)
     }
 
+    /// A bucket as it lies there, whatever that is.
     pub(crate) fn read(&self, block: BlockRef, index: u32) -> Bucket {
         let mut bucket = Bucket::new_zeroed();
         let (memory, at) = self.bucket_at(block, index);
         memory.read(at, bucket.as_mut_bytes());
         bucket
+    }
+
+    /// Changes a byte as failing memory would.
+    #[cfg(test)]
+    pub(crate) fn spoil(&self, block: BlockRef, index: u32, byte: usize, mask: u8) {
+        let (memory, at) = self.bucket_at(block, index);
+        spoil(memory, at + byte, mask);
     }
 
     /// Writes a bucket under its checksum: what it says first, the checksum last. A reader who sees some of both sees
@@ -291,11 +299,42 @@ impl<D: Domain> Directory<D> {
         self.readable.charged_bytes()
     }
 
-    /// Writes an entry under its checksum, as [`Blocks::write`] does a bucket.
-    pub(crate) fn write(&self, scope: &IndexScope, index: u32, mut entry: DirectoryEntry) {
+    /// The entry with its checksum, as it is to be at `index`.
+    pub(crate) fn checked(
+        &self,
+        scope: &IndexScope,
+        index: u32,
+        mut entry: DirectoryEntry,
+    ) -> DirectoryEntry {
         entry.checksum = scope.directory_checksum(self.version, index, &entry);
+        entry
+    }
+
+    pub(crate) fn read(&self, index: u32) -> DirectoryEntry {
+        let mut entry = DirectoryEntry::new_zeroed();
+        let memory = self.readable.memory();
+        memory.read(index as usize * ENTRY_BYTES, entry.as_mut_bytes());
+        entry
+    }
+
+    /// Changes a byte as failing memory would.
+    #[cfg(test)]
+    pub(crate) fn spoil(&self, index: u32, byte: usize, mask: u8) {
+        spoil(self.readable.memory(), index as usize * ENTRY_BYTES + byte, mask);
+    }
+
+    /// Writes an entry under its checksum, as [`Blocks::write`] does a bucket.
+    pub(crate) fn write(&self, scope: &IndexScope, index: u32, entry: DirectoryEntry) {
+        let entry = self.checked(scope, index, entry);
         let at = index as usize * ENTRY_BYTES;
         self.readable.memory().write(at + 8, &entry.as_bytes()[8..]);
         self.readable.memory().store_u64(at, entry.checksum);
     }
+}
+
+#[cfg(test)]
+fn spoil(memory: &Memory, at: usize, mask: u8) {
+    let mut byte = [0];
+    memory.read(at, &mut byte);
+    memory.write(at, &[byte[0] ^ mask]);
 }

@@ -62,7 +62,7 @@ impl<D: Domain> Index<D> {
             .take(TIDIED_MAX)
             .collect();
         for at in groups {
-            let Some(gathered) = self.gather(&[at], None) else {
+            let Ok(Some(gathered)) = self.gather(&[at], None) else {
                 continue;
             };
             let Ok(number) = self.number() else {
@@ -102,7 +102,7 @@ impl<D: Domain> Index<D> {
         } else {
             (buddy, at)
         };
-        let Some(gathered) = self.gather(&[low, high], None) else {
+        let Ok(Some(gathered)) = self.gather(&[low, high], None) else {
             return false;
         };
         let Ok(number) = self.number() else {

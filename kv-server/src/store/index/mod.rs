@@ -2,7 +2,8 @@
 //!
 //! - **I2**: a block or a directory that was replaced comes out as [`Retired`]; only [`Index::give_back`] has it
 //!   reused, and its caller says when.
-//! - A live bucket changes only under its checksum. The buckets of a group that was replaced carry `STAMP_MOVED` before
+//! - A live bucket changes only under its checksum, and is held to it before: what flipped in it is put right, or named
+//!   ([`mend`]). The buckets of a group that was replaced carry `STAMP_MOVED` before
 //!   anything is changed in what replaced it.
 //! - Memory is taken in [`Index::reserve`], before the record is written; [`Index::put`] cannot fail.
 //! - A group has at most [`GROUP_KEYS_MAX`] keys, and is split for no other reason than that it would have more, so the
@@ -25,6 +26,7 @@ mod block;
 mod build;
 mod group;
 mod join;
+mod mend;
 mod replace;
 #[cfg(test)]
 mod tests;
@@ -33,6 +35,8 @@ use block::Blocks;
 pub(crate) use block::{BlockRef, Directory, Place, Readable};
 pub(crate) use build::Builder;
 use group::Group;
+use mend::Faults;
+pub(crate) use mend::{Covered, Fault, Part};
 
 /// A slot promised to a record that is not durable yet.
 struct Promise {
@@ -69,8 +73,14 @@ pub(crate) struct Replaced<D: Domain> {
 struct Found {
     group: usize,
     bucket: u32,
+    contents: Bucket,
     slot: usize,
-    locator: Locator,
+}
+
+impl Found {
+    fn locator(&self) -> Locator {
+        self.contents.slots[self.slot].locator
+    }
 }
 
 /// The index of one dataset.
@@ -88,6 +98,7 @@ pub(crate) struct Index<D: Domain> {
     group_next: u32,
     promises: VecDeque<Promise>,
     keys: u64,
+    faults: Faults,
 }
 
 impl<D: Domain> Index<D> {
@@ -104,6 +115,7 @@ impl<D: Domain> Index<D> {
             group_next: 1,
             promises: VecDeque::new(),
             keys: 0,
+            faults: Faults::default(),
         })
     }
 
@@ -124,13 +136,23 @@ impl<D: Domain> Index<D> {
     }
 
     /// Where the record of a key lies; `is_key` tells it from others with the same hash.
-    pub(crate) fn find(&self, hash: KeyHash, is_key: impl Fn(&Locator) -> bool) -> Option<Locator> {
-        self.find_slot(hash, is_key).map(|found| found.locator)
+    ///
+    /// # Errors
+    /// [`StorageError::Mending`] where a bucket is not what was written: nothing can be said of the key.
+    pub(crate) fn find(
+        &self,
+        hash: KeyHash,
+        is_key: impl Fn(&Locator) -> bool,
+    ) -> Result<Option<Locator>, StorageError> {
+        Ok(self.find_slot(hash, is_key)?.map(|found| found.locator()))
     }
 
-    fn find_slot(&self, hash: KeyHash, is_key: impl Fn(&Locator) -> bool) -> Option<Found> {
+    fn find_slot(
+        &self,
+        hash: KeyHash,
+        is_key: impl Fn(&Locator) -> bool,
+    ) -> Result<Option<Found>, StorageError> {
         let at = self.group_of(hash);
-        let group = &self.groups[at];
         let [first, second] = candidate_buckets(hash.slot);
         let buckets = if first == second {
             &[first][..]
@@ -138,20 +160,21 @@ impl<D: Domain> Index<D> {
             &[first, second][..]
         };
         for &bucket in buckets {
-            let slots = self.blocks.read(group.block, bucket).slots;
-            let slot = slots
+            let contents = self.bucket(&self.groups[at], bucket)?;
+            let slot = contents
+                .slots
                 .iter()
                 .position(|slot| slot_matches(hash, slot.hash, &slot.locator) && is_key(&slot.locator));
             if let Some(slot) = slot {
-                return Some(Found {
+                return Ok(Some(Found {
                     group: at,
                     bucket,
+                    contents,
                     slot,
-                    locator: slots[slot].locator,
-                });
+                }));
             }
         }
-        None
+        Ok(None)
     }
 
     /// Promises a slot to a key that is not there, replacing groups until there is one. What was replaced goes to
@@ -159,7 +182,8 @@ impl<D: Domain> Index<D> {
     ///
     /// # Errors
     /// [`StorageError::Memory`] or [`StorageError::Fabric`] if there is no memory for more groups,
-    /// [`StorageError::Limit`] past the greatest depth. Nothing was promised then.
+    /// [`StorageError::Limit`] past the greatest depth, [`StorageError::Mending`] as [`Index::find`]. Nothing was
+    /// promised then.
     pub(crate) fn reserve(
         &mut self,
         hash: KeyHash,
@@ -197,6 +221,9 @@ impl<D: Domain> Index<D> {
 
     /// Has a key's slot name `locator`; what it named before. A key that is not there was promised a slot.
     ///
+    /// # Errors
+    /// As [`Index::find`]: nothing was changed.
+    ///
     /// # Panics
     /// If the key is not there and [`Index::reserve`] was not called for it: a bug of the log.
     pub(crate) fn put(
@@ -204,55 +231,78 @@ impl<D: Domain> Index<D> {
         hash: KeyHash,
         locator: Locator,
         is_key: impl Fn(&Locator) -> bool,
-    ) -> Option<Locator> {
+    ) -> Result<Option<Locator>, StorageError> {
         let slot = Slot {
             hash: hash.slot,
             locator,
         };
-        if let Some(found) = self.find_slot(hash, is_key) {
-            self.write_slot(found.group, found.bucket, found.slot, slot);
-            return Some(found.locator);
+        if let Some(found) = self.find_slot(hash, is_key)? {
+            let old = found.locator();
+            self.write_slot(found, slot);
+            return Ok(Some(old));
         }
-        let at = self
+        let promised = self
             .promises
             .iter()
             .position(|promise| promise.hash == hash)
             .expect("a slot was promised before the record was written");
-        let promise = self.promises.remove(at).expect("position is inside");
+        let promise = &self.promises[promised];
         let (at, bucket) = (promise.group as usize, u32::from(promise.bucket));
+        let contents = self.bucket(&self.groups[at], bucket)?;
+        self.promises.remove(promised);
         self.groups[at].keep_promise(bucket);
-        let free = self
-            .blocks
-            .read(self.groups[at].block, bucket)
+        let free = contents
             .slots
             .iter()
             .position(|slot| slot.locator.segment == 0)
             .expect("a promised slot is free");
-        self.write_slot(at, bucket, free, slot);
+        let found = Found {
+            group: at,
+            bucket,
+            contents,
+            slot: free,
+        };
+        self.write_slot(found, slot);
         self.keys += 1;
-        None
+        Ok(None)
     }
 
     /// Empties a key's slot; what it named.
-    pub(crate) fn remove(&mut self, hash: KeyHash, is_key: impl Fn(&Locator) -> bool) -> Option<Locator> {
-        let found = self.find_slot(hash, is_key)?;
+    ///
+    /// # Errors
+    /// As [`Index::find`]: nothing was changed.
+    pub(crate) fn remove(
+        &mut self,
+        hash: KeyHash,
+        is_key: impl Fn(&Locator) -> bool,
+    ) -> Result<Option<Locator>, StorageError> {
+        let Some(found) = self.find_slot(hash, is_key)? else {
+            return Ok(None);
+        };
+        let old = found.locator();
         self.groups[found.group].empty(found.bucket);
-        self.write_slot(found.group, found.bucket, found.slot, Slot::default());
+        self.write_slot(found, Slot::default());
         self.keys -= 1;
-        Some(found.locator)
+        Ok(Some(old))
     }
 
     /// Slots of the group that covers slot hash `from`, from there on, by hash; and the first hash after the group.
-    pub(crate) fn slots_from(&self, from: u64) -> (Vec<Slot>, Option<u64>) {
-        let at = self.entries[directory_index(from, self.directory.depth) as usize];
-        let group = &self.groups[at as usize];
-        let mut slots: Vec<Slot> = (0..GROUP_BUCKETS)
-            .flat_map(|bucket| self.blocks.read(group.block, bucket).slots)
-            .filter(|slot| slot.locator.segment != 0 && slot.hash >= from)
-            .collect();
+    ///
+    /// # Errors
+    /// As [`Index::find`].
+    pub(crate) fn slots_from(&self, from: u64) -> Result<(Vec<Slot>, Option<u64>), StorageError> {
+        let at = self.group_at(from);
+        let slots = self.slots_of(at)?.into_iter().map(|(_, slot)| slot);
+        let mut slots: Vec<Slot> = slots.filter(|slot| slot.hash >= from).collect();
         slots.sort_by_key(|slot| slot.hash);
+        Ok((slots, self.first_after(at)))
+    }
+
+    /// The first slot hash after those of a group.
+    fn first_after(&self, at: usize) -> Option<u64> {
+        let group = &self.groups[at];
         let end = (u64::from(group.prefix) + 1) << (32 - u32::from(group.depth));
-        (slots, u32::try_from(end).ok().map(first_hash))
+        u32::try_from(end).ok().map(first_hash)
     }
 
     /// Takes memory back that no session can read any more.
@@ -276,7 +326,11 @@ impl<D: Domain> Index<D> {
     }
 
     fn group_of(&self, hash: KeyHash) -> usize {
-        self.entries[directory_index(hash.slot, self.directory.depth) as usize] as usize
+        self.group_at(hash.slot)
+    }
+
+    fn group_at(&self, slot_hash: u64) -> usize {
+        self.entries[directory_index(slot_hash, self.directory.depth) as usize] as usize
     }
 
     /// Adds a group to the table, which grows by little: it is memory that every key pays for.
@@ -303,12 +357,13 @@ impl<D: Domain> Index<D> {
         }
     }
 
-    fn write_slot(&self, at: usize, bucket: u32, slot: usize, value: Slot) {
-        let group = &self.groups[at];
-        let mut changed = self.blocks.read(group.block, bucket);
-        changed.slots[slot] = value;
+    /// Writes a slot of a bucket that was just found to be as it was written.
+    fn write_slot(&self, found: Found, value: Slot) {
+        let group = &self.groups[found.group];
+        let mut changed = found.contents;
+        changed.slots[found.slot] = value;
         self.blocks
-            .write(&self.scope, group.block, group.number, bucket, &mut changed);
+            .write(&self.scope, group.block, group.number, found.bucket, &mut changed);
     }
 
     /// Depth of the deepest group.
@@ -327,19 +382,24 @@ impl<D: Domain> Index<D> {
     /// Has the group's directory entries name it.
     fn point_at(&mut self, at: usize) {
         let (first, count) = self.range_of(at);
+        let entry = self.entry_of(at);
+        for index in first..first + count {
+            self.directory.write(&self.scope, index, entry);
+            self.entries[index as usize] = at as u32;
+        }
+    }
+
+    /// What the directory's entries say of a group, less their checksums.
+    fn entry_of(&self, at: usize) -> DirectoryEntry {
         let group = &self.groups[at];
         let remote = self.blocks.remote(group.block);
-        let entry = DirectoryEntry {
+        DirectoryEntry {
             checksum: 0,
             address: remote.address,
             rkey: remote.rkey,
             group: group.number,
             stamp: group.stamp(),
             depth_prefix: group.depth_prefix(),
-        };
-        for index in first..first + count {
-            self.directory.write(&self.scope, index, entry);
-            self.entries[index as usize] = at as u32;
         }
     }
 }

@@ -7,7 +7,9 @@
 
 use kv_fabric::Domain;
 use kv_proto::hash::{KeyHash, directory_index};
-use kv_proto::layout::{DIRECTORY_DEPTH_MAX, GROUP_BUCKETS, STAMP_MOVED, Slot};
+use kv_proto::layout::{
+    BUCKET_SLOTS, Bucket, DIRECTORY_DEPTH_MAX, GROUP_BUCKETS, STAMP_MOVED, Slot, depth_prefix,
+};
 
 use super::super::limits::DIRECTORY_ENTRIES_PER_GROUP_MAX;
 use super::group::{Filled, GROUP_SLOTS, Group, spread};
@@ -37,7 +39,7 @@ impl<D: Domain> Index<D> {
         hash: KeyHash,
         place: &Place<'_, D>,
     ) -> Result<Option<Replaced<D>>, StorageError> {
-        let Some(gathered) = self.gather(&[at], Some(hash)) else {
+        let Some(gathered) = self.gather(&[at], Some(hash))? else {
             return Ok(None);
         };
         let number = self.number()?;
@@ -71,8 +73,25 @@ impl<D: Domain> Index<D> {
     }
 
     /// Spreads the slots and promises of groups over the buckets of one, and one more; `None` where that cannot be.
-    pub(super) fn gather(&self, of: &[usize], more: Option<KeyHash>) -> Option<Gathered> {
-        let slots: Vec<_> = of.iter().flat_map(|at| self.slots_of(*at)).collect();
+    pub(super) fn gather(
+        &self,
+        of: &[usize],
+        more: Option<KeyHash>,
+    ) -> Result<Option<Gathered>, StorageError> {
+        let mut slots = Vec::new();
+        for at in of {
+            slots.append(&mut self.slots_of(*at)?);
+        }
+        Ok(self.gather_slots(slots, of, more))
+    }
+
+    /// As [`Index::gather`], where the slots are those given.
+    pub(super) fn gather_slots(
+        &self,
+        slots: Vec<(u32, Slot)>,
+        of: &[usize],
+        more: Option<KeyHash>,
+    ) -> Option<Gathered> {
         let promised = self
             .promises
             .iter()
@@ -107,6 +126,7 @@ impl<D: Domain> Index<D> {
     /// Replaces a group by two, each with one more bit of the position; slots and promises keep their buckets.
     pub(super) fn split(&mut self, at: usize, place: &Place<'_, D>) -> Result<Replaced<D>, StorageError> {
         let old = self.old(at);
+        let slots = self.slots_of(at)?;
         let doubled = self.doubled(old.depth, place)?;
         let numbers = [self.number()?, self.number()?];
         let low = self.blocks.take(place)?;
@@ -121,7 +141,7 @@ impl<D: Domain> Index<D> {
         let depth = old.depth + 1;
         let bit_of = |hash: u64| (directory_index(hash, depth) & 1) as usize;
         let mut halves = [Filled::new(), Filled::new()];
-        for (bucket, slot) in self.slots_of(at) {
+        for (bucket, slot) in slots {
             halves[bit_of(slot.hash)].put(bucket, slot);
         }
         let places = [at, self.groups.len()];
@@ -195,18 +215,18 @@ impl<D: Domain> Index<D> {
     }
 
     /// Slots in use of a group, with their buckets.
-    fn slots_of(&self, at: usize) -> Vec<(u32, Slot)> {
+    pub(super) fn slots_of(&self, at: usize) -> Result<Vec<(u32, Slot)>, StorageError> {
         let group = &self.groups[at];
         let mut slots = Vec::with_capacity(usize::from(group.taken));
         for bucket in 0..GROUP_BUCKETS {
-            let read = self.blocks.read(group.block, bucket).slots;
+            let read = self.bucket(group, bucket)?.slots;
             slots.extend(
                 read.into_iter()
                     .filter(|slot| slot.locator.segment != 0)
                     .map(|slot| (bucket, slot)),
             );
         }
-        slots
+        Ok(slots)
     }
 
     /// A group of what is in `filled`, written where no client can know of it yet.
@@ -230,10 +250,16 @@ impl<D: Domain> Index<D> {
         group
     }
 
+    /// Has the buckets of a group say that it was replaced. They say nothing else any more: nobody takes a slot out of
+    /// such a bucket, and nothing of what lies there may count again.
     pub(super) fn stamp_moved(&self, old: &Old) {
         for index in 0..GROUP_BUCKETS {
-            let mut bucket = self.blocks.read(old.block, index);
-            bucket.stamp |= STAMP_MOVED;
+            let mut bucket = Bucket {
+                checksum: 0,
+                stamp: old.number | STAMP_MOVED,
+                depth_prefix: depth_prefix(old.depth, old.prefix),
+                slots: [Slot::default(); BUCKET_SLOTS],
+            };
             self.blocks
                 .write(&self.scope, old.block, old.number, index, &mut bucket);
         }

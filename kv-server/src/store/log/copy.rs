@@ -3,6 +3,7 @@
 use std::sync::mpsc::Sender;
 
 use kv_fabric::Domain;
+use kv_proto::hash::KeyHash;
 use kv_proto::layout::{Locator, record_kind, units};
 
 use super::Log;
@@ -33,13 +34,15 @@ pub(crate) enum Task {
     },
     /// Seals the active segment, so that what it tells of operations is durable.
     Seal { done: Sender<()> },
+    /// Puts the index right where its memory changed though nobody wrote there.
+    Mend,
 }
 
 impl Task {
     pub(super) fn bytes(&self) -> u64 {
         match self {
             Self::Copy { copies, .. } => copies.iter().map(|copy| copy.record.value.len() as u64).sum(),
-            Self::Retire { .. } | Self::Seal { .. } => 0,
+            Self::Retire { .. } | Self::Seal { .. } | Self::Mend => 0,
         }
     }
 }
@@ -83,12 +86,19 @@ impl<D: Domain> Log<D> {
                 }
                 let _ = done.send(());
             }
+            Task::Mend => {
+                if let Err(error) = self.dataset.mend_all() {
+                    tracing::error!(%error, dataset = %self.dataset.name(), "a group of the index cannot be filled anew now: its keys are refused");
+                }
+            }
         }
     }
 
     fn place_copy(&mut self, record: Record, landing: Landing) {
-        if !self.is_live(&record, &landing.from) {
-            return landing.answer(Ok(None));
+        match self.is_live(&record, &landing.from) {
+            Ok(true) => {}
+            Ok(false) => return landing.answer(Ok(None)),
+            Err(error) => return landing.answer(Err(error)),
         }
         match self.make_room(&record.key, record.value.len()) {
             Ok(at) => self.append(at, record, Then::Copy(landing)),
@@ -97,14 +107,19 @@ impl<D: Domain> Log<D> {
     }
 
     /// Whether the index names the record there. Of parts and tombstones compaction itself says that they are wanted.
-    fn is_live(&self, record: &Record, from: &Locator) -> bool {
+    fn is_live(&self, record: &Record, from: &Locator) -> Result<bool, StorageError> {
         let named = matches!(record.kind, record_kind::VALUE | record_kind::HEAD);
-        !named
-            || self
-                .dataset
-                .read_index()
-                .find(record.hash, |locator| locator == from)
-                .is_some()
+        Ok(!named || self.find(record.hash, |locator| locator == from)?.is_some())
+    }
+
+    /// Where the record lies which `is_key` takes for the key's; the index is put right where that is needed for it.
+    pub(super) fn find(
+        &self,
+        hash: KeyHash,
+        is_key: impl Fn(&Locator) -> bool,
+    ) -> Result<Option<Locator>, StorageError> {
+        self.dataset.mend(hash)?;
+        self.dataset.read_index().find(hash, is_key)
     }
 
     /// Has the index name a durable copy, unless its key has another value by now.
@@ -121,11 +136,15 @@ impl<D: Domain> Log<D> {
             record_kind::VALUE | record_kind::HEAD => {
                 let from = landing.from;
                 let is_source = |locator: &Locator| *locator == from;
-                if index.find(record.hash, is_source).is_none() {
-                    return landing.answer(Ok(None));
+                match index.find(record.hash, is_source) {
+                    Ok(Some(_)) => {}
+                    Ok(None) => return landing.answer(Ok(None)),
+                    Err(error) => return landing.answer(Err(error)),
                 }
                 let (old, new) = (dataset.footprint(&from), dataset.footprint(&to));
-                index.put(record.hash, to, is_source);
+                if let Err(error) = index.put(record.hash, to, is_source) {
+                    return landing.answer(Err(error));
+                }
                 dataset.count_live(&new);
                 dataset.count_dead(&old);
                 dataset

@@ -87,6 +87,7 @@ impl<D: Domain> Log<D> {
                     self.flush();
                     owed.taken.clear();
                     self.answer();
+                    self.dataset.tell_index_faults();
                     self.checkpoint();
                     self.prepare_spare();
                 }
@@ -243,6 +244,12 @@ impl<D: Domain> Log<D> {
         let Some(active) = self.active.as_mut().filter(|_| !group.is_empty()) else {
             return;
         };
+        for entry in &group.entries {
+            // Afterwards the records say of these keys what the index is only about to.
+            if let Err(error) = self.dataset.mend(entry.record.hash) {
+                tracing::error!(%error, dataset = %self.dataset.name(), "a group of the index cannot be filled anew now");
+            }
+        }
         match active.make_durable(&self.dataset.shared.files, &group) {
             Ok(()) => {
                 self.dataset.figures.groups_synced.fetch_add(1, Ordering::Relaxed);
@@ -298,6 +305,14 @@ impl<D: Domain> Log<D> {
         }
     }
 
+    /// Answers a write that is durable and that the index cannot name now: what comes of it is not known. The record
+    /// counts once the group of its key is filled anew.
+    fn fail_unnamed(&mut self, record: &Record, token: u64, error: StorageError) {
+        let source = std::io::Error::other(error);
+        let error = StorageError::io("name a record in the index of", &self.dataset.directory, source);
+        self.fail(record.client, record.operation, token, error);
+    }
+
     /// Has the index name what is durable, in the order of the log.
     fn publish(&mut self, group: Group) {
         let dataset = Arc::clone(&self.dataset);
@@ -324,7 +339,13 @@ impl<D: Domain> Log<D> {
                     continue;
                 }
                 Then::Put { token, pins: _pins } => {
-                    let old = index.put(record.hash, committed.locator, is_key);
+                    let old = match index.put(record.hash, committed.locator, is_key) {
+                        Ok(old) => old,
+                        Err(error) => {
+                            self.fail_unnamed(&record, token, error);
+                            continue;
+                        }
+                    };
                     committed.existed = old.is_some();
                     let value = dataset.footprint(&committed.locator);
                     dataset.count_live(&value);
@@ -335,7 +356,13 @@ impl<D: Domain> Log<D> {
                     (token, old)
                 }
                 Then::Delete { token, existed } => {
-                    let old = index.remove(record.hash, is_key);
+                    let old = match index.remove(record.hash, is_key) {
+                        Ok(old) => old,
+                        Err(error) => {
+                            self.fail_unnamed(&record, token, error);
+                            continue;
+                        }
+                    };
                     index.join_around(record.hash, &dataset.place(), &mut replaced);
                     committed.existed = existed;
                     if let Some(segment) = dataset.segment(committed.locator.segment) {

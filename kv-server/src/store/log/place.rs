@@ -158,7 +158,7 @@ impl<D: Domain> Log<D> {
     ) -> Result<(), StorageError> {
         let at = self.make_room(&key, 0)?;
         let hash = self.dataset.hash(&key);
-        let existed = self.is_there(&key, hash);
+        let existed = self.is_there(&key, hash)?;
         self.overlay.insert(key.clone(), false);
         let record = Record {
             sequence: None,
@@ -176,25 +176,37 @@ impl<D: Domain> Log<D> {
     }
 
     /// Whether a key is there once the group is published.
-    fn is_there(&self, key: &[u8], hash: KeyHash) -> bool {
-        self.overlay.get(key).copied().unwrap_or_else(|| {
-            let index = self.dataset.read_index();
-            index
-                .find(hash, |locator| self.dataset.key_is(locator, key))
-                .is_some()
-        })
+    fn is_there(&self, key: &[u8], hash: KeyHash) -> Result<bool, StorageError> {
+        match self.overlay.get(key) {
+            Some(there) => Ok(*there),
+            None => {
+                let found = self.find(hash, |locator| self.dataset.key_is(locator, key))?;
+                Ok(found.is_some())
+            }
+        }
     }
 
     /// Has the index promise a slot where publishing the key will need one.
     fn reserve_slot(&self, key: &[u8], hash: KeyHash) -> Result<(), StorageError> {
-        if self.is_there(key, hash) {
+        if self.is_there(key, hash)? {
             return Ok(());
         }
-        let mut index = self.dataset.write_index();
-        let mut replaced = Vec::new();
-        let reserved = index.reserve(hash, &self.dataset.place(), &mut replaced);
-        self.dataset.note_replaced(replaced);
-        reserved
+        let reserve = || {
+            let mut index = self.dataset.write_index();
+            let mut replaced = Vec::new();
+            let reserved = index.reserve(hash, &self.dataset.place(), &mut replaced);
+            self.dataset.note_replaced(replaced);
+            reserved
+        };
+        match reserve() {
+            // Its own buckets are right; another of the group, which is to be split, is not.
+            Err(StorageError::Mending) => {
+                self.dataset.tell_index_faults();
+                self.dataset.refill_group(hash)?;
+                reserve()
+            }
+            reserved => reserved,
+        }
     }
 }
 

@@ -1,8 +1,9 @@
-//! Reading what is sealed once more, slowly, so that a device or a memory that loses bits is noticed while there is
+//! Reading what is stored once more, slowly, so that a device or a memory that loses bits is noticed while there is
 //! something to restore from.
 //!
 //! One thread for the whole server goes over one segment after the other: its file, by `pread` and past the page cache,
-//! and then its image. Nothing is changed: what is damaged is named in the log and counted.
+//! and then its image; of the active one what is durable. Then over the index, group by group. No record is changed: what
+//! is damaged is named in the log and counted. The index is put right ([`super::index`]).
 
 use std::collections::HashSet;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -11,7 +12,6 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use kv_fabric::Domain;
-use kv_proto::layout::segment_state;
 
 use super::check::{Finding, Level};
 use super::compact::{Pacer, Signal};
@@ -25,10 +25,20 @@ use segment::Scrub;
 
 /// Busy time after which the scrubber rests.
 const BUSY_AT_ONCE: Duration = Duration::from_millis(5);
-/// From a start to the first pass.
-const FIRST_AFTER: Duration = Duration::from_secs(600);
-/// From the end of a pass to the next.
-const AGAIN_AFTER: Duration = Duration::from_secs(6 * 3600);
+
+/// When passes begin.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Rests {
+    /// From a start to the first pass.
+    pub(crate) first: Duration,
+    /// From the end of a pass to the next.
+    pub(crate) again: Duration,
+}
+
+const RESTS: Rests = Rests {
+    first: Duration::from_secs(600),
+    again: Duration::from_secs(6 * 3600),
+};
 
 /// Who says how fast it goes.
 pub(crate) trait Pace {
@@ -94,16 +104,9 @@ impl Ledger {
     }
 }
 
-/// Goes over all that is sealed in a dataset; whether `pace` let it come to the end.
+/// Goes over all that is durable in a dataset, and over its index; whether `pace` let it come to the end.
 pub(crate) fn pass<D: Domain>(dataset: &Dataset<D>, pace: &mut dyn Pace) -> bool {
     for segment in dataset.all_segments() {
-        let sealed = matches!(
-            segment.state(),
-            segment_state::SEALED | segment_state::LOADING | segment_state::LOST
-        );
-        if !sealed {
-            continue;
-        }
         let scrub = Scrub::new(dataset, &segment);
         match scrub.run(pace) {
             Ok(bytes) => {
@@ -115,7 +118,24 @@ pub(crate) fn pass<D: Domain>(dataset: &Dataset<D>, pace: &mut dyn Pace) -> bool
             }
         }
     }
+    if !index(dataset, pace) {
+        return false;
+    }
     dataset.scrub.passes.fetch_add(1, Ordering::Relaxed);
+    true
+}
+
+/// Goes over the index of a dataset.
+fn index<D: Domain>(dataset: &Dataset<D>, pace: &mut dyn Pace) -> bool {
+    let mut from = Some(0);
+    while let Some(hash) = from {
+        let (_, next) = dataset.read_index().look_over(hash);
+        dataset.tell_index_faults();
+        if !pace.go_on() || dataset.is_dropped() {
+            return false;
+        }
+        from = next;
+    }
     true
 }
 
@@ -139,13 +159,14 @@ pub(super) fn start<D: Domain>(
     let (shared, datasets) = (Arc::clone(shared), Arc::clone(datasets));
     let thread = std::thread::Builder::new()
         .name("kv-scrub".to_owned())
-        .spawn(move || run(&shared.scrub, &datasets, share))
+        .spawn(move || run(&shared.scrub, &datasets, share, RESTS))
         .map_err(|error| StorageError::io("spawn a scrubber for", &home, error))?;
     Ok(Some(thread))
 }
 
-fn run<D: Domain>(signal: &Signal, datasets: &Mutex<Datasets<D>>, share: f64) {
-    let mut rest = FIRST_AFTER;
+/// Passes over all datasets until `signal` stops it.
+pub(crate) fn run<D: Domain>(signal: &Signal, datasets: &Mutex<Datasets<D>>, share: f64, rests: Rests) {
+    let mut rest = rests.first;
     loop {
         signal.rest(rest);
         if signal.is_stopping() {
@@ -158,11 +179,12 @@ fn run<D: Domain>(signal: &Signal, datasets: &Mutex<Datasets<D>>, share: f64) {
             signal,
         };
         for dataset in all.iter().filter(|dataset| !dataset.is_dropped()) {
-            if !pass(dataset, &mut pace) {
+            pass(dataset, &mut pace);
+            if signal.is_stopping() {
                 return;
             }
         }
-        rest = AGAIN_AFTER;
+        rest = rests.again;
     }
 }
 

@@ -1,14 +1,17 @@
 //! One segment: its file as a check judges it, then its image.
 
+use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::Arc;
 
 use kv_fabric::Domain;
+use kv_proto::layout::segment_state;
 
 use super::super::Dataset;
 use super::super::check::{Checking, Finding, Level, Reporter, Watch};
+use super::super::recover::says_lost;
 use super::super::recover::scan::{Span, scan};
-use super::super::recover::source::Source;
+use super::super::recover::source::{FileSource, Source};
 use super::super::segment::{HEADER_BYTES, Segment};
 use super::{Pace, tell};
 use crate::error::StorageError;
@@ -48,6 +51,32 @@ impl<D: Domain> Source for Image<'_, D> {
     }
 }
 
+/// A source in which nothing can be read.
+struct Nothing;
+
+impl Source for Nothing {
+    fn read(&mut self, _: u64, _: &mut [u8]) -> Result<(), StorageError> {
+        Err(StorageError::Busy("there is no other copy"))
+    }
+}
+
+/// A source that is read no faster than its pace allows.
+struct Paced<'a, S> {
+    source: &'a mut S,
+    pace: &'a mut dyn Pace,
+    go_on: bool,
+}
+
+impl<S: Source> Source for Paced<'_, S> {
+    fn read(&mut self, offset: u64, out: &mut [u8]) -> Result<(), StorageError> {
+        self.go_on = self.go_on && self.pace.go_on();
+        if !self.go_on {
+            return Err(StorageError::ShuttingDown);
+        }
+        self.source.read(offset, out)
+    }
+}
+
 impl<'a, D: Domain> Scrub<'a, D> {
     pub(super) fn new(dataset: &'a Dataset<D>, segment: &'a Arc<Segment<D>>) -> Self {
         Self {
@@ -67,19 +96,11 @@ impl<'a, D: Domain> Scrub<'a, D> {
     pub(super) fn run(&self, pace: &mut dyn Pace) -> Result<u64, StorageError> {
         let files = &self.dataset.shared.files;
         let before = files.read_bytes();
-        let mut kept = Kept {
-            pace,
-            findings: Vec::new(),
+        let findings = match self.segment.state() {
+            segment_state::ACTIVE => self.written(pace)?,
+            _ => self.sealed(pace)?,
         };
-        let mut reporter = Reporter::new(&mut kept);
-        let mut checking = Checking::new(files, &mut reporter, self.dataset.id, None);
-        checking.name = self.dataset.name();
-        checking.hash_key = Some(self.dataset.hash_key);
-        let checked = checking.segment(self.segment.number, &self.path, false);
-        checking.tell_lost(None, |hash| self.dataset.read_index().find(hash, |_| true));
         let bytes = files.read_bytes() - before;
-        let Kept { pace, findings } = kept;
-        checked?;
         let in_memory = if self.segment.extent_count() > 0 {
             self.image(pace)?
         } else {
@@ -105,22 +126,78 @@ impl<'a, D: Domain> Scrub<'a, D> {
         Ok(bytes)
     }
 
+    /// What a check finds in the file of a sealed segment.
+    fn sealed(&self, pace: &mut dyn Pace) -> Result<Vec<Finding>, StorageError> {
+        let files = &self.dataset.shared.files;
+        let mut kept = Kept {
+            pace,
+            findings: Vec::new(),
+        };
+        let mut reporter = Reporter::new(&mut kept);
+        let mut checking = Checking::new(files, &mut reporter, self.dataset.id, None);
+        checking.name = self.dataset.name();
+        checking.hash_key = Some(self.dataset.hash_key);
+        let checked = checking.segment(self.segment.number, &self.path, false);
+        // Where the index cannot tell, it is being put right, and what follows is said the more gravely.
+        checking.tell_lost(None, |hash| self.dataset.find(hash, |_| true).ok().flatten());
+        checked?;
+        Ok(kept.findings)
+    }
+
+    /// What is damaged in the file of the segment that is written, as far as it is durable.
+    fn written(&self, pace: &mut dyn Pace) -> Result<Vec<Finding>, StorageError> {
+        let runs = match self.written_runs(pace) {
+            Err(error) if says_lost(&error) => {
+                let what = format!("cannot be read: {error}");
+                let remedy = "the device loses data: copy what can be read to another";
+                return Ok(self.findings(&(0..0), &mut Nothing, &what, remedy));
+            }
+            runs => runs?,
+        };
+        let what = "its record in the file is damaged";
+        let found = runs
+            .iter()
+            .flat_map(|run| self.findings(run, &mut Image(self.segment), what, STORE_AGAIN));
+        Ok(found.collect())
+    }
+
+    fn written_runs(&self, pace: &mut dyn Pace) -> Result<Vec<Range<u64>>, StorageError> {
+        let files = &self.dataset.shared.files;
+        let end = self.segment.length_bytes();
+        let file = files.open(&self.path)?;
+        // The device is to be asked, not the page cache.
+        files.forget(&file);
+        let runs = self.runs(&mut FileSource::new(files, &file, end), end, pace);
+        files.forget(&file);
+        runs
+    }
+
     /// Runs of bytes of the image that are damaged.
-    fn image(&self, pace: &mut dyn Pace) -> Result<Vec<std::ops::Range<u64>>, StorageError> {
-        let mut go_on = true;
-        let scanned = scan(
-            &mut Image(self.segment),
-            &self.span(HEADER_BYTES, self.segment.length_bytes()),
-            |_| {
-                go_on = go_on && pace.go_on();
-            },
-        );
-        match scanned {
-            _ if !go_on => Err(StorageError::ShuttingDown),
-            Ok(scanned) => Ok(scanned.damaged.iter().map(|(from, end)| *from..*end).collect()),
+    fn image(&self, pace: &mut dyn Pace) -> Result<Vec<Range<u64>>, StorageError> {
+        let end = self.segment.length_bytes();
+        match self.runs(&mut Image(self.segment), end, pace) {
             Err(StorageError::Busy(_)) => Ok(Vec::new()),
-            Err(error) => Err(error),
+            runs => runs,
         }
+    }
+
+    /// Runs of bytes below `end` that are damaged, where all of it was durable.
+    fn runs(
+        &self,
+        source: &mut impl Source,
+        end: u64,
+        pace: &mut dyn Pace,
+    ) -> Result<Vec<Range<u64>>, StorageError> {
+        let mut paced = Paced {
+            source,
+            pace,
+            go_on: true,
+        };
+        let scanned = scan(&mut paced, &self.span(HEADER_BYTES, end), |_| {});
+        if !paced.go_on {
+            return Err(StorageError::ShuttingDown);
+        }
+        Ok(scanned?.damaged.iter().map(|(from, end)| *from..*end).collect())
     }
 
     fn span(&self, from: u64, end: u64) -> Span {
@@ -133,32 +210,41 @@ impl<'a, D: Domain> Scrub<'a, D> {
     }
 
     /// Names what is damaged in memory, by what the file has there.
-    fn tell_image(&self, run: &std::ops::Range<u64>) {
+    fn tell_image(&self, run: &Range<u64>) {
         let files = &self.dataset.shared.files;
-        let mut keys = Vec::new();
-        if let Ok(file) = files.open(&self.path) {
-            let mut source = super::super::recover::source::FileSource::new(files, &file, run.end);
-            // Where the file is damaged too, that is told of.
-            let _ = scan(&mut source, &self.span(run.start, run.end), |found| {
-                keys.push((found.offset, found.key.to_vec()));
-            });
+        let what = "its image in memory is damaged";
+        let remedy = "clients refuse it; restart the server, and test this machine's memory";
+        let found = match files.open(&self.path) {
+            Ok(file) => self.findings(run, &mut FileSource::new(files, &file, run.end), what, remedy),
+            Err(_) => self.findings(run, &mut Nothing, what, remedy),
+        };
+        for finding in &found {
+            tell(self.dataset, finding, true, "");
         }
-        let mut finding = Finding {
+    }
+
+    /// What is said of a run that is damaged: of each record that `other` has there whole, or of all of it.
+    fn findings(&self, run: &Range<u64>, other: &mut impl Source, what: &str, remedy: &str) -> Vec<Finding> {
+        let of = |offset, key| Finding {
             level: Level::Damage,
             dataset: Some(self.dataset.name()),
             segment: Some(self.segment.number),
-            offset: Some(run.start),
-            key: None,
+            offset: Some(offset),
+            key,
             path: self.path.clone(),
-            what: "its image in memory is damaged".to_owned(),
-            remedy: "clients refuse it; restart the server, and test this machine's memory".to_owned(),
+            what: what.to_owned(),
+            remedy: remedy.to_owned(),
         };
-        if keys.is_empty() {
-            tell(self.dataset, &finding, true, "");
+        let mut found = Vec::new();
+        // Where that is damaged too, that is told of.
+        let _ = scan(other, &self.span(run.start, run.end), |record| {
+            found.push(of(record.offset, Some(record.key.to_vec())));
+        });
+        if found.is_empty() {
+            found.push(of(run.start, None));
         }
-        for (offset, key) in keys {
-            (finding.offset, finding.key) = (Some(offset), Some(key));
-            tell(self.dataset, &finding, true, "");
-        }
+        found
     }
 }
+
+const STORE_AGAIN: &str = "store it again from its source before the server stops; the device changes bytes";

@@ -194,7 +194,7 @@ fn retries_are_answered_once_across_compaction_and_restarts() {
         let again = done(&rig, 1, b"kept");
         assert_eq!(again.sequence, kept.sequence);
         assert_eq!(
-            rig.dataset("set").lookup(b"kept"),
+            rig.dataset("set").lookup(b"kept").unwrap(),
             Some(again.locator),
             "where it lies now"
         );

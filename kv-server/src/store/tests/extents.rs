@@ -107,7 +107,7 @@ fn a_filler_that_is_damaged_hides_nothing_behind_it() {
     for key in 0..6_u8 {
         rig.put("set", &[key], &value(key)).unwrap();
     }
-    let after = rig.dataset("set").lookup(&[3]).unwrap();
+    let after = rig.dataset("set").lookup(&[3]).unwrap().unwrap();
     let filler_at = (after.offset_bytes() + after.wire_len_bytes()).next_multiple_of(64) as usize;
     let file = segment_files(&rig.dataset("set"))[0].clone();
     drop(rig);

@@ -132,7 +132,11 @@ fn no_room_for_the_next_segment_refuses_until_there_is() {
         switch.heal();
         put(&rig, 5).unwrap();
         assert_eq!(
-            rig.dataset("set").lookup(&5_u64.to_le_bytes()).unwrap().segment,
+            rig.dataset("set")
+                .lookup(&5_u64.to_le_bytes())
+                .unwrap()
+                .unwrap()
+                .segment,
             1,
             "no number was wasted"
         );
@@ -148,7 +152,12 @@ fn after_a_failed_sync_or_write_a_segment_takes_no_more_writes() {
         let rig = switch.rig(directory.path());
         rig.store.create("set").unwrap();
         put(&rig, 0).unwrap();
-        let first = rig.dataset("set").lookup(&0_u64.to_le_bytes()).unwrap().segment;
+        let first = rig
+            .dataset("set")
+            .lookup(&0_u64.to_le_bytes())
+            .unwrap()
+            .unwrap()
+            .segment;
         let durable = rig.dataset("set").row(first).unwrap().length_units;
         switch.fail(call, errno, 3000);
         let error = put(&rig, 1).unwrap_err();
@@ -162,7 +171,12 @@ fn after_a_failed_sync_or_write_a_segment_takes_no_more_writes() {
             .len();
         put(&rig, 2).unwrap();
         put(&rig, 1).unwrap();
-        let second = rig.dataset("set").lookup(&2_u64.to_le_bytes()).unwrap().segment;
+        let second = rig
+            .dataset("set")
+            .lookup(&2_u64.to_le_bytes())
+            .unwrap()
+            .unwrap()
+            .segment;
         assert_ne!(first, second);
         check(&rig, 0..3);
         let now = std::fs::metadata(&super::support::segment_files(&rig.dataset("set"))[0])

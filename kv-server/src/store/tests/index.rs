@@ -87,7 +87,7 @@ fn pages_are_bounded(rig: &Rig, keys: u64) {
     let dataset = rig.dataset("set");
     let (mut listed, mut cursor, mut pages) = (0, 0, 0);
     loop {
-        let (entries, next, done) = dataset.list(cursor, usize::MAX, usize::MAX);
+        let (entries, next, done) = dataset.list(cursor, usize::MAX, usize::MAX).unwrap();
         assert!(entries.len() as u64 <= LIST_GROUPS_MAX as u64 * GROUP_SLOTS);
         listed += entries.len() as u64;
         pages += 1;

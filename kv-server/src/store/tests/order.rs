@@ -26,7 +26,11 @@ fn nothing_is_named_before_its_sync() {
                 && let Some(dataset) = seen.get().and_then(Weak::upgrade)
             {
                 calls.lock().unwrap().push(call);
-                assert_eq!(dataset.lookup(b"key"), None, "named before {call:?} returned");
+                assert_eq!(
+                    dataset.lookup(b"key").unwrap(),
+                    None,
+                    "named before {call:?} returned"
+                );
                 let mut drained = Vec::new();
                 dataset.shared.completions.drain(&mut drained);
                 assert!(drained.is_empty(), "answered before {call:?} returned");
@@ -42,7 +46,7 @@ fn nothing_is_named_before_its_sync() {
     let put = rig.put("set", b"key", &bytes(1, 10_000)).unwrap();
     armed.store(false, Ordering::Release);
     assert_eq!(*calls.lock().unwrap(), [Call::Write, Call::Sync]);
-    assert_eq!(rig.dataset("set").lookup(b"key"), Some(put.locator));
+    assert_eq!(rig.dataset("set").lookup(b"key").unwrap(), Some(put.locator));
 }
 
 #[test]

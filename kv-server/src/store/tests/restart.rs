@@ -232,7 +232,7 @@ fn a_file_that_ends_below_its_checkpoint_is_damaged() {
     assert_eq!(rig.get("set", &0_u64.to_le_bytes()), Some(value(0)));
     // Named, and not served.
     let last = covered.last().unwrap().1 / 3072 - 2;
-    assert!(rig.dataset("set").lookup(&last.to_le_bytes()).is_some());
+    assert!(rig.dataset("set").lookup(&last.to_le_bytes()).unwrap().is_some());
     assert!(rig.reader("set").lookup(&last.to_le_bytes()).is_err());
 }
 
@@ -280,14 +280,14 @@ fn a_dataset_is_served_while_its_images_are_loaded() {
     }
     // Looked up, listed, overwritten and deleted, by the keys in the files.
     for key in 0..1000_u64 {
-        assert!(dataset.lookup(&key.to_le_bytes()).is_some());
+        assert!(dataset.lookup(&key.to_le_bytes()).unwrap().is_some());
     }
-    assert_eq!(dataset.lookup(b"not there"), None);
+    assert_eq!(dataset.lookup(b"not there").unwrap(), None);
     let mut listed = 0;
     let (mut cursor, mut last) = (0, false);
     while !last {
         let page;
-        (page, cursor, last) = dataset.list(cursor, 100, 4000);
+        (page, cursor, last) = dataset.list(cursor, 100, 4000).unwrap();
         assert!(page.iter().all(|entry| entry.value_len_bytes == 3000));
         listed += page.len();
     }
@@ -377,7 +377,7 @@ fn a_file_that_is_lost_while_it_is_loaded_is_named_and_the_rest_is_served() {
     let rig = Rig::unloaded(options(crashed.path()), faulty(Box::new(faults)), 0).unwrap();
     let dataset = rig.dataset("set");
     let located: Vec<_> = (0..700_u64)
-        .map(|key| dataset.lookup(&key.to_le_bytes()).unwrap())
+        .map(|key| dataset.lookup(&key.to_le_bytes()).unwrap().unwrap())
         .collect();
     armed.store(true, Ordering::Relaxed);
     rig.store.load_gate().allow(u64::MAX);

@@ -13,13 +13,13 @@ use crate::store::files::{Call, Files};
 use crate::store::scrub::{Pace, pass};
 
 /// Goes on as often as it is told to, and needs no clock.
-struct Turns {
+pub(super) struct Turns {
     left: u64,
     taken: u64,
 }
 
 impl Turns {
-    const fn of(left: u64) -> Self {
+    pub(super) const fn of(left: u64) -> Self {
         Self { left, taken: 0 }
     }
 }
@@ -44,7 +44,7 @@ fn filled(root: &Path) -> Rig {
     Rig::open(root)
 }
 
-fn figures(rig: &Rig) -> (u64, u64, u64) {
+pub(super) fn figures(rig: &Rig) -> (u64, u64, u64) {
     (
         rig.figure("set", "scrub_passes_count"),
         rig.figure("set", "scrub_file_damage_count"),
@@ -52,7 +52,7 @@ fn figures(rig: &Rig) -> (u64, u64, u64) {
     )
 }
 
-fn flip_in_file(rig: &Rig, at: &Locator, byte: u64) {
+pub(super) fn flip_in_file(rig: &Rig, at: &Locator, byte: u64) {
     let path = rig.dataset("set").segment_path(at.segment);
     let file = std::fs::OpenOptions::new()
         .read(true)
@@ -65,15 +65,15 @@ fn flip_in_file(rig: &Rig, at: &Locator, byte: u64) {
     file.write_all_at(&[was[0] ^ 0x10], offset).unwrap();
 }
 
-fn flip_in_image(rig: &Rig, at: &Locator, byte: u64) {
+pub(super) fn flip_in_image(rig: &Rig, at: &Locator, byte: u64) {
     let segment = rig.dataset("set").segment(at.segment).unwrap();
     let mut was = [0];
     assert!(segment.read(at.offset_bytes() + byte, &mut was));
     segment.write(at.offset_bytes() + byte, &[was[0] ^ 0x10]);
 }
 
-fn place(rig: &Rig, key: u64) -> Locator {
-    rig.dataset("set").lookup(&key.to_le_bytes()).unwrap()
+pub(super) fn place(rig: &Rig, key: u64) -> Locator {
+    rig.dataset("set").lookup(&key.to_le_bytes()).unwrap().unwrap()
 }
 
 #[test]

@@ -245,11 +245,11 @@ impl Rig {
             drop(index);
             match found {
                 Ok((_, value)) => {
-                    assert!(dataset.lookup(key).is_some());
+                    assert!(dataset.lookup(key).unwrap().is_some());
                     return Some(value);
                 }
                 Err(Miss::NotFound) => {
-                    assert_eq!(dataset.lookup(key), None);
+                    assert_eq!(dataset.lookup(key).unwrap(), None);
                     return None;
                 }
                 // It was moved since the reader asked where everything lies.

@@ -42,7 +42,7 @@ fn add(
     let mut replaced = Vec::new();
     let reserved = index.reserve(hash, place, &mut replaced);
     reserved.map(|()| {
-        assert_eq!(index.put(hash, locator, |_| false), None);
+        assert_eq!(index.put(hash, locator, |_| false).unwrap(), None);
         replaced
     })
 }
@@ -64,17 +64,17 @@ fn holds(index: &Index<TestDomain>, keys: u64) {
     for key in 0..keys {
         let (hash, locator) = entry(key);
         assert_eq!(
-            index.find(hash, |found| *found == locator),
+            index.find(hash, |found| *found == locator).unwrap(),
             Some(locator),
             "key {key}"
         );
     }
     for key in keys..keys + 1000 {
-        assert_eq!(index.find(entry(key).0, |_| true), None, "key {key}");
+        assert_eq!(index.find(entry(key).0, |_| true).unwrap(), None, "key {key}");
     }
     let (mut listed, mut from) = (Vec::new(), Some(0));
     while let Some(cursor) = from {
-        let (slots, next) = index.slots_from(cursor);
+        let (slots, next) = index.slots_from(cursor).unwrap();
         listed.extend(slots.into_iter().map(|slot| slot.hash));
         from = next;
     }
@@ -101,7 +101,10 @@ fn an_index_built_whole_is_as_one_that_grew() {
         holds(&index, more);
         for key in 0..more {
             let (hash, locator) = entry(key);
-            assert_eq!(index.remove(hash, |found| *found == locator), Some(locator));
+            assert_eq!(
+                index.remove(hash, |found| *found == locator).unwrap(),
+                Some(locator)
+            );
         }
         holds(&index, 0);
     }
@@ -138,7 +141,10 @@ fn promised_slots_stay_promised_when_groups_are_joined() {
     give_back(&mut index, std::mem::take(&mut replaced));
     for key in 0..8000 {
         let (hash, locator) = entry(key);
-        assert_eq!(index.remove(hash, |found| *found == locator), Some(locator));
+        assert_eq!(
+            index.remove(hash, |found| *found == locator).unwrap(),
+            Some(locator)
+        );
         index.join_around(hash, &place, &mut replaced);
         give_back(&mut index, std::mem::take(&mut replaced));
     }
@@ -150,12 +156,15 @@ fn promised_slots_stay_promised_when_groups_are_joined() {
     // Those that are not used are taken back.
     for key in new.clone().step_by(2) {
         let (hash, locator) = entry(key);
-        assert_eq!(index.put(hash, locator, |_| false), None);
+        assert_eq!(index.put(hash, locator, |_| false).unwrap(), None);
     }
     index.forget_promises();
     for key in new {
         let (hash, locator) = entry(key);
-        assert_eq!(index.find(hash, |_| true), (key % 2 == 0).then_some(locator));
+        assert_eq!(
+            index.find(hash, |_| true).unwrap(),
+            (key % 2 == 0).then_some(locator)
+        );
     }
     let taken: usize = index.groups.iter().map(|group| usize::from(group.taken)).sum();
     assert_eq!(taken as u64, index.keys());

@@ -263,12 +263,14 @@ impl Writer<'_> {
             begun.store(next, Ordering::SeqCst);
             let named = if delete {
                 self.map.remove(&key);
-                let named = self.index.remove(hash_of(key), is_key);
+                let named = self.index.remove(hash_of(key), is_key).unwrap();
                 self.index.join_around(hash_of(key), place, &mut joined);
                 named
             } else {
                 self.map.insert(key, next);
-                self.index.put(hash_of(key), locator_of(key, next), is_key)
+                self.index
+                    .put(hash_of(key), locator_of(key, next), is_key)
+                    .unwrap()
             };
             assert_eq!(named, old.map(|old| locator_of(key, old)));
             done.store(next, Ordering::SeqCst);
@@ -283,7 +285,7 @@ impl Writer<'_> {
         assert_eq!(self.index.keys(), self.map.len() as u64);
         for (key, version) in &self.map {
             let is_key = |locator: &Locator| u64::from(locator.segment) == key + 1;
-            let found = self.index.find(hash_of(*key), is_key);
+            let found = self.index.find(hash_of(*key), is_key).unwrap();
             assert_eq!(found, Some(locator_of(*key, *version)));
         }
         let mut taken = 0;

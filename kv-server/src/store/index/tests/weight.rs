@@ -135,7 +135,7 @@ impl<'a> Churn<'a> {
         let reserved = self.index.reserve(hash, self.place, &mut self.replaced);
         self.splits += (self.index.groups.len() - groups) as u64;
         reserved?;
-        assert_eq!(self.index.put(hash, locator, |_| false), None);
+        assert_eq!(self.index.put(hash, locator, |_| false).unwrap(), None);
         self.keys.push(self.next);
         self.next += 1;
         Ok(())
@@ -145,7 +145,7 @@ impl<'a> Churn<'a> {
         let groups = self.index.groups.len();
         let at = self.random.below(self.keys.len() as u64) as usize;
         let (hash, locator) = entry(self.keys.swap_remove(at));
-        let removed = self.index.remove(hash, |found| *found == locator);
+        let removed = self.index.remove(hash, |found| *found == locator).unwrap();
         assert_eq!(removed, Some(locator));
         self.index.join_around(hash, self.place, &mut self.replaced);
         self.joins += (groups - self.index.groups.len()) as u64;
@@ -177,7 +177,10 @@ impl<'a> Churn<'a> {
         assert_eq!(self.index.keys(), self.keys.len() as u64);
         for key in &self.keys {
             let (hash, locator) = entry(*key);
-            assert_eq!(self.index.find(hash, |found| *found == locator), Some(locator));
+            assert_eq!(
+                self.index.find(hash, |found| *found == locator).unwrap(),
+                Some(locator)
+            );
         }
     }
 }
