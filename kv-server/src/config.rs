@@ -123,8 +123,8 @@ pub struct Serve {
     #[arg(long, value_name = "SHARE", default_value_t = Compaction::default().disk_share, value_parser = share)]
     pub compaction_share: f64,
 
-    /// Room that is kept on the disk, so that deletes and compaction work when it is full; at most a sixteenth of the
-    /// file system counts.
+    /// Room that is kept on the disk, so that deletes and compaction work when it is full: at most a sixteenth of the
+    /// file system, but as much as the copies of one segment may take, up to a quarter of it; 0 for none.
     #[arg(long, value_name = "SIZE", default_value_t = Size(Compaction::default().disk_reserve_bytes))]
     pub disk_reserve: Size,
 

@@ -100,6 +100,7 @@ impl<D: Domain> Store<D> {
             removing: Mutex::default(),
         };
         store.recover_all()?;
+        store.keep_room();
         store.shared.reserve.take(&store.shared.files);
         store.keep_memory();
         let compacting = compact::start(&store.shared, &store.datasets, store.options.compaction)?;
@@ -114,6 +115,13 @@ impl<D: Domain> Store<D> {
         if self.options.memory_budget_bytes >= EXTENTS_TO_KEEP_ONE * extent {
             self.shared.budget.set_reserve(extent);
         }
+    }
+
+    /// Has the room that is kept on the disk be enough to compact any segment.
+    fn keep_room(&self) {
+        let of_datasets = self.list().iter().map(|dataset| dataset.segment_bytes).max();
+        let longest = of_datasets.unwrap_or(0).max(self.options.segment_bytes);
+        self.shared.reserve.allow_for(longest);
     }
 
     fn recover_all(&self) -> Result<(), StorageError> {

@@ -336,3 +336,77 @@ fn a_value_does_not_begin_before_the_memory_for_it_is_back() {
     let begun = dataset.begin_put(1, 1, b"large", more).unwrap();
     assert!(matches!(begun, BeginPut::New(_)), "{begun:?}");
 }
+
+/// Bytes that the files below a directory have.
+fn used_bytes(root: &Path) -> u64 {
+    let Ok(entries) = std::fs::read_dir(root) else {
+        return 0;
+    };
+    let bytes = |entry: std::fs::DirEntry| match entry.metadata() {
+        Ok(meta) if meta.is_dir() => used_bytes(&entry.path()),
+        Ok(meta) => meta.len(),
+        Err(_) => 0,
+    };
+    entries.flatten().map(bytes).sum()
+}
+
+/// A disk that is filled by what is stored, and whose segments all have a little that is dead: what frees room first
+/// needs the room of a whole segment's copies.
+#[test]
+fn values_are_stored_again_when_a_seventh_of_a_full_disk_was_deleted() {
+    const DISK_BYTES: u64 = 12 * MIB;
+    let directory = scratch();
+    let root = directory.path().to_owned();
+    let faults = move |call: Call, path: &Path| {
+        let used = || used_bytes(&root);
+        let full = || io::Error::from_raw_os_error(ENOSPC);
+        match call {
+            Call::Space => Some((DISK_BYTES.saturating_sub(used()) as usize, full())),
+            Call::Write if !path.ends_with("reserve") => (used() >= DISK_BYTES).then(|| (0, full())),
+            _ => None,
+        }
+    };
+    let options = StoreOptions {
+        compaction: Compaction {
+            disk_reserve_bytes: 64 << 10,
+            ..Compaction::default()
+        },
+        ..options(directory.path())
+    };
+    let rig = Rig::with(options, faulty(Box::new(faults))).unwrap();
+    rig.store.create("set").unwrap();
+    let mut model = Model::new();
+    let mut stored = 0_u64;
+    let refused = loop {
+        let value = bytes(stored, 20_000);
+        match rig.put("set", &stored.to_le_bytes(), &value) {
+            Ok(_) => model.insert(stored, value),
+            Err(error) => break error,
+        };
+        stored += 1;
+        assert!(stored < 1000, "more than the disk has");
+    };
+    assert_eq!(refused.status(), Status::NoSpace, "{refused}");
+    for key in (0..stored).step_by(7) {
+        assert!(rig.delete("set", &key.to_le_bytes()).unwrap().existed);
+        model.remove(&key);
+    }
+    let mut more = stored;
+    until(&rig, "values are stored again", || {
+        rig.put("set", b"more", b"value").is_ok()
+    });
+    rig.delete("set", b"more").unwrap();
+    // And not for one value alone: half of what was deleted, at least.
+    while more < stored + stored / 14 {
+        let value = bytes(more, 20_000);
+        until(&rig, "more values are stored", || {
+            rig.put("set", &more.to_le_bytes(), &value).is_ok()
+        });
+        model.insert(more, value);
+        more += 1;
+    }
+    check(&rig, &model, more);
+    assert!(rig.figure("set", "compaction_copied_bytes") > 0);
+    drop(rig);
+    check(&Rig::open(directory.path()), &model, more);
+}
