@@ -65,13 +65,13 @@ impl<'a, D: Domain> Drain<'a, D> {
             let hash = self.dataset.hash(found.key());
             match found.header.kind {
                 record_kind::VALUE => {
-                    if self.is_named(&found, hash) {
+                    if self.is_named(&found, hash)? {
                         self.add(&found, hash)?;
                     }
                 }
                 record_kind::HEAD | record_kind::PART => self.large(&found, hash)?,
                 _ => {
-                    self.tombstone(&mut tombstones, &found, hash);
+                    self.tombstone(&mut tombstones, &found, hash)?;
                     if tombstones.len() == TOMBSTONES_JUDGED_MAX {
                         self.copy_tombstones(std::mem::take(&mut tombstones))?;
                     }
@@ -92,32 +92,43 @@ impl<'a, D: Domain> Drain<'a, D> {
                 continue;
             }
             let hash = self.dataset.hash(found.key());
-            if !self.tombstone(&mut tombstones, &found, hash) {
+            if !self.tombstone(&mut tombstones, &found, hash)? {
                 unwanted_bytes += found.stored_bytes();
             }
             if tombstones.len() == TOMBSTONES_JUDGED_MAX {
-                let judged = std::mem::take(&mut tombstones).judge(self.dataset, self.number);
+                let judged = self.judged(std::mem::take(&mut tombstones))?;
                 unwanted_bytes += judged.unwanted_bytes;
             }
             self.stop_or_rest()?;
         }
-        Ok(unwanted_bytes + tombstones.judge(self.dataset, self.number).unwanted_bytes)
+        Ok(unwanted_bytes + self.judged(tombstones)?.unwanted_bytes)
+    }
+
+    /// Looks through the other segments at the same pace.
+    fn judged(&mut self, tombstones: Tombstones) -> Result<Judged, Ended> {
+        let (dataset, number) = (self.dataset, self.number);
+        tombstones.judge(dataset, number, &mut || self.stop_or_rest())
     }
 
     /// Takes a tombstone in, unless its key has a value again; whether it did.
-    fn tombstone(&self, tombstones: &mut Tombstones, found: &Found, hash: KeyHash) -> bool {
-        let there = self.dataset.lookup_hashed(hash, found.key()).is_some();
+    fn tombstone(
+        &self,
+        tombstones: &mut Tombstones,
+        found: &Found,
+        hash: KeyHash,
+    ) -> Result<bool, StorageError> {
+        let there = self.dataset.lookup_hashed(hash, found.key())?.is_some();
         if !there {
             tombstones.add(hash, found);
         }
-        !there
+        Ok(!there)
     }
 
     fn copy_tombstones(&mut self, tombstones: Tombstones) -> Result<(), Ended> {
         if tombstones.len() == 0 {
             return Ok(());
         }
-        let Judged { wanted, .. } = tombstones.judge(self.dataset, self.number);
+        let Judged { wanted, .. } = self.judged(tombstones)?;
         for offset in wanted {
             let found = self.walk.at(offset)?;
             let hash = self.dataset.hash(found.key());
@@ -126,10 +137,9 @@ impl<'a, D: Domain> Drain<'a, D> {
         Ok(())
     }
 
-    fn is_named(&self, found: &Found, hash: KeyHash) -> bool {
+    fn is_named(&self, found: &Found, hash: KeyHash) -> Result<bool, StorageError> {
         let here = found.locator(self.number, hash);
-        let index = self.dataset.read_index();
-        index.find(hash, |locator| *locator == here).is_some()
+        Ok(self.dataset.find(hash, |locator| *locator == here)?.is_some())
     }
 
     /// Puts a record into the batch.
@@ -193,7 +203,7 @@ impl<'a, D: Domain> Drain<'a, D> {
     /// Moves a large value's parts that lie in this segment, and its head, where `found` is the one or the other of a
     /// value that is there.
     fn large(&mut self, found: &Found, hash: KeyHash) -> Result<(), Ended> {
-        let Some(at) = self.dataset.lookup_hashed(hash, found.key()) else {
+        let Some(at) = self.dataset.lookup_hashed(hash, found.key())? else {
             return Ok(());
         };
         let here = found.locator(self.number, hash);

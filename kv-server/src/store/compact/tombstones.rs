@@ -10,8 +10,8 @@ use kv_proto::layout::record_kind;
 
 use super::super::Dataset;
 use super::super::segment::Segment;
-use super::OnDisk;
 use super::walk::{Found, Walk};
+use super::{Ended, OnDisk};
 use crate::error::StorageError;
 
 /// A tombstone of which is asked.
@@ -71,8 +71,17 @@ impl Tombstones {
 
     /// Looks through every other segment file of the dataset that may hold a value that one of them hides.
     ///
-    /// What cannot be read may hold anything: then all of them are wanted.
-    pub(crate) fn judge<D: Domain>(mut self, dataset: &Dataset<D>, segment: u32) -> Judged {
+    /// What cannot be read may hold anything: then all of them are wanted. `go_on` is asked after each record that was
+    /// looked at.
+    ///
+    /// # Errors
+    /// Why `go_on` ended it.
+    pub(crate) fn judge<D: Domain>(
+        mut self,
+        dataset: &Dataset<D>,
+        segment: u32,
+        go_on: &mut dyn FnMut() -> Result<(), Ended>,
+    ) -> Result<Judged, Ended> {
         let newest = self.asked.values().map(|asked| asked.sequence).max().unwrap_or(0);
         let mut later = Vec::new();
         for other in dataset.files_on_disk() {
@@ -83,7 +92,7 @@ impl Tombstones {
                     None => {}
                     Some((lowest, _)) if lowest > newest => later.push(other),
                     Some((lowest, _)) => {
-                        if let Err(error) = self.look_through(dataset, segment, other) {
+                        if let Err(error) = self.look_through(dataset, segment, other, go_on)? {
                             tracing::warn!(%error, "tombstones are kept for what cannot be read");
                             self.all_hide(lowest);
                         }
@@ -96,11 +105,11 @@ impl Tombstones {
             if !self.asked.values().any(|asked| asked.hides && !asked.hidden) {
                 break;
             }
-            if let Err(error) = self.look_through(dataset, segment, other) {
+            if let Err(error) = self.look_through(dataset, segment, other, go_on)? {
                 tracing::warn!(%error, "tombstones are kept that a newer one may hide");
             }
         }
-        self.judged()
+        Ok(self.judged())
     }
 
     /// Has every tombstone newer than `lowest` count as hiding a value.
@@ -115,11 +124,18 @@ impl Tombstones {
         dataset: &Dataset<D>,
         own: u32,
         other: Arc<Segment<D>>,
-    ) -> Result<(), StorageError> {
+        go_on: &mut dyn FnMut() -> Result<(), Ended>,
+    ) -> Result<Result<(), StorageError>, Ended> {
         let number = other.number;
         let path = dataset.segment_path(number);
         let mut walk = Walk::new(&dataset.shared.files, other, path);
-        while let Some(found) = walk.next()? {
+        loop {
+            let found = match walk.next() {
+                Ok(Some(found)) => found,
+                Ok(None) => return Ok(Ok(())),
+                Err(error) => return Ok(Err(error)),
+            };
+            go_on()?;
             let hash = dataset.hash(found.key());
             let Some(asked) = self.asked.get_mut(&(hash.slot, hash.high)) else {
                 continue;
@@ -137,7 +153,6 @@ impl Tombstones {
                 _ => {}
             }
         }
-        Ok(())
     }
 
     fn judged(self) -> Judged {

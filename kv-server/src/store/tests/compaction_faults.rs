@@ -4,13 +4,13 @@ use std::collections::BTreeMap;
 use std::io;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
 use super::compacting::{Model, check, eager, only_dead, until};
 use super::support::{MIB, Rig, bytes, copy_directory, faulty, scratch};
 use crate::store::files::{Call, Files};
-use crate::store::{Compaction, StoreOptions};
+use crate::store::{Compaction, Shared, StoreOptions};
 
 const ENOSPC: i32 = 28;
 const EIO: i32 = 5;
@@ -128,7 +128,7 @@ fn a_segment_that_cannot_be_read_is_left_alone() {
     let mut model = half_dead(directory.path());
     let victim = {
         let rig = Rig::with(only_dead(directory.path()), Files::default()).unwrap();
-        let at = rig.dataset("set").lookup(&2_u64.to_le_bytes()).unwrap();
+        let at = rig.dataset("set").lookup(&2_u64.to_le_bytes()).unwrap().unwrap();
         let path = rig.dataset("set").segment_path(at.segment);
         drop(rig);
         let mut whole = std::fs::read(&path).unwrap();
@@ -200,4 +200,54 @@ fn compaction_that_fails_to_write_goes_on_when_it_can() {
         drop(rig);
         check(&Rig::open(directory.path()), &model, 60);
     }
+}
+
+/// To judge tombstones all other segments are looked through: that ends in the middle of one when the server stops.
+#[test]
+fn judging_tombstones_ends_when_the_server_stops() {
+    let directory = scratch();
+    // Values that live, in some segments; then tombstones of a few of them, in one that is dead but for these.
+    let rig = Rig::with(only_dead(directory.path()), Files::default()).unwrap();
+    rig.store.create("set").unwrap();
+    for key in 0..1200_u64 {
+        rig.put("set", &key.to_le_bytes(), &bytes(key, 3000)).unwrap();
+    }
+    drop(rig);
+    let rig = Rig::with(only_dead(directory.path()), Files::default()).unwrap();
+    for key in 0..20_u64 {
+        rig.delete("set", &(key * 50).to_le_bytes()).unwrap();
+    }
+    drop(rig);
+    let shared: Arc<OnceLock<Arc<Shared>>> = Arc::default();
+    let reads = Arc::new(Mutex::new((Vec::<std::path::PathBuf>::new(), 0)));
+    let faults = {
+        let (shared, reads) = (Arc::clone(&shared), Arc::clone(&reads));
+        move |call: Call, path: &Path| {
+            let own = std::thread::current().name() == Some("kv-compact");
+            let segment = path.extension().is_some_and(|extension| extension == "segment");
+            if !own || !segment || call != Call::Read {
+                return None;
+            }
+            let shared = shared.wait();
+            let (paths, after) = &mut *reads.lock().unwrap();
+            if !paths.iter().any(|known| known == path) {
+                paths.push(path.to_owned());
+            }
+            // The first is that with the tombstones.
+            if paths.len() > 1 {
+                shared.compaction.stop();
+                *after += 1;
+            }
+            None
+        }
+    };
+    // Without images, so that each look at a record is a read.
+    let rig = Rig::unloaded(eager(directory.path()), faulty(Box::new(faults)), 0).unwrap();
+    assert!(shared.set(Arc::clone(&rig.store.shared)).is_ok());
+    until(&rig, "another segment is looked through", || {
+        reads.lock().unwrap().1 > 0
+    });
+    drop(rig);
+    let (_, after) = &*reads.lock().unwrap();
+    assert!(*after <= 8, "{after} reads after it was to stop");
 }
