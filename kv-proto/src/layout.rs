@@ -241,7 +241,8 @@ pub struct FooterEntry {
 }
 const _: () = assert!(size_of::<FooterEntry>() == 40);
 
-/// One operation of a client that the server remembers.
+/// One operation of a client that the server remembers; or, with sequence 0 and no locator, the highest number of a
+/// client that it has forgotten.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
 pub struct OperationEntry {
@@ -249,7 +250,7 @@ pub struct OperationEntry {
     pub client_id: u64,
     /// Its number for the operation.
     pub operation: u64,
-    /// Sequence that the operation got.
+    /// Sequence that the operation got; 0 where this and the lower numbers that are not listed were forgotten.
     pub sequence: u64,
     /// Where the VALUE or HEAD lies that a put wrote. Of a delete all zero, but `offset_units` 1 if the key was there.
     pub locator: Locator,

@@ -84,6 +84,12 @@ fn media_structs(lines: &mut Lines) {
         locator: locator(),
     };
     push("OperationEntry", operation.as_bytes());
+    let floor = OperationEntry {
+        sequence: 0,
+        locator: Locator::default(),
+        ..operation
+    };
+    push("OperationEntry of what is forgotten", floor.as_bytes());
     let body = [footer.as_bytes(), entry.as_bytes(), operation.as_bytes()].concat();
     let mut checkpoint = CheckpointHeader {
         magic: CHECKPOINT_MAGIC,

@@ -1,12 +1,15 @@
 //! Operations that are remembered, so that a retry is answered once and never overwrites a newer value.
+//!
+//! Of what is forgotten the highest number stays, the client's *floor*: at and below it nothing begins anew. A client that
+//! is forgotten whole has nothing but that.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Mutex;
 
 use kv_proto::hash::KeyHash;
 use kv_proto::layout::{FooterEntry, Locator, OPERATIONS_REMEMBERED, OperationEntry};
 
-use super::limits::OPERATIONS_TOTAL_MAX;
+use super::limits::{FLOORS_MAX, OPERATIONS_TOTAL_MAX};
 use super::{Committed, lock};
 
 /// How far an operation is.
@@ -40,10 +43,21 @@ struct Client {
     used: u64,
 }
 
+/// A client of which nothing else is remembered.
+struct Floor {
+    /// Highest number that was forgotten.
+    number: u64,
+    /// When that was: its key in `floors_by_age`.
+    since: u64,
+}
+
 #[derive(Default)]
 struct Inner {
     clients: HashMap<u64, Client>,
     by_use: BTreeMap<u64, u64>,
+    /// Clients that were forgotten whole.
+    floors: HashMap<u64, Floor>,
+    floors_by_age: BTreeMap<u64, u64>,
     total: usize,
     tick: u64,
 }
@@ -157,34 +171,73 @@ impl Operations {
         }
     }
 
-    /// Every operation that is done, clients that were idle longest first.
+    /// Notes an operation, or a client's floor, that a FOOTER or a checkpoint lists.
+    pub(crate) fn take_entry(&self, listed: &OperationEntry) {
+        if is_floor(listed) {
+            self.forgot(listed.client_id, listed.operation);
+        } else {
+            self.recovered(listed.client_id, listed.operation, outcome(listed));
+        }
+    }
+
+    /// Notes that of a client all that is not known up to `number` was forgotten.
+    fn forgot(&self, client: u64, number: u64) {
+        let inner = &mut *lock(&self.0);
+        match inner.clients.get_mut(&client) {
+            Some(known) => known.forgotten = known.forgotten.max(number),
+            None => inner.keep_floor(client, number),
+        }
+    }
+
+    /// Every operation that is done and every floor, clients that were idle longest first.
     pub(crate) fn entries(&self) -> Vec<OperationEntry> {
         let inner = lock(&self.0);
-        let mut entries = Vec::with_capacity(inner.total);
+        let mut entries = Vec::with_capacity(inner.total + inner.floors.len() + inner.clients.len());
+        for client in inner.floors_by_age.values() {
+            entries.push(floor_entry(*client, inner.floors[client].number));
+        }
         for client in inner.by_use.values() {
-            let operations = &inner.clients[client].operations;
-            entries.extend(operations.iter().filter_map(|(operation, state)| match state {
-                State::Done(outcome) => Some(entry(*client, *operation, outcome)),
-                _ => None,
-            }));
+            let known = &inner.clients[client];
+            if known.forgotten > 0 {
+                entries.push(floor_entry(*client, known.forgotten));
+            }
+            entries.extend(
+                known
+                    .operations
+                    .iter()
+                    .filter_map(|(operation, state)| match state {
+                        State::Done(outcome) => Some(entry(*client, *operation, outcome)),
+                        _ => None,
+                    }),
+            );
         }
         entries
     }
 
-    /// Keeps of `entries` what is remembered.
+    /// Keeps of `entries` what is remembered, and of the others what tells that they were forgotten.
     pub(crate) fn retain_remembered(&self, entries: &mut Vec<OperationEntry>) {
         let inner = lock(&self.0);
+        let mut forgotten = BTreeSet::new();
         entries.retain(|entry| {
             let known = inner.clients.get(&entry.client_id);
-            known.is_some_and(|known| known.operations.contains_key(&entry.operation))
+            let remembered = known.is_some_and(|known| known.operations.contains_key(&entry.operation));
+            if !remembered {
+                forgotten.insert(entry.client_id);
+            }
+            remembered
         });
+        let floors = forgotten
+            .into_iter()
+            .map(|client| (client, inner.floor(client)))
+            .filter(|(_, floor)| *floor > 0);
+        entries.extend(floors.map(|(client, floor)| floor_entry(client, floor)));
     }
 
     /// Notes that all which are to be known at restart are: a client of which as many are known as are remembered has
-    /// had lower ones forgotten.
-    pub(crate) fn all_recovered(&self) {
+    /// had lower ones forgotten. Where some of what tells could not be read, so may any other have.
+    pub(crate) fn all_recovered(&self, all_read: bool) {
         for client in lock(&self.0).clients.values_mut() {
-            if client.operations.len() >= OPERATIONS_REMEMBERED
+            if (client.operations.len() >= OPERATIONS_REMEMBERED || !all_read)
                 && let Some(lowest) = client.operations.keys().next()
             {
                 client.forgotten = client.forgotten.max(lowest.saturating_sub(1));
@@ -210,6 +263,27 @@ impl Operations {
     pub(crate) fn total(&self) -> usize {
         lock(&self.0).total
     }
+}
+
+/// As FOOTERs and checkpoints list a client's floor.
+const fn floor_entry(client_id: u64, number: u64) -> OperationEntry {
+    OperationEntry {
+        client_id,
+        operation: number,
+        sequence: 0,
+        locator: Locator {
+            segment: 0,
+            offset_units: 0,
+            value_len_bytes: 0,
+            key_len_bytes: 0,
+            tag: 0,
+        },
+    }
+}
+
+/// Whether an entry lists a client's floor; no operation has sequence 0.
+pub(crate) const fn is_floor(entry: &OperationEntry) -> bool {
+    entry.sequence == 0
 }
 
 /// Where a record lies that is listed of `segment`.
@@ -268,10 +342,43 @@ fn place(outcome: &Committed) -> (u64, u32, u32) {
 impl Inner {
     fn touch(&mut self, client: u64) {
         self.tick += 1;
-        let known = self.clients.entry(client).or_default();
+        let floor = self.floors.remove(&client);
+        if let Some(floor) = &floor {
+            self.floors_by_age.remove(&floor.since);
+        }
+        let known = self.clients.entry(client).or_insert_with(|| Client {
+            forgotten: floor.map_or(0, |floor| floor.number),
+            ..Client::default()
+        });
         self.by_use.remove(&known.used);
         known.used = self.tick;
         self.by_use.insert(self.tick, client);
+    }
+
+    /// Highest number of a client that was forgotten; 0 while none was.
+    fn floor(&self, client: u64) -> u64 {
+        let known = self.clients.get(&client).map(|known| known.forgotten);
+        known
+            .or_else(|| self.floors.get(&client).map(|floor| floor.number))
+            .unwrap_or(0)
+    }
+
+    /// Keeps the floor of a client of which nothing else is known, and past the limit lets go of the oldest.
+    fn keep_floor(&mut self, client: u64, number: u64) {
+        if number == 0 {
+            return;
+        }
+        self.tick += 1;
+        let floor = self.floors.entry(client).or_insert(Floor { number: 0, since: 0 });
+        self.floors_by_age.remove(&floor.since);
+        floor.number = floor.number.max(number);
+        floor.since = self.tick;
+        self.floors_by_age.insert(self.tick, client);
+        if self.floors.len() > FLOORS_MAX
+            && let Some((_, oldest)) = self.floors_by_age.pop_first()
+        {
+            self.floors.remove(&oldest);
+        }
     }
 
     fn insert(&mut self, client: u64, operation: u64, state: State) {
@@ -317,6 +424,8 @@ impl Inner {
             self.by_use.remove(&used);
             if let Some(gone) = self.clients.remove(&idle) {
                 self.total -= gone.operations.len();
+                let highest = gone.operations.keys().next_back().copied().unwrap_or(0);
+                self.keep_floor(idle, gone.forgotten.max(highest));
             }
         }
     }
@@ -324,10 +433,11 @@ impl Inner {
     fn drop_if_empty(&mut self, client: u64) {
         if let Some(known) = self.clients.get(&client)
             && known.operations.is_empty()
-            && known.forgotten == 0
         {
+            let forgotten = known.forgotten;
             self.by_use.remove(&known.used);
             self.clients.remove(&client);
+            self.keep_floor(client, forgotten);
         }
     }
 }

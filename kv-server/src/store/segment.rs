@@ -49,9 +49,14 @@ impl Tally {
         self.live_bytes.fetch_add(bytes, Ordering::AcqRel);
     }
 
-    /// Takes back what [`Tally::add_live`] added.
+    /// Takes back what [`Tally::add_live`] added, as far as it did: the parts of a large value whose HEAD could not be
+    /// read at the start were never counted.
     pub(crate) fn bury(&self, bytes: u64) {
-        self.live_bytes.fetch_sub(bytes, Ordering::AcqRel);
+        let less = |live: u64| Some(live.saturating_sub(bytes));
+        // It always says how much less.
+        let _ = self
+            .live_bytes
+            .fetch_update(Ordering::AcqRel, Ordering::Acquire, less);
     }
 
     /// Tombstones: whether one is still wanted shows only when its segment is compacted.

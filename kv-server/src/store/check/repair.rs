@@ -5,7 +5,7 @@ use std::io::IoSlice;
 use kv_proto::layout::OperationEntry;
 use zerocopy::IntoBytes;
 
-use super::super::operations::{Operations, outcome};
+use super::super::operations::Operations;
 use super::super::recover::take_operation;
 use super::super::segment::{self, HEADER_BYTES};
 use super::super::sync_kind::SyncKind;
@@ -83,9 +83,9 @@ impl Checking<'_, '_> {
         let newest = judged.iter().filter(|it| it.operations.is_some());
         let newest = newest.max_by_key(|it| it.file.header.segment);
         for entry in newest.iter().flat_map(|it| it.operations.iter().flatten()) {
-            operations.recovered(entry.client_id, entry.operation, outcome(entry));
+            operations.take_entry(entry);
         }
-        operations.all_recovered();
+        operations.all_recovered(judged.iter().all(|it| it.operations.is_some()));
         Ok(operations.entries())
     }
 }

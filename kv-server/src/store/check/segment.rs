@@ -7,12 +7,14 @@ use kv_proto::crc::crc32c;
 use kv_proto::footer::list_len;
 use kv_proto::hash::KeyHash;
 use kv_proto::layout::{
-    BLOCK_BYTES, FooterEntry, KEY_MAX_BYTES, OperationEntry, RecordHeader, record_kind, units, wire_len,
+    BLOCK_BYTES, FooterEntry, KEY_MAX_BYTES, Locator, OperationEntry, RecordHeader, record_kind, units,
+    wire_len,
 };
 use kv_proto::record::{parse_head, parse_header};
 
 use super::super::files::OpenFile;
 use super::super::footer;
+use super::super::operations;
 use super::super::recover::scan::{Found, Span, scan};
 use super::super::recover::{SegmentFile, says_lost};
 use super::super::segment::{HEADER_BYTES, widen};
@@ -461,8 +463,13 @@ impl Checking<'_, '_> {
                 && locator.value_len_bytes == 0
                 && locator.key_len_bytes == 0
                 && locator.tag == 0;
+            let floor = operations::is_floor(entry);
             let is_put = locator.segment != 0 && locator.offset_units != 0 && locator.key_len_bytes != 0;
-            if entry.client_id == 0 || entry.sequence == 0 || !(is_delete || is_put) {
+            let can_be = match floor {
+                true => *locator == Locator::default() && entry.operation != 0,
+                false => is_delete || is_put,
+            };
+            if entry.client_id == 0 || !can_be {
                 let what = format!("an operation is listed that cannot be: {entry:?}");
                 let remedy = "a retry of it may not be known again";
                 self.damage(Some(file.header.segment), path, Some(at), None, what, remedy);

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::path::Path;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
 use kv_fabric::Domain;
@@ -129,6 +129,7 @@ pub(crate) fn recover<D: Domain>(
         shared,
         hash_key: &description.hash_key,
         operations: Operations::default(),
+        all_read: AtomicBool::new(true),
         listed: Mutex::default(),
         figures: Figures::default(),
         sequence_max: AtomicU64::new(0),
@@ -158,7 +159,8 @@ pub(crate) fn recover<D: Domain>(
     if let Some((_, listed)) = lock(&reading.listed).take() {
         reading.take_listed(&listed);
     }
-    reading.operations.all_recovered();
+    let all_read = reading.all_read.load(Ordering::Relaxed) && judged.iter().all(|it| it.known.is_ok());
+    reading.operations.all_recovered(all_read);
     // Only now all operations are known that the FOOTERs are to list.
     let Sealed {
         mut segments,

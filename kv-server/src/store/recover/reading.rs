@@ -2,14 +2,14 @@
 //! operations they tell of.
 
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 
 use kv_proto::layout::{FooterEntry, Locator, OperationEntry, SegmentTrailer, record_kind};
 
 use super::super::checkpoint;
 use super::super::dataset::Figures;
 use super::super::footer;
-use super::super::operations::{self, Operations, outcome};
+use super::super::operations::{self, Operations};
 use super::super::segment::{HEADER_BYTES, widen};
 use super::super::{Committed, Shared, lock};
 use super::gather::Gather;
@@ -41,6 +41,8 @@ pub(super) struct Reading<'a> {
     pub(super) shared: &'a Shared,
     pub(super) hash_key: &'a [u8; 16],
     pub(super) operations: Operations,
+    /// Whether all FOOTERs that there are could be read.
+    pub(super) all_read: AtomicBool,
     /// Operations that the FOOTERs of the newest segment list which has some.
     pub(super) listed: Mutex<Option<(u32, Vec<OperationEntry>)>>,
     pub(super) figures: Figures,
@@ -171,6 +173,9 @@ impl Reading<'_> {
         let mut operations = Vec::new();
         let read = footer::read(&self.shared.files, &opened, trailer, |entries, listed| {
             spread(number, entries);
+            // Floors only rise: what any FOOTER says of them is true.
+            let floors = listed.iter().filter(|listed| operations::is_floor(listed));
+            floors.for_each(|floor| self.operations.take_entry(floor));
             operations.extend_from_slice(listed);
         });
         match read {
@@ -183,6 +188,7 @@ impl Reading<'_> {
             }
             Err(error) if says_lost(&error) => {
                 tracing::error!(%error, segment = number, "its FOOTERs cannot be read; its records are");
+                self.all_read.store(false, Ordering::Relaxed);
                 Ok(false)
             }
             Err(error) => Err(error),
@@ -246,8 +252,7 @@ impl Reading<'_> {
     pub(super) fn take_listed(&self, entries: &[OperationEntry]) {
         for entry in entries {
             self.met(entry.sequence);
-            self.operations
-                .recovered(entry.client_id, entry.operation, outcome(entry));
+            self.operations.take_entry(entry);
         }
     }
 
