@@ -2,6 +2,7 @@
 
 use std::io;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use kv_fabric::{FabricError, ReadStatus};
@@ -60,8 +61,9 @@ pub enum ReadError {
     NoResources,
 }
 
-/// Why a call failed: what, which value, and what to do.
-#[derive(Debug, thiserror::Error)]
+/// Why a call failed: what, which value, and what to do. Clones share their source: what keeps one value of many from
+/// being stored keeps the others.
+#[derive(Debug, Clone, thiserror::Error)]
 #[non_exhaustive]
 pub enum ClientError {
     /// A URI that names no server.
@@ -84,7 +86,7 @@ pub enum ClientError {
     },
     /// The network failed.
     #[error(transparent)]
-    Fabric(#[from] FabricError),
+    Fabric(Arc<FabricError>),
     /// The server refused.
     #[error("{what}: {text} ({})", .status.text())]
     Refused {
@@ -113,6 +115,16 @@ pub enum ClientError {
         /// What went wrong last.
         last: String,
     },
+    /// The server was busy with other values until the deadline passed: nothing was stored, and it may be later.
+    #[error("{what}: the server was busy for {after:?}: {last}")]
+    Busy {
+        /// What was asked.
+        what: String,
+        /// The deadline.
+        after: Duration,
+        /// The server's words.
+        last: String,
+    },
     /// A read failed.
     #[error("{what}: {source}")]
     Read {
@@ -131,7 +143,7 @@ pub enum ClientError {
     },
     /// A source of bytes failed.
     #[error("cannot read the value: {0}")]
-    Source(#[source] io::Error),
+    Source(#[source] Arc<io::Error>),
     /// A source gave another number of bytes than was announced.
     #[error("the value was announced with {announced_bytes} bytes but has {}: nothing was stored", if *.longer { "more".to_owned() } else { format!("only {given_bytes}") })]
     SourceLength {
@@ -161,6 +173,12 @@ pub enum ClientError {
         /// The call.
         call: &'static str,
         /// Why.
-        source: io::Error,
+        source: Arc<io::Error>,
     },
+}
+
+impl From<FabricError> for ClientError {
+    fn from(error: FabricError) -> Self {
+        Self::Fabric(Arc::new(error))
+    }
 }

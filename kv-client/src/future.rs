@@ -107,7 +107,7 @@ impl AsyncReader {
             .spawn(move || drive(engine, &shared))
             .map_err(|source| ClientError::System {
                 call: "spawn the thread of an async reader",
-                source,
+                source: Arc::new(source),
             })?;
         let thread = Some(thread);
         Ok(Self(Arc::new(Driver { desk, thread })))

@@ -32,7 +32,7 @@ impl Bell {
         let made = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK);
         made.map(Self).map_err(|error| ClientError::System {
             call: "eventfd",
-            source: error.into(),
+            source: Arc::new(error.into()),
         })
     }
 

@@ -111,8 +111,9 @@ pub struct Serve {
     #[arg(long, value_name = "SIZE", default_value_t = Size(PART_MAX_BYTES))]
     pub part_bytes: Size,
 
-    /// Most memory for values that are arriving and were not committed.
-    #[arg(long, value_name = "SIZE", default_value_t = Size(256 << 20))]
+    /// Most memory for values that are arriving: half of it for those in several parts, of which each takes two, an
+    /// eighth for short ones.
+    #[arg(long, value_name = "SIZE", default_value_t = Size(512 << 20))]
     pub gather_budget: Size,
 
     /// Share of dead bytes from which a segment is compacted: what lives in it is copied, and its file removed.
@@ -445,12 +446,12 @@ mod tests {
             ["--segment-bytes", "1T"],
             ["--part-bytes", "0"],
             ["--part-bytes", "33M"],
-            ["--gather-budget", "63M"],
+            ["--gather-budget", "127M"],
         ] {
             let text = options([flag, size]).unwrap_err();
             assert!(text.starts_with(&format!("{flag} {size}: give ")), "{text}");
         }
-        options(["--gather-budget", "64M"]).unwrap();
+        options(["--gather-budget", "128M"]).unwrap();
         assert_eq!(options(["--max-lag-ms", "10000"]).unwrap().max_lag_ms, 10_000);
         assert!(
             options(["--max-lag-ms", "9999"])

@@ -100,6 +100,9 @@ pub enum StorageError {
     /// A limit of work in hand is reached: ask again.
     #[error("busy: {0}")]
     Busy(&'static str),
+    /// The memory for arriving values is in use by those whose clients are sending them: begin again.
+    #[error("busy: the memory for arriving values is in use (--gather-budget)")]
+    Arriving,
     /// Memory or disk are used up, and dead space is being freed: begin again.
     #[error("busy: dead space is being freed")]
     Freeing,
@@ -227,7 +230,7 @@ impl StorageError {
             | Self::Option { .. } => Status::Io,
             Self::NoSpace { .. } => Status::NoSpace,
             Self::Memory { .. } | Self::Fabric(_) => Status::NoMemory,
-            Self::Busy(_) | Self::Freeing | Self::Mending => Status::Busy,
+            Self::Busy(_) | Self::Arriving | Self::Freeing | Self::Mending => Status::Busy,
             Self::NoDataset(_) => Status::NoDataset,
             Self::Exists(_) => Status::Exists,
             Self::BadName(_) => Status::BadName,

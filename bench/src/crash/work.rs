@@ -88,7 +88,10 @@ impl Round<'_> {
 
     /// Whether an error is what a kill brings, or a machine that is too busy for the deadline.
     fn excuse(&self, what: &str, error: &ClientError) -> Result<(), Wrong> {
-        let late = matches!(error, ClientError::Timeout { .. } | ClientError::Unknown { .. });
+        let late = matches!(
+            error,
+            ClientError::Timeout { .. } | ClientError::Busy { .. } | ClientError::Unknown { .. }
+        );
         let killed = self.killed.load(Ordering::SeqCst) && !matches!(error, ClientError::Refused { .. });
         if !self.survives && (late || killed) {
             return Ok(());

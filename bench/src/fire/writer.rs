@@ -199,5 +199,8 @@ fn delete<F: Fabric>(
 
 /// Whether the same version may be tried again: its outcome is not known.
 fn may_pass(error: &ClientError) -> bool {
-    matches!(error, ClientError::Unknown { .. } | ClientError::Timeout { .. })
+    matches!(
+        error,
+        ClientError::Unknown { .. } | ClientError::Timeout { .. } | ClientError::Busy { .. }
+    )
 }

@@ -17,7 +17,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 
 use kv_fabric::{Fabric, RemoteRef};
-use kv_proto::control::{Answer, Request, Status};
+use kv_proto::control::{Answer, Request};
 use rustix::event::{EventfdFlags, eventfd};
 
 use crate::clock::{Deadline, boot_ns};
@@ -63,9 +63,7 @@ pub(crate) struct Up {
 
 /// Why the latest attempt at a session failed.
 struct Failure {
-    error: Option<ClientError>,
-    text: String,
-    status: Option<Status>,
+    error: ClientError,
     /// Trying again cannot help.
     definite: bool,
 }
@@ -107,7 +105,7 @@ impl<F: Fabric> Shared<F> {
         let wake = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK).map_err(|error| {
             ClientError::System {
                 call: "eventfd",
-                source: error.into(),
+                source: Arc::new(error.into()),
             }
         })?;
         let client_id = match options.client_id {
@@ -172,14 +170,14 @@ impl<F: Fabric> Shared<F> {
                 break Ok(Arc::clone(up));
             }
             if state.failures > failures {
-                let failure = state.failure.as_mut().filter(|failure| first || failure.definite);
+                let failure = state.failure.as_ref().filter(|failure| first || failure.definite);
                 if let Some(failure) = failure {
-                    break Err(failure.error.take().unwrap_or_else(|| self.refusal(failure)));
+                    break Err(failure.error.clone());
                 }
             }
             let left = deadline.left();
             if left.is_zero() {
-                let last = state.failure.as_ref().map(|failure| failure.text.clone());
+                let last = state.failure.as_ref().map(|failure| failure.error.to_string());
                 break Err(ClientError::Timeout {
                     what: format!("session with {}", self.address),
                     after: self.options.deadline,
@@ -199,21 +197,6 @@ impl<F: Fabric> Shared<F> {
         };
         state.waiters -= usize::from(waiting);
         result
-    }
-
-    fn refusal(&self, failure: &Failure) -> ClientError {
-        match failure.status {
-            Some(status) => ClientError::Refused {
-                what: format!("session with {}", self.address),
-                text: failure.text.clone(),
-                status,
-            },
-            None => ClientError::Timeout {
-                what: format!("session with {}", self.address),
-                after: self.options.connect_timeout,
-                last: failure.text.clone(),
-            },
-        }
     }
 
     /// Hands a command to the control thread. Its reply comes in any case, [`Reply::Lost`] where nothing can be done.
@@ -283,7 +266,7 @@ pub(crate) fn random_u64() -> Result<u64, ClientError> {
 fn random(bytes: &mut [u8]) -> Result<(), ClientError> {
     getrandom::fill(bytes).map_err(|error| ClientError::System {
         call: "getrandom",
-        source: std::io::Error::other(error.to_string()),
+        source: Arc::new(std::io::Error::other(error.to_string())),
     })
 }
 

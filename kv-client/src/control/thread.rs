@@ -26,7 +26,7 @@ pub(super) fn spawn<F: Fabric>(shared: Arc<Shared<F>>) -> Result<JoinHandle<()>,
         .spawn(move || run(&shared))
         .map_err(|source| ClientError::System {
             call: "spawn the control thread",
-            source,
+            source: Arc::new(source),
         })
 }
 
@@ -42,7 +42,7 @@ fn run<F: Fabric>(shared: &Shared<F>) {
                 Serving::new(shared, connection, session, up).run();
             }
             Err(failure) => {
-                tracing::debug!(address = shared.address, failure = failure.text, "no session");
+                tracing::debug!(address = shared.address, failure = %failure.error, "no session");
                 let mut state = lock(&shared.state);
                 state.failures += 1;
                 state.failure = Some(failure);
@@ -109,24 +109,19 @@ pub(super) fn sleep<F: Fabric>(shared: &Shared<F>, fd: Option<rustix::fd::Borrow
 }
 
 fn failure(error: ClientError) -> Failure {
-    let status = match &error {
-        ClientError::Refused { status, .. } => Some(*status),
-        _ => None,
+    use Status::{AuthFailed, BadFrame, Forbidden, Version};
+    let definite = match &error {
+        ClientError::Refused { status, .. } => {
+            matches!(status, AuthFailed | Forbidden | Version | BadFrame)
+        }
+        ClientError::Fabric(error) => matches!(
+            **error,
+            FabricError::Unavailable { .. } | FabricError::Unsupported(_)
+        ),
+        ClientError::Protocol { .. } => true,
+        _ => false,
     };
-    let refused = matches!(
-        status,
-        Some(Status::AuthFailed | Status::Forbidden | Status::Version | Status::BadFrame)
-    );
-    let unavailable = matches!(
-        error,
-        ClientError::Fabric(FabricError::Unavailable { .. } | FabricError::Unsupported(_))
-    );
-    Failure {
-        text: error.to_string(),
-        status,
-        definite: refused || unavailable || matches!(error, ClientError::Protocol { .. }),
-        error: Some(error),
-    }
+    Failure { error, definite }
 }
 
 fn session_error<F: Fabric>(shared: &Shared<F>, error: SessionError) -> ClientError {

@@ -39,6 +39,9 @@ struct Putting<'c, 'v, F: Fabric> {
     core: &'c Core<F>,
     ops: Vec<Op<'v>>,
     deadline: Deadline,
+    /// Times that puts of the session had got on when the deadline was set.
+    moves: u64,
+    backoff: Backoff,
     mailbox: Arc<Mailbox>,
     active: usize,
     busy: bool,
@@ -51,6 +54,8 @@ impl<'c, 'v, F: Fabric> Putting<'c, 'v, F> {
             core,
             ops,
             deadline: Deadline::after(core.budget()),
+            moves: core.session().pool().moves(),
+            backoff: Backoff::new(BUSY_WAITS.0, BUSY_WAITS.1),
             mailbox: Arc::default(),
             active: 0,
             busy: false,
@@ -59,33 +64,32 @@ impl<'c, 'v, F: Fabric> Putting<'c, 'v, F> {
     }
 
     fn run(mut self) -> Vec<Result<PutOutcome, ClientError>> {
-        let mut backoff = Backoff::new(BUSY_WAITS.0, BUSY_WAITS.1);
         while self.ops.iter().any(|op| op.stage != Stage::Done) {
-            if self.deadline.is_over() {
+            if self.deadline.is_over() && !self.others_got_on() {
                 self.give_up();
                 break;
             }
             let up = match self.core.shared().ensure(self.deadline, false) {
                 Ok(up) => up,
                 Err(error) => {
-                    self.fail_all(error);
+                    self.fail_all(&error);
                     break;
                 }
             };
             self.up = Some(Arc::clone(&up));
             match self.core.open(&up, self.deadline) {
                 Ok(view) => {
-                    self.session(&up, &view, &mut backoff);
+                    self.session(&up, &view);
                 }
                 Err(why) => {
                     if let Some(error) = self
                         .core
                         .unopened(format!("put into dataset `{}`", self.core.name()), why)
                     {
-                        self.fail_all(error);
+                        self.fail_all(&error);
                         break;
                     }
-                    backoff.sleep(self.deadline);
+                    self.backoff.sleep(self.deadline);
                 }
             }
         }
@@ -97,7 +101,7 @@ impl<'c, 'v, F: Fabric> Putting<'c, 'v, F> {
     }
 
     /// Works in session `up` until everything is done, the session is lost, or the deadline has passed.
-    fn session(&mut self, up: &Up, view: &View, backoff: &mut Backoff) {
+    fn session(&mut self, up: &Up, view: &View) {
         self.mailbox = Arc::default();
         self.active = 0;
         let mut waiting: std::collections::VecDeque<usize> = (0..self.ops.len())
@@ -114,7 +118,7 @@ impl<'c, 'v, F: Fabric> Putting<'c, 'v, F> {
                 }
                 // The server is busy with others: wait, and ask again.
                 self.busy = false;
-                if !backoff.sleep(self.deadline) {
+                if !self.backoff.sleep(self.deadline) {
                     return;
                 }
                 continue;
@@ -138,7 +142,9 @@ impl<'c, 'v, F: Fabric> Putting<'c, 'v, F> {
             }
             match self.ops[index].stage {
                 // Before the others: by the time that they are done its number could be forgotten.
-                Stage::Waiting => waiting.push_front(index),
+                Stage::Waiting if self.ops[index].committed => waiting.push_front(index),
+                // After them: what keeps it from being begun may not keep them.
+                Stage::Waiting => waiting.push_back(index),
                 Stage::Done => self.got_on(),
                 _ => {}
             }
@@ -147,7 +153,25 @@ impl<'c, 'v, F: Fabric> Putting<'c, 'v, F> {
 
     /// Something was achieved that was not before: the deadline counts from now on.
     fn got_on(&mut self) {
+        self.core.session().pool().note_move();
+        self.backoff = Backoff::new(BUSY_WAITS.0, BUSY_WAITS.1);
+        self.set_deadline();
+    }
+
+    fn set_deadline(&mut self) {
+        self.moves = self.core.session().pool().moves();
         self.deadline = Deadline::after(self.core.budget());
+    }
+
+    /// Whether all that is not done waits for a server that is busy, and other puts of the session got on meanwhile: it
+    /// may be they that it is busy with. The deadline counts from now on then.
+    fn others_got_on(&mut self) -> bool {
+        let waits = |op: &Op<'_>| op.stage == Stage::Done || op.stage == Stage::Waiting && op.busy;
+        let got_on = self.ops.iter().all(waits) && self.core.session().pool().moves() != self.moves;
+        if got_on {
+            self.set_deadline();
+        }
+        got_on
     }
 
     fn submit(&mut self, index: usize, up: &Up, request: Request, write: Option<Write<F>>) {
@@ -321,9 +345,16 @@ impl<'c, 'v, F: Fabric> Putting<'c, 'v, F> {
             Status::Busy | Status::ShuttingDown => {
                 self.busy = true;
                 op.begin_again(refusal.text);
+                op.busy = true;
             }
             // Dropped meanwhile, or another session's.
             Status::Stale => op.restart(refusal.text, after),
+            // While it waited so many later ones were done that the server forgot numbers as low as this one's. Nothing was
+            // ever committed under it, unless by a process that had the number before.
+            Status::Unknown if !op.committed && self.core.shared().options.first_operation.is_none() => {
+                op.operation = None;
+                op.restart(refusal.text, after);
+            }
             Status::Unknown => op.finish(Err(ClientError::Unknown { what })),
             Status::Io | Status::Crc if op.failures + 1 < FAILURES_MAX => {
                 op.failures += 1;
@@ -344,10 +375,11 @@ impl<'c, 'v, F: Fabric> Putting<'c, 'v, F> {
 
     fn timeout(&self, index: usize) -> ClientError {
         let op = &self.ops[index];
-        ClientError::Timeout {
-            what: op.what(),
-            after: self.core.budget(),
-            last: op.last.clone(),
+        let (what, after, last) = (op.what(), self.core.budget(), op.last.clone());
+        if op.busy && op.stage == Stage::Waiting {
+            ClientError::Busy { what, after, last }
+        } else {
+            ClientError::Timeout { what, after, last }
         }
     }
 
@@ -368,19 +400,9 @@ impl<'c, 'v, F: Fabric> Putting<'c, 'v, F> {
         }
     }
 
-    fn fail_all(&mut self, error: ClientError) {
-        let mut error = Some(error);
-        for index in 0..self.ops.len() {
-            if self.ops[index].stage == Stage::Done {
-                continue;
-            }
-            if self.ops[index].committed {
-                let timeout = self.timeout(index);
-                self.ops[index].fail(timeout);
-                continue;
-            }
-            let own = error.take().unwrap_or_else(|| self.timeout(index));
-            self.ops[index].finish(Err(own));
+    fn fail_all(&mut self, error: &ClientError) {
+        for op in self.ops.iter_mut().filter(|op| op.stage != Stage::Done) {
+            op.fail(error.clone());
         }
     }
 }
@@ -428,7 +450,7 @@ impl<F: Fabric> DatasetOn<F> {
         source
             .take(limit)
             .read_to_end(&mut value)
-            .map_err(ClientError::Source)?;
+            .map_err(|error| ClientError::Source(Arc::new(error)))?;
         if value.len() as u64 != len {
             return Err(ClientError::SourceLength {
                 announced_bytes: len,

@@ -35,6 +35,8 @@ pub(super) struct Op<'v> {
     /// COMMIT was sent, and nothing said since that it was not done.
     pub(super) committed: bool,
     pub(super) failures: u32,
+    /// The server said last that it is busy.
+    pub(super) busy: bool,
     restarts: u32,
     pub(super) last: String,
     pub(super) result: Option<Result<PutOutcome, ClientError>>,
@@ -53,6 +55,7 @@ impl<'v> Op<'v> {
             sent_most: 0,
             committed: false,
             failures: 0,
+            busy: false,
             restarts: 0,
             last: "no answer".to_owned(),
             result: bad.then(|| Err(bad_key(key))),
@@ -102,6 +105,7 @@ impl<'v> Op<'v> {
     /// Begins again from ALLOC, if the bytes can be had again, or if the server may have them: its memory of the
     /// operation tells.
     pub(super) fn begin_again(&mut self, why: String) {
+        self.busy = false;
         if self.source.rewind() {
             self.sent = 0;
         } else if self.sent > 0 && !self.committed {

@@ -1,5 +1,6 @@
 //! Registered memory that values are WRITTEN from: a fixed number of slots, allocated at the first put.
 
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 
 use kv_fabric::{Fabric, FabricError, Region};
@@ -15,6 +16,8 @@ pub(crate) const SLOTS: usize = 32;
 pub(crate) struct Pool<F: Fabric> {
     inner: Mutex<Inner<F>>,
     returned: Condvar,
+    /// Times that a put of the session got on.
+    moved: AtomicU64,
 }
 
 struct Inner<F: Fabric> {
@@ -38,7 +41,18 @@ impl<F: Fabric> Pool<F> {
         Self {
             inner: Mutex::new(inner),
             returned: Condvar::new(),
+            moved: AtomicU64::new(0),
         }
+    }
+
+    /// Notes that a put got on.
+    pub(crate) fn note_move(&self) {
+        self.moved.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// How often any did.
+    pub(crate) fn moves(&self) -> u64 {
+        self.moved.load(Ordering::Relaxed)
     }
 
     /// A free slot; `None` if there is none until the deadline.

@@ -1,6 +1,7 @@
 //! Where the bytes of a value come from.
 
 use std::io::{ErrorKind, Read};
+use std::sync::Arc;
 
 use kv_fabric::Fabric;
 use kv_proto::crc::Crc32c;
@@ -88,7 +89,7 @@ impl<'v> Source<'v> {
                         Ok(0) => return Err(short(self.taken + done as u64)),
                         Ok(got) => got,
                         Err(error) if error.kind() == ErrorKind::Interrupted => continue,
-                        Err(error) => return Err(ClientError::Source(error)),
+                        Err(error) => return Err(ClientError::Source(Arc::new(error))),
                     };
                     self.crc.update(&chunk[..got]);
                     slot.fill(done, &chunk[..got]);
@@ -117,7 +118,7 @@ impl<'v> Source<'v> {
                     });
                 }
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
-                Err(error) => return Err(ClientError::Source(error)),
+                Err(error) => return Err(ClientError::Source(Arc::new(error))),
             }
         }
     }

@@ -18,4 +18,5 @@ mod reconnects;
 mod refusals;
 mod restarts;
 mod sharing;
+mod starving;
 mod values;

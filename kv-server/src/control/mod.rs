@@ -3,7 +3,7 @@
 //! Pure, so that each can be tested and checked alone:
 //! - [`session`]: what one session may say, and when.
 //! - [`leases`]: who may still read what, who is fenced, what is released; [`telling`]: what RENEW says of it.
-//! - [`puts`], [`windows`], [`tokens`]: what a session holds besides.
+//! - [`puts`], [`windows`], [`tokens`]: what a session holds besides; `line`: who waits for memory to put values.
 //! - [`keys`]: who may do what.
 //!
 //! With a fabric and a store:
@@ -17,6 +17,7 @@ mod connections;
 pub mod counters;
 pub mod keys;
 pub mod leases;
+mod line;
 pub mod options;
 pub mod puts;
 mod requests;

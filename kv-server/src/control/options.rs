@@ -3,7 +3,8 @@
 use kv_proto::control::{FRAME_MAX_BYTES, RECEIVES_DEFAULT};
 use kv_proto::layout::DATASETS_PER_SESSION_MAX;
 
-/// The values that one session has arriving take one part in so many of the memory for such, unless there is but one.
+/// The values of a kind that one session has arriving take one part in so many of the memory for such, unless there is
+/// but one.
 pub(super) const SESSION_GATHER_FRACTION: u64 = 2;
 
 /// Control connections for which memory is set aside at the start: data that fills the memory budget does not keep out
@@ -43,8 +44,10 @@ pub struct Options {
     pub staging_bytes: u32,
     /// Longest window of a PUT, bytes.
     pub window_max_bytes: u32,
-    /// Shortest window that a longer value is given when staging memory is scarce, bytes.
+    /// Shortest window that a longer value is given when staging memory is scarce, bytes; less where there is less in all.
     pub window_min_bytes: u32,
+    /// How long a session that was refused memory for a value keeps its turn without asking again, ms.
+    pub turn_kept_ms: u64,
     /// How long the last answers have to leave at shutdown, ms.
     pub goodbye_ms: u64,
 }
@@ -68,6 +71,7 @@ impl Default for Options {
             staging_bytes: 8 << 20,
             window_max_bytes: 1 << 20,
             window_min_bytes: 64 << 10,
+            turn_kept_ms: 1_000,
             goodbye_ms: 200,
         }
     }

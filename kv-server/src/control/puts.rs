@@ -1,6 +1,9 @@
 //! PUTs of one session, as far as they need no store: windows, lengths, order. No I/O.
+//!
+//! Staging memory is divided by kinds of values: one whose client takes its time keeps no window from those of another.
 
 use std::collections::BTreeMap;
+use std::ops::RangeInclusive;
 
 use kv_proto::control::Status;
 
@@ -8,13 +11,16 @@ use super::clock::BootMs;
 use super::leases::DatasetId;
 use super::options::Options;
 use super::session::Refusal;
-use super::windows::{Window, Windows};
+use super::windows::{WINDOW_ALIGN_BYTES, Window, Windows};
+use crate::store::Kind;
 
 /// One PUT that was begun and not committed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Progress {
     /// Its dataset.
     pub dataset: DatasetId,
+    /// How it arrives.
+    pub kind: Kind,
     /// Its window; `None` for an empty value.
     pub window: Option<Window>,
     /// Bytes of the value that have not been taken yet.
@@ -26,7 +32,8 @@ pub struct Progress {
 /// All of a session, by operation.
 #[derive(Debug, Clone)]
 pub struct Puts {
-    windows: Windows,
+    /// Of each kind.
+    windows: [Windows; 3],
     open: BTreeMap<u64, Progress>,
 }
 
@@ -34,8 +41,14 @@ impl Puts {
     /// None, over this much staging memory.
     #[must_use]
     pub fn new(staging_bytes: u32) -> Self {
+        let quarter = staging_bytes / 4 / WINDOW_ALIGN_BYTES * WINDOW_ALIGN_BYTES;
+        let [half, rest] = [2 * quarter, 3 * quarter];
         Self {
-            windows: Windows::new(staging_bytes),
+            windows: [
+                Windows::new(0, half),
+                Windows::new(half, quarter),
+                Windows::new(rest, staging_bytes - rest),
+            ],
             open: BTreeMap::new(),
         }
     }
@@ -77,7 +90,8 @@ impl Puts {
         Ok(())
     }
 
-    /// Begins one; its window is as long as the value, `window_max_bytes` or what staging memory allows.
+    /// Begins one, with a window of a length in `lengths`. A small value's is as long as itself; a longer one's at most half
+    /// of what is free for its kind: it is kept for long.
     ///
     /// # Errors
     /// [`Status::Busy`] if staging memory is used up.
@@ -86,19 +100,28 @@ impl Puts {
         operation: u64,
         dataset: DatasetId,
         value_len_bytes: u64,
-        window_max_bytes: u32,
+        kind: Kind,
+        lengths: RangeInclusive<u32>,
         now: BootMs,
-        options: &Options,
     ) -> Result<Option<Window>, Refusal> {
-        let wanted = value_len_bytes.min(u64::from(window_max_bytes)) as u32;
-        let window = if wanted == 0 {
+        let windows = &mut self.windows[kind as usize];
+        let longest = windows.len_bytes().min(*lengths.end());
+        let wanted = value_len_bytes.min(u64::from(longest)) as u32;
+        let window = if value_len_bytes == 0 {
             None
         } else {
-            let window = self.windows.take(wanted, options.window_min_bytes);
+            let window = if kind == Kind::Small {
+                windows.take(wanted, wanted)
+            } else {
+                let least = wanted.min(*lengths.start());
+                let half = (windows.free_bytes() / 2).max(least);
+                windows.take(wanted.min(half), least)
+            };
             Some(window.ok_or_else(|| Refusal::new(Status::Busy, "the session's staging memory is in use"))?)
         };
         let progress = Progress {
             dataset,
+            kind,
             window,
             left_bytes: value_len_bytes,
             heard: now,
@@ -154,7 +177,7 @@ impl Puts {
             return false;
         };
         if let Some(window) = progress.window {
-            self.windows.give(window);
+            self.windows[progress.kind as usize].give(window);
         }
         true
     }
@@ -191,6 +214,7 @@ mod tests {
 
     const A: DatasetId = [1; 16];
     const MIB: u64 = 1 << 20;
+    const LENGTHS: RangeInclusive<u32> = 64 << 10..=1 << 20;
 
     fn status<T>(result: Result<T, Refusal>) -> Option<Status> {
         result.err().map(|refusal| refusal.status)
@@ -198,10 +222,9 @@ mod tests {
 
     #[test]
     fn a_long_value_goes_window_by_window() {
-        let options = Options::default();
-        let mut puts = Puts::new(4 << 20);
+        let mut puts = Puts::new(8 << 20);
         let window = puts
-            .begin(7, A, 2 * MIB + 5, 1 << 20, NOW, &options)
+            .begin(7, A, 2 * MIB + 5, Kind::Large, LENGTHS, NOW)
             .unwrap()
             .unwrap();
         assert_eq!(u64::from(window.len_bytes), MIB);
@@ -225,15 +248,14 @@ mod tests {
         puts.written(7, 5, true, NOW).unwrap();
         assert!(puts.end(7) && !puts.end(7));
         assert_eq!(status(puts.written(7, 5, true, NOW)), Some(Status::Stale));
-        assert_eq!(puts.windows, Windows::new(4 << 20));
+        assert_eq!(puts.windows, Puts::new(8 << 20).windows);
     }
 
     #[test]
     fn the_stalest_is_the_one_not_heard_of() {
-        let options = Options::default();
         let mut puts = Puts::new(1 << 20);
         for operation in [1, 2] {
-            puts.begin(operation, A, 1, 1 << 20, NOW, &options).unwrap();
+            puts.begin(operation, A, 1, Kind::Small, LENGTHS, NOW).unwrap();
         }
         puts.heard(1, BootMs(9));
         puts.heard(3, BootMs(9));
@@ -244,9 +266,8 @@ mod tests {
 
     #[test]
     fn an_empty_value_needs_no_window() {
-        let options = Options::default();
         let mut puts = Puts::new(0);
-        assert_eq!(puts.begin(1, A, 0, 1 << 20, NOW, &options).unwrap(), None);
+        assert_eq!(puts.begin(1, A, 0, Kind::Small, LENGTHS, NOW).unwrap(), None);
         assert_eq!(status(puts.written(1, 0, false, NOW)), Some(Status::Order));
         assert_eq!(status(puts.written(1, 1, true, NOW)), Some(Status::Order));
         puts.written(1, 0, true, NOW).unwrap();
@@ -259,25 +280,55 @@ mod tests {
             ..Options::default()
         };
         let mut puts = Puts::new(1 << 20);
-        puts.begin(1, A, 10, 1 << 20, NOW, &options).unwrap();
+        puts.begin(1, A, 10, Kind::Small, LENGTHS, NOW).unwrap();
         puts.may_begin(&options).unwrap();
-        puts.begin(2, [2; 16], MIB, 1 << 20, NOW, &options).unwrap();
+        puts.begin(2, [2; 16], MIB, Kind::Medium, LENGTHS, NOW).unwrap();
         assert_eq!(status(puts.may_begin(&options)), Some(Status::Busy));
         assert_eq!(puts.end_dataset(&A), [1]);
         assert_eq!(puts.len(), 1);
-        // Windows shrink as memory does, but not below the least.
-        let mut granted = Vec::new();
-        let refused =
-            (4..).find_map(
-                |operation| match puts.begin(operation, A, MIB, 1 << 20, NOW, &options) {
-                    Ok(window) => {
-                        granted.push(window.unwrap().len_bytes);
-                        None
-                    }
-                    Err(refusal) => Some(refusal.status),
-                },
-            );
-        assert_eq!(refused, Some(Status::Busy));
-        assert_eq!(granted, [256 << 10, 128 << 10, 64 << 10]);
+    }
+
+    /// The windows of as many values of a kind as begin, of `len` bytes each.
+    fn windows_of(puts: &mut Puts, kind: Kind, len: u64) -> Vec<Window> {
+        let first = puts.len() as u64;
+        (first..first + 100)
+            .map_while(|operation| {
+                let begun = puts.begin(operation, A, len, kind, LENGTHS, NOW);
+                assert!(matches!(status(begin_of(&begun)), None | Some(Status::Busy)));
+                begun.ok().flatten()
+            })
+            .collect()
+    }
+
+    fn begin_of(begun: &Result<Option<Window>, Refusal>) -> Result<(), Refusal> {
+        begun.as_ref().map(|_| ()).map_err(Clone::clone)
+    }
+
+    /// Long values once took all windows, and a session's small ones waited for their ends.
+    #[test]
+    fn no_kind_takes_the_windows_of_another_and_long_ones_shrink() {
+        for staging_bytes in [64 << 10, 1 << 20, 8 << 20_u32] {
+            let mut puts = Puts::new(staging_bytes);
+            let mut all = Vec::new();
+            for (kind, len) in [
+                (Kind::Large, 9 * MIB),
+                (Kind::Medium, MIB),
+                (Kind::Small, 100_000),
+            ] {
+                let windows = windows_of(&mut puts, kind, len);
+                let lens: Vec<u32> = windows.iter().map(|window| window.len_bytes).collect();
+                assert!(!lens.is_empty(), "{kind:?} of {staging_bytes}");
+                assert!(lens.is_sorted_by(|a, b| a >= b), "{lens:?}");
+                if staging_bytes == 8 << 20 && kind != Kind::Small {
+                    assert_eq!(lens, [1024, 512, 256, 128, 64, 64].map(|kib| kib << 10));
+                }
+                all.extend(windows);
+            }
+            all.sort_by_key(|window| window.offset);
+            let apart = |pair: &[Window]| pair[0].offset + pair[0].len_bytes <= pair[1].offset;
+            assert!(all.windows(2).all(apart), "{all:?}");
+            let end = all.last().map_or(0, |last| last.offset + last.len_bytes);
+            assert!(end <= staging_bytes, "{end} of {staging_bytes}");
+        }
     }
 }

@@ -282,7 +282,10 @@ impl<F: Fabric> Control<F> {
             ("connections_undestroyed_count", self.undestroyed.len()),
             ("puts_in_progress_count", puts),
             ("writes_queued_count", self.writes.len()),
-            ("writes_waiting_count", self.parked.len()),
+            (
+                "writes_waiting_count",
+                self.parked.len() + self.parked_small.len(),
+            ),
         ] {
             figures.push((name.to_owned(), value as u64));
         }

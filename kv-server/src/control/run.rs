@@ -14,6 +14,7 @@ use super::connections::{DataConnection, Ended, Peer};
 use super::counters::Counters;
 use super::keys::Keys;
 use super::leases::{DatasetId, Ghosts, Holds, Releases, Retirements};
+use super::line::Line;
 use super::options::{CONNECTIONS_RESERVED, Options};
 use super::server::{Shared, StartError};
 use super::session::{Decoy, Refusal, Step, World};
@@ -77,8 +78,12 @@ pub(super) struct Control<F: Fabric> {
     /// Writes that were queued to the store, by their tokens.
     pub(super) writes: HashMap<u64, Write>,
     pub(super) next_write: u64,
-    /// Writes that wait for memory.
+    /// Writes that wait until earlier parts of their values are written.
     pub(super) parked: VecDeque<Parked>,
+    /// Small values that wait until others are written, first come first.
+    pub(super) parked_small: VecDeque<Parked>,
+    /// Who waits for memory to begin a value, by kind.
+    pub(super) lines: [Line; 3],
     pub(super) retirements: Retirements,
     pub(super) releases: Releases,
     pub(super) counters: Counters,
@@ -143,6 +148,8 @@ impl<F: Fabric> Control<F> {
             writes: HashMap::new(),
             next_write: 1,
             parked: VecDeque::new(),
+            parked_small: VecDeque::new(),
+            lines: Default::default(),
             releases: Releases::default(),
             counters: Counters::default(),
             completions: Vec::new(),

@@ -292,6 +292,66 @@ fn a_write_that_waits_for_memory_is_not_silent() {
     raw.answer(waits).unwrap().unwrap();
 }
 
+/// Begins and commits small values of `len` bytes, until one waits for memory: the numbers of their COMMITs.
+fn park_small(raw: &mut Raw<Sim>, dataset: [u8; 16], len: usize) -> Vec<u64> {
+    let body = vec![7; len];
+    let mut asked = Vec::new();
+    while raw.figure([0; 16], "writes_waiting_count") == 0 {
+        assert!(asked.len() < 24, "none waited");
+        let operation = raw.operation();
+        let (offset, _) = raw
+            .alloc(dataset, operation, &operation.to_le_bytes(), len)
+            .unwrap();
+        raw.write(offset, &body);
+        asked.push(raw.send(&Request::Commit {
+            operation,
+            len_bytes: len as u32,
+            value_crc: crc32c(&body),
+        }));
+    }
+    asked
+}
+
+/// Short values that the log has no room for yet wait in the server, none for a client, and none is refused.
+#[test]
+fn small_values_wait_for_the_log_alone() {
+    let server = OnDisk::start(|setup| {
+        setup.store.gather_budget_bytes = 4 << 20;
+        setup.options.max_lag_ms = 300;
+    });
+    let (mut raw, cats) = server.with_dataset("cats");
+    let mut other = server.session(&server.setup.writer);
+    other.open("cats");
+    server.disk.hold(&place(&cats));
+    let asked = park_small(&mut raw, cats.dataset, 128 << 10);
+    // A shorter one that came later stays behind.
+    let (offset, _) = other.alloc(cats.dataset, 1, b"short", 1).unwrap();
+    other.write(offset, b"x");
+    let short = other.send(&Request::Commit {
+        operation: 1,
+        len_bytes: 1,
+        value_crc: crc32c(b"x"),
+    });
+    assert_eq!(other.figure([0; 16], "writes_waiting_count"), 2);
+    // They are not given up as silent, and sessions go on meanwhile.
+    let silent = raw.operation();
+    raw.alloc(cats.dataset, silent, b"silent", 200_000).unwrap();
+    let mut retired = cats.retired;
+    eventually("who is silent is given up", || {
+        other.renew(retired);
+        retired = raw.renew(retired).0;
+        (raw.figure([0; 16], "puts_in_progress_count") == 2).then_some(())
+    });
+    server.disk.free(&place(&cats));
+    let count = asked.len() as u64;
+    for number in asked {
+        raw.answer(number).unwrap().unwrap();
+    }
+    other.answer(short).unwrap().unwrap();
+    assert_eq!(raw.figure(cats.dataset, "keys_count"), count + 1);
+    assert_eq!(raw.figure([0; 16], "gather_used_bytes"), 0);
+}
+
 /// Nothing is taken out of a window while the request before waits: who sends it anyway has both refused.
 #[test]
 fn nothing_overtakes_a_write_that_waits_for_memory() {

@@ -1,4 +1,4 @@
-//! Windows of one session's staging memory: first fit, freed neighbours joined.
+//! Windows of a range of one session's staging memory: first fit, freed neighbours joined.
 
 use std::collections::BTreeMap;
 
@@ -17,6 +17,7 @@ pub struct Window {
 /// Which ranges of staging memory are free.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Windows {
+    len_bytes: u32,
     /// Start and length of each free range; no two touch.
     free: BTreeMap<u32, u32>,
 }
@@ -26,12 +27,21 @@ fn rounded(len_bytes: u32) -> u32 {
 }
 
 impl Windows {
-    /// All of `len_bytes`, free; what is left over after the last whole unit is not used.
+    /// All of `len_bytes` from `start` on, free; what is left over after the last whole unit is not used.
     #[must_use]
-    pub fn new(len_bytes: u32) -> Self {
+    pub fn new(start: u32, len_bytes: u32) -> Self {
         let len_bytes = len_bytes - len_bytes % WINDOW_ALIGN_BYTES;
-        let free = (len_bytes > 0).then_some((0, len_bytes)).into_iter().collect();
-        Self { free }
+        let free = (len_bytes > 0)
+            .then_some((start, len_bytes))
+            .into_iter()
+            .collect();
+        Self { len_bytes, free }
+    }
+
+    /// How long the range is, bytes.
+    #[must_use]
+    pub fn len_bytes(&self) -> u32 {
+        self.len_bytes
     }
 
     /// A window of `wanted` bytes; of less, but at least `least`, where that is all there is. `None` if there is not
@@ -91,7 +101,7 @@ mod tests {
 
     #[test]
     fn scarce_memory_gives_smaller_windows_down_to_the_least() {
-        let mut windows = Windows::new(96 << 10);
+        let mut windows = Windows::new(0, 96 << 10);
         let first = windows.take(64 << 10, 16 << 10);
         assert_eq!(
             first,
@@ -114,8 +124,8 @@ mod tests {
 
     #[test]
     fn windows_of_nothing_are_never_there() {
-        assert_eq!(Windows::new(0).take(1, 1), None);
-        assert_eq!(Windows::new(WINDOW_ALIGN_BYTES - 1).take(1, 1), None);
+        assert_eq!(Windows::new(0, 0).take(1, 1), None);
+        assert_eq!(Windows::new(0, WINDOW_ALIGN_BYTES - 1).take(1, 1), None);
     }
 
     proptest! {
@@ -125,7 +135,7 @@ mod tests {
             steps in proptest::collection::vec((any::<bool>(), 1_u32..300_000, any::<prop::sample::Index>()), 1..200),
         ) {
             let total = 1 << 20;
-            let mut windows = Windows::new(total);
+            let mut windows = Windows::new(0, total);
             let mut taken: Vec<Window> = Vec::new();
             for (take, wanted, which) in steps {
                 if take || taken.is_empty() {
@@ -147,7 +157,7 @@ mod tests {
             for window in taken {
                 windows.give(window);
             }
-            prop_assert_eq!(windows, Windows::new(total));
+            prop_assert_eq!(windows, Windows::new(0, total));
         }
     }
 }

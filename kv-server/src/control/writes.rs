@@ -1,7 +1,8 @@
 //! Values on their way to the store: ALLOC, APPEND, COMMIT, ABORT, DELETE.
 //!
 //! Bytes are copied out of staging memory before anything is made of them: their sender may write it at any time.
-//! A write that finds no memory for arriving values is parked until the store says that some was freed.
+//! A write that finds no memory is parked until the store says that some was freed, where it waits for the store alone.
+//! Memory that clients hold is not waited for so: who finds none is told BUSY, and asks again in its turn.
 
 use std::sync::Arc;
 
@@ -15,7 +16,7 @@ use super::options::SESSION_GATHER_FRACTION;
 use super::run::{Control, Outcome};
 use super::session::Refusal;
 use crate::error::StorageError;
-use crate::store::{BeginDelete, BeginPut, Committed, Completion, Dataset, Put};
+use crate::store::{BeginDelete, BeginPut, Committed, Completion, Dataset, Kind, Put};
 
 const APPEND_KIND: u8 = 9;
 const COMMIT_KIND: u8 = 10;
@@ -27,6 +28,7 @@ pub(super) struct OpenPut<D: Domain> {
     dataset: Arc<Dataset<D>>,
     /// Tells it from others of the same operation.
     begun: u64,
+    kind: Kind,
     /// Memory that it may hold, bytes.
     gather_bytes: u64,
     /// Whether one of its requests waits for memory.
@@ -147,37 +149,63 @@ impl<F: Fabric> Control<F> {
         let client = self.client(id)?;
         let begun = self.next_write;
         self.next_write += 1;
-        let options = self.options.clone();
         let peer = self.peer(id)?;
         // What was begun under this number is begun anew; what still waits of it finds another `begun`.
         peer.end_put(operation);
-        let put = match dataset.begin_put(client, operation, key, value_len_bytes)? {
-            BeginPut::Done(committed) => return Ok(done(&committed)),
-            BeginPut::InProgress => return Err(in_progress(operation)),
-            BeginPut::Unknown => return Err(Status::Unknown.into()),
-            BeginPut::New(put) => put,
+        let kind = dataset.kind(value_len_bytes);
+        let gather_bytes = dataset.gather_bytes(value_len_bytes);
+        let (kind_bytes, free_bytes) = dataset.gather_room(kind);
+        let put = match dataset.begin_put(client, operation, key, value_len_bytes) {
+            Ok(BeginPut::New(put)) => put,
+            Ok(BeginPut::Done(committed)) => return Ok(done(&committed)),
+            Ok(BeginPut::InProgress) => return Err(in_progress(operation)),
+            Ok(BeginPut::Unknown) => return Err(Status::Unknown.into()),
+            Err(error) => {
+                if matches!(error, StorageError::Arriving) {
+                    self.lines[kind as usize].wait(id, gather_bytes, now);
+                }
+                return Err(error.into());
+            }
         };
+        let peer = self.peers.get_mut(&id).ok_or(Status::Stale)?;
         if peer.staging.is_none() && value_len_bytes > 0 {
             let text = "the memory budget was reached when the session began, so it was given no staging memory: \
                         raise --memory-budget at the server, and connect anew";
             return Err(Refusal::new(Status::NoMemory, text));
         }
-        let gather_bytes = dataset.gather_bytes(value_len_bytes);
-        let held_bytes: u64 = peer.puts.values().map(|open| open.gather_bytes).sum();
-        let most_bytes = dataset.gather_budget_bytes() / SESSION_GATHER_FRACTION;
-        if held_bytes > 0 && held_bytes + gather_bytes > most_bytes {
-            let text = format!("the session's arriving values may hold {held_bytes} of {most_bytes} bytes");
-            return Err(Refusal::new(Status::Busy, text));
+        if kind != Kind::Small {
+            let same_kind = peer.puts.values().filter(|open| open.kind == kind);
+            let held_bytes: u64 = same_kind.map(|open| open.gather_bytes).sum();
+            let most_bytes = kind_bytes / SESSION_GATHER_FRACTION;
+            if held_bytes > 0 && held_bytes + gather_bytes > most_bytes {
+                let text = format!(
+                    "long values of this session that are arriving hold {held_bytes} of {most_bytes} bytes that they may"
+                );
+                return Err(Refusal::new(Status::Busy, text));
+            }
+            let line = &mut self.lines[kind as usize];
+            let since = BootMs(now.0.saturating_sub(self.options.turn_kept_ms));
+            if !line.may_take(id, gather_bytes, free_bytes, since) {
+                line.wait(id, gather_bytes, now);
+                return Err(StorageError::Arriving.into());
+            }
         }
+        let options = &self.options;
         let most = put.append_max().min(options.window_max_bytes as usize) as u32;
-        let window =
-            peer.session
-                .puts
-                .begin(operation, dataset.id(), value_len_bytes, most, now, &options)?;
+        let window = peer.session.puts.begin(
+            operation,
+            dataset.id(),
+            value_len_bytes,
+            kind,
+            options.window_min_bytes..=most,
+            now,
+        )?;
+        self.lines[kind as usize].leave(id);
         let open = OpenPut {
             put,
             dataset,
             begun,
+            kind,
             gather_bytes,
             parked: false,
         };
@@ -228,15 +256,21 @@ impl<F: Fabric> Control<F> {
         if outcome.is_none() {
             let peer = self.peer(id)?;
             peer.session.defer();
-            let begun = peer.puts.get(&operation).map_or(0, |open| open.begun);
+            let open = peer.puts.get(&operation);
+            let (begun, is_small) = open.map_or((0, false), |open| (open.begun, open.kind == Kind::Small));
             self.counters.writes_waited += 1;
-            self.parked.push_back(Parked {
+            let parked = Parked {
                 connection: id,
                 request: number,
                 operation,
                 begun,
                 taking,
-            });
+            };
+            if is_small {
+                self.parked_small.push_back(parked);
+            } else {
+                self.parked.push_back(parked);
+            }
         }
         Ok(outcome.unwrap_or(Outcome::Deferred))
     }
@@ -251,10 +285,10 @@ impl<F: Fabric> Control<F> {
         taking: Taking,
     ) -> Result<Option<Outcome>, Refusal> {
         let peer = self.peer(id)?;
-        let (staging, _) = peer.staging.as_ref().ok_or(Status::Stale)?;
-        let staging = staging.clone();
         let open = peer.puts.get_mut(&operation).ok_or(Status::Stale)?;
+        // An empty value is put also where there was no memory to write values to.
         if taking.len > 0 {
+            let (staging, _) = peer.staging.as_ref().ok_or(Status::Stale)?;
             let fill = |out: &mut [u8]| staging.read(taking.offset, out);
             match open.put.append(taking.len, fill) {
                 Ok(()) => open.parked = false,
@@ -348,47 +382,58 @@ impl<F: Fabric> Control<F> {
         }
     }
 
-    /// Tries each of what waits for memory again, once: what one waits for says nothing of the others.
+    /// Tries what waits for memory again. What a part of a value waits for says nothing of others; small values wait
+    /// for the same, so those behind one that waits on do too.
     pub(super) fn retry_parked(&mut self) {
         for _ in 0..self.parked.len() {
-            let Some(parked) = self.parked.pop_front() else {
-                return;
-            };
-            let Some(peer) = self.peers.get_mut(&parked.connection) else {
-                continue;
-            };
-            let same = |open: &OpenPut<F::Domain>| open.begun == parked.begun;
-            let result = if peer.puts.get(&parked.operation).is_some_and(same) {
-                // It is the server that lets it wait: its client is not silent.
-                peer.session.puts.heard(parked.operation, BootMs::now());
-                self.copy(parked.connection, parked.request, parked.operation, parked.taking)
-            } else {
-                Err(Status::Stale.into())
-            };
-            let outcome = match result {
-                Ok(None) => {
-                    self.parked.push_back(parked);
-                    continue;
-                }
-                Ok(Some(outcome)) => Ok(outcome),
-                Err(refusal) => Err(refusal),
-            };
-            if let Some(peer) = self.peers.get_mut(&parked.connection) {
-                peer.session.answered();
+            if let Some(parked) = self.parked.pop_front()
+                && !self.retry(&parked)
+            {
+                self.parked.push_back(parked);
             }
-            match outcome {
-                Ok(Outcome::Answer(answer)) => self.answer(parked.connection, parked.request, &answer),
-                Ok(_) => {}
-                Err(refusal) => {
-                    self.refuse(parked.connection, parked.request, parked.taking.kind(), &refusal);
-                }
+        }
+        while let Some(parked) = self.parked_small.pop_front() {
+            if !self.retry(&parked) {
+                self.parked_small.push_front(parked);
+                return;
             }
         }
     }
 
+    /// Tries one that waits for memory; whether it waits no more.
+    fn retry(&mut self, parked: &Parked) -> bool {
+        let Some(peer) = self.peers.get_mut(&parked.connection) else {
+            return true;
+        };
+        let same = |open: &OpenPut<F::Domain>| open.begun == parked.begun;
+        let result = if peer.puts.get(&parked.operation).is_some_and(same) {
+            peer.session.puts.heard(parked.operation, BootMs::now());
+            self.copy(parked.connection, parked.request, parked.operation, parked.taking)
+        } else {
+            Err(Status::Stale.into())
+        };
+        let outcome = match result {
+            Ok(None) => return false,
+            Ok(Some(outcome)) => Ok(outcome),
+            Err(refusal) => Err(refusal),
+        };
+        if let Some(peer) = self.peers.get_mut(&parked.connection) {
+            peer.session.answered();
+        }
+        match outcome {
+            Ok(Outcome::Answer(answer)) => self.answer(parked.connection, parked.request, &answer),
+            Ok(_) => {}
+            Err(refusal) => {
+                self.refuse(parked.connection, parked.request, parked.taking.kind(), &refusal);
+            }
+        }
+        true
+    }
+
     /// Refuses what waits for memory: the server is shutting down.
     pub(super) fn refuse_parked(&mut self) {
-        while let Some(parked) = self.parked.pop_front() {
+        let small = std::mem::take(&mut self.parked_small);
+        for parked in std::mem::take(&mut self.parked).into_iter().chain(small) {
             let kind = parked.taking.kind();
             self.refuse(
                 parked.connection,
@@ -406,7 +451,12 @@ impl<F: Fabric> Control<F> {
             while let Some((operation, heard)) = peer.session.puts.stalest()
                 && heard + max_lag_ms <= now
             {
-                peer.end_put(operation);
+                if peer.puts.get(&operation).is_some_and(|open| open.parked) {
+                    // It is the server that lets it wait: its client is not silent.
+                    peer.session.puts.heard(operation, now);
+                } else {
+                    peer.end_put(operation);
+                }
             }
         }
     }

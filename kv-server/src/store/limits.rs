@@ -43,6 +43,8 @@ pub(crate) const SPREAD_ROUNDS_MAX: usize = 16;
 pub(crate) const DIRECTORY_ENTRIES_PER_GROUP_MAX: usize = 16;
 /// Depth of a new index's directory: one page of entries.
 pub(crate) const DIRECTORY_DEPTH_MIN: u8 = 7;
+/// Longest value that holds no memory before it is there, bytes: it comes with one request.
+pub(crate) const SMALL_MAX_BYTES: u64 = 128 << 10;
 /// Least room for an append beside one whole part, bytes.
 pub(crate) const APPEND_ROOM_MIN_BYTES: u64 = 1 << 20;
 /// Length of the pieces in which files are read, bytes.

@@ -18,6 +18,7 @@ use kv_proto::layout::dataset_name_is_valid;
 
 use crate::error::StorageError;
 
+mod arriving;
 mod budget;
 #[doc(hidden)]
 pub mod changes;
@@ -52,6 +53,8 @@ pub mod sync_kind;
 #[cfg(test)]
 mod tests;
 
+use arriving::Arriving;
+pub use arriving::Kind;
 use budget::Budget;
 pub(crate) use budget::Charge;
 pub use compact::Compaction;
@@ -117,7 +120,7 @@ pub(crate) struct Shared {
     pub(crate) files: Files,
     pub(crate) home: Home,
     pub(crate) budget: Arc<Budget>,
-    pub(crate) gather: Arc<Budget>,
+    pub(crate) arriving: Arc<Arriving>,
     /// Number of the latest change of any dataset.
     pub(crate) retired: AtomicU64,
     pub(crate) completions: Completions,
@@ -430,8 +433,8 @@ impl<D: Domain> Store<D> {
             ("datasets_count", datasets),
             ("memory_used_bytes", shared.budget.used_bytes()),
             ("memory_budget_bytes", shared.budget.allowed_bytes()),
-            ("gather_used_bytes", shared.gather.used_bytes()),
-            ("gather_budget_bytes", shared.gather.allowed_bytes()),
+            ("gather_used_bytes", shared.arriving.used_bytes()),
+            ("gather_budget_bytes", shared.arriving.allowed_bytes()),
             ("segments_loading_count", shared.loads.waiting() as u64),
             ("segments_asked_for_count", shared.loads.asked()),
             ("retired_number", self.retired()),

@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex};
 use kv_fabric::{Domain, FabricError};
 use kv_proto::layout::EXTENT_BYTES;
 
+use super::arriving::Arriving;
 use super::budget::Budget;
 use super::compact::{self, Signal};
 use super::dataset::Contents;
@@ -77,7 +78,7 @@ impl<D: Domain> Store<D> {
             files,
             home,
             budget: Budget::new(options.memory_budget_bytes),
-            gather: Budget::new(options.gather_budget_bytes),
+            arriving: Arc::new(Arriving::new(options.gather_budget_bytes)),
             retired: AtomicU64::new(0),
             completions: Completions::new()?,
             reserve,

@@ -4,8 +4,8 @@ use std::path::PathBuf;
 
 use kv_proto::layout::{PART_MAX_BYTES, SEGMENT_MAX_BYTES, SEGMENT_MIN_BYTES};
 
+use super::arriving::least_bytes;
 use super::compact::Compaction;
-use super::put::gather_bytes;
 use crate::error::StorageError;
 
 /// How a store is held.
@@ -60,14 +60,14 @@ impl StoreOptions {
 
     /// Refuses a budget in which no large value of a dataset with these parts could ever arrive.
     pub(crate) fn check_gather(&self, part_bytes: u64) -> Result<(), StorageError> {
-        let least = gather_bytes(u64::MAX, part_bytes);
+        let least = least_bytes(part_bytes);
         if self.gather_budget_bytes >= least {
             return Ok(());
         }
         Err(StorageError::Option {
             option: "memory for arriving values",
             value: self.gather_budget_bytes,
-            remedy: format!("give at least {least} bytes"),
+            remedy: format!("give at least {least} bytes where values are stored in parts of {part_bytes}"),
         })
     }
 }

@@ -1,17 +1,17 @@
 //! A value that is arriving.
 //!
 //! What it may hold in memory is reserved when it begins, two parts at most: so no value waits for memory that another
-//! unfinished value holds.
+//! unfinished value holds. One that comes with one request is small, and holds memory only from then on.
 
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 
 use kv_proto::crc::Crc32c;
 use kv_proto::hash::KeyHash;
 use kv_proto::layout::PartRef;
 
+use super::arriving::{Arriving, Kind, gather_bytes};
 use super::budget::Charge;
-use super::limits::APPEND_ROOM_MIN_BYTES;
 use super::lock;
 use super::log::{Op, Queue};
 use super::operations::Operations;
@@ -29,8 +29,8 @@ pub(crate) struct PutState {
     /// Bytes of parts that wait for the log.
     pub(crate) queued_bytes: AtomicU64,
     pub(crate) progress: Mutex<Progress>,
-    /// Given back when the log and the control thread are both done with it.
-    charge: Charge,
+    /// What it may hold, once that is set aside; given back when the log and the control thread are both done with it.
+    charge: OnceLock<Charge>,
 }
 
 /// What the log has done for a put so far.
@@ -51,7 +51,6 @@ impl PutState {
         identity: (u64, u64),
         value_len: u64,
         part_bytes: u64,
-        charge: Charge,
     ) -> Arc<Self> {
         Arc::new(Self {
             key: key.to_vec(),
@@ -62,8 +61,22 @@ impl PutState {
             part_bytes,
             queued_bytes: AtomicU64::new(0),
             progress: Mutex::default(),
-            charge,
+            charge: OnceLock::new(),
         })
+    }
+
+    /// Sets memory aside for what it may hold, as a value of this kind does.
+    pub(crate) fn reserve(&self, arriving: &Arriving, kind: Kind) -> Result<(), StorageError> {
+        if self.charge.get().is_none() {
+            let charge = arriving.take(kind, self.gather_bytes())?;
+            self.charge.get_or_init(|| charge);
+        }
+        Ok(())
+    }
+
+    /// Memory that it may hold.
+    fn gather_bytes(&self) -> u64 {
+        gather_bytes(self.value_len, self.part_bytes)
     }
 
     /// Has everything that follows of this put fail.
@@ -76,11 +89,6 @@ impl PutState {
     }
 }
 
-/// Memory that a value of this length may hold while it arrives.
-pub(crate) fn gather_bytes(value_len: u64, part_bytes: u64) -> u64 {
-    value_len.min(part_bytes + part_bytes.max(APPEND_ROOM_MIN_BYTES))
-}
-
 /// A value that is arriving; dropping it gives it up.
 pub struct Put {
     state: Arc<PutState>,
@@ -88,6 +96,7 @@ pub struct Put {
     /// The part that is being filled.
     buffer: Vec<u8>,
     received: u64,
+    arriving: Arc<Arriving>,
     queue: Arc<Queue>,
     operations: Arc<Operations>,
     /// Whether the attempt was handed to the log, or is over.
@@ -108,6 +117,7 @@ impl Put {
     pub(crate) fn new(
         state: Arc<PutState>,
         attempt: u64,
+        arriving: Arc<Arriving>,
         queue: Arc<Queue>,
         operations: Arc<Operations>,
     ) -> Self {
@@ -116,6 +126,7 @@ impl Put {
             attempt,
             buffer: Vec::new(),
             received: 0,
+            arriving,
             queue,
             operations,
             closed: false,
@@ -131,7 +142,7 @@ impl Put {
     /// Most bytes that one [`Put::append`] may take: give windows no longer than this.
     #[must_use]
     pub fn append_max(&self) -> usize {
-        let held_bytes = self.state.charge.bytes();
+        let held_bytes = self.state.gather_bytes();
         let most = if held_bytes >= self.state.value_len {
             self.state.value_len
         } else {
@@ -144,8 +155,9 @@ impl Put {
     /// Takes the next `len` bytes, which `fill` copies into the server's own memory.
     ///
     /// # Errors
-    /// - [`StorageError::Busy`] while the log has not written earlier parts: `fill` was not called, nothing changed;
-    ///   the completions' descriptor becomes readable when it is worth to try again.
+    /// - [`StorageError::Busy`] while the log has not written earlier parts, or other values that are whole: `fill` was
+    ///   not called, nothing changed; the completions' descriptor becomes readable when it is worth to try again.
+    /// - [`StorageError::Arriving`] for a small value of which this is only a piece, where others hold the memory for such.
     /// - [`StorageError::Length`] for more bytes than remain, or than [`Put::append_max`].
     /// - [`StorageError::Superseded`] if the operation was begun anew.
     /// - Any other: why an earlier part could not be stored. The put is over.
@@ -166,8 +178,14 @@ impl Put {
         if let Some(error) = lock(&state.progress).failed.clone() {
             return Err(error);
         }
+        if len as u64 == state.value_len {
+            let written = |_| StorageError::Busy("other values are being written");
+            state.reserve(&self.arriving, Kind::Small).map_err(written)?;
+        } else {
+            state.reserve(&self.arriving, Kind::Medium)?;
+        }
         let held = state.queued_bytes.load(Ordering::Acquire) + self.buffer.len() as u64;
-        if held + len as u64 > state.charge.bytes() {
+        if held + len as u64 > state.gather_bytes() {
             return Err(StorageError::Busy(
                 "earlier parts of this value are being written",
             ));

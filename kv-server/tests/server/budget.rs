@@ -65,6 +65,8 @@ fn sessions_past_the_memory_budget_are_refused_and_the_others_go_on() {
         key: Bytes::from(&b"early"[..]),
     })
     .unwrap();
+    // An empty value takes none of that memory.
+    late.put_as(dataset, 3, b"empty", b"").unwrap();
 
     // Connections take memory too, and what data leaves none of was set aside.
     let (strangers, reason) = crowd(&server, &server.fabric, 200);

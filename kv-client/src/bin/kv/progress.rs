@@ -94,6 +94,15 @@ impl Progress {
         self.counts.items.fetch_add(1, Ordering::Relaxed);
     }
 
+    /// What was done so far, as a number that changes with it.
+    pub(crate) fn reached(&self) -> (u64, u64) {
+        let counts = &self.counts;
+        (
+            counts.items.load(Ordering::Relaxed),
+            counts.bytes.load(Ordering::Relaxed),
+        )
+    }
+
     /// A line on stderr, above the bar.
     pub(crate) fn say(&self, text: &str) {
         match &self.bar {

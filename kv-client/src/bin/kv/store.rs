@@ -15,6 +15,8 @@ pub(crate) enum StoreError {
     Item(String),
     /// Nothing is known to be stored, and the same may be tried once more at once.
     Again(String),
+    /// Nothing was stored: the server was busy with other values for as long as was waited.
+    Busy(String),
     /// It may be stored, or still become so: look, and do not send it as a new one.
     Unknown(String),
     /// The dataset, the server or the way to it failed: stop.
@@ -26,7 +28,11 @@ impl StoreError {
     pub(crate) fn text(&self) -> &str {
         match self {
             Self::NotFound => "there is no such key",
-            Self::Item(text) | Self::Again(text) | Self::Unknown(text) | Self::Fatal(text) => text,
+            Self::Item(text)
+            | Self::Again(text)
+            | Self::Busy(text)
+            | Self::Unknown(text)
+            | Self::Fatal(text) => text,
         }
     }
 }
@@ -46,6 +52,7 @@ impl From<ClientError> for StoreError {
             ClientError::Refused {
                 status: Status::Crc, ..
             } => Self::Again(text),
+            ClientError::Busy { .. } => Self::Busy(text),
             ClientError::Read { source, .. } => Self::from(source),
             _ => Self::Fatal(text),
         }
@@ -168,6 +175,10 @@ pub(crate) mod fake {
         pub(crate) known_gets: u64,
         /// What a put of this key whose outcome is unknown leaves there.
         pub(crate) left_by_unknown: HashMap<Vec<u8>, Vec<u8>>,
+        /// Streams that are open, and the most that ever were.
+        pub(crate) streams: (u32, u32),
+        /// Puts that must have been answered before a stream ends.
+        pub(crate) streams_wait_for: u64,
         /// Streams that are still broken after their first bytes.
         pub(crate) broken_streams: u32,
         /// Called at each get.
@@ -225,6 +236,23 @@ pub(crate) mod fake {
             Ok(())
         }
 
+        /// Counts a stream as open until it is dropped, and waits for what it is to wait for.
+        fn stream(&self) -> Result<Stream, StoreError> {
+            let open = Stream(self.clone());
+            {
+                let streams = &mut self.state().streams;
+                streams.0 += 1;
+                streams.1 = streams.1.max(streams.0);
+            }
+            for _ in 0..30_000 {
+                if self.total_puts() >= self.state().streams_wait_for {
+                    return Ok(open);
+                }
+                std::thread::sleep(std::time::Duration::from_millis(1));
+            }
+            Err(StoreError::Fatal("nothing else was stored meanwhile".into()))
+        }
+
         fn get(&self, key: &[u8]) -> Result<Vec<u8>, StoreError> {
             let mut state = self.state();
             state.gets += 1;
@@ -235,6 +263,14 @@ pub(crate) mod fake {
                 return Err(error.clone());
             }
             state.values.get(key).cloned().ok_or(StoreError::NotFound)
+        }
+    }
+
+    struct Stream(Fake);
+
+    impl Drop for Stream {
+        fn drop(&mut self) {
+            self.0.state().streams.0 -= 1;
         }
     }
 
@@ -284,6 +320,7 @@ pub(crate) mod fake {
 
         fn put_from(&self, key: &[u8], len_bytes: u64, source: &mut dyn Read) -> Result<(), StoreError> {
             let mut value = vec![0; len_bytes as usize];
+            let _open = self.stream()?;
             let left = self.state().broken_streams.checked_sub(1);
             if let Some(left) = left {
                 self.state().broken_streams = left;

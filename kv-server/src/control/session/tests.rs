@@ -558,11 +558,10 @@ fn too_many_puts_are_refused_but_a_retry_is_not() {
         value_len_bytes: 1,
         key: Bytes::from(&b"k"[..]),
     };
-    let options = bench.options.clone();
     bench
         .session
         .puts
-        .begin(1, DATASET, 1, 1 << 20, NOW, &options)
+        .begin(1, DATASET, 1, crate::store::Kind::Small, 1..=1, NOW)
         .unwrap();
     assert_eq!(status(&bench.ask(&alloc(2))), Some(Status::Busy));
     assert_eq!(bench.ask(&alloc(1)), Step::Do(alloc(1)));

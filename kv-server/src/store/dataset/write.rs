@@ -6,17 +6,13 @@ use std::sync::atomic::Ordering;
 use kv_fabric::Domain;
 use kv_proto::layout::{KEY_MAX_BYTES, PARTS_MAX};
 
+use super::super::arriving::{Kind, gather_bytes};
 use super::super::log::Op;
 use super::super::operations::Begin;
-use super::super::put::{Put, PutState, gather_bytes};
+use super::super::put::{Put, PutState};
 use super::super::{Committed, Completion};
 use super::Dataset;
 use crate::error::StorageError;
-
-/// A value is large if it takes more than one part in so many of the memory for arriving values.
-const LARGE_FRACTION: u64 = 64;
-/// One part in so many of that memory is for values that are not large.
-const SMALL_RESERVE_FRACTION: u64 = 4;
 
 /// What came of beginning a put.
 #[derive(Debug)]
@@ -61,17 +57,24 @@ impl<D: Domain> Dataset<D> {
         gather_bytes(value_len, self.part_bytes)
     }
 
-    /// Memory for all values that are arriving at this server, bytes.
+    /// How a value of this length arrives.
     #[must_use]
-    pub fn gather_budget_bytes(&self) -> u64 {
-        self.shared.gather.allowed_bytes()
+    pub fn kind(&self, value_len: u64) -> Kind {
+        Kind::of(value_len, self.part_bytes)
+    }
+
+    /// Memory for all values of a kind that are arriving at this server, bytes; and what of it is free.
+    #[must_use]
+    pub fn gather_room(&self, kind: Kind) -> (u64, u64) {
+        let arriving = &self.shared.arriving;
+        (arriving.kind_bytes(kind), arriving.free_bytes(kind))
     }
 
     /// Begins a put of `value_len` bytes under `key`, as operation `operation` of `client_id`.
     ///
     /// # Errors
     /// Why it was not begun: [`StorageError::BadKey`], [`StorageError::TooLarge`], [`StorageError::NoDataset`],
-    /// [`StorageError::Busy`] where too much is arriving or queued.
+    /// [`StorageError::Arriving`] or [`StorageError::Busy`] where too much is arriving or queued.
     pub fn begin_put(
         &self,
         client_id: u64,
@@ -97,28 +100,25 @@ impl<D: Domain> Dataset<D> {
             Begin::Unknown => return Ok(BeginPut::Unknown),
             Begin::New(attempt) => attempt,
         };
-        let needed_bytes = self.gather_bytes(value_len);
-        let gather = &self.shared.gather;
-        // Large values leave room for others, however slowly they arrive; one at a time passes in any case.
-        let allowed_bytes = gather.allowed_bytes();
-        let room = needed_bytes <= allowed_bytes / LARGE_FRACTION
-            || gather.used_bytes() == 0
-            || gather.used_bytes() + needed_bytes <= allowed_bytes - allowed_bytes / SMALL_RESERVE_FRACTION;
-        let Some(charge) = room.then(|| gather.take(needed_bytes).ok()).flatten() else {
-            self.operations.abort(client_id, operation, attempt);
-            return Err(StorageError::Busy("the memory for arriving values is in use"));
-        };
         let state = PutState::new(
             key,
             self.hash(key),
             (client_id, operation),
             value_len,
             self.part_bytes,
-            charge,
         );
+        let arriving = &self.shared.arriving;
+        let kind = self.kind(value_len);
+        if kind != Kind::Small
+            && let Err(error) = state.reserve(arriving, kind)
+        {
+            self.operations.abort(client_id, operation, attempt);
+            return Err(error);
+        }
         Ok(BeginPut::New(Put::new(
             state,
             attempt,
+            Arc::clone(arriving),
             Arc::clone(&self.queue),
             Arc::clone(&self.operations),
         )))

@@ -445,6 +445,8 @@ impl<D: Domain> Drop for Owed<D> {
         let dataset = &self.dataset;
         let queued = dataset.queue.break_off();
         self.taken.extend(queued.iter().map(Owing::of));
+        // Their memory is free when somebody who waits for some is woken.
+        drop(queued);
         let error = queue::broken();
         let mut done = Vec::new();
         for owing in self.taken.drain(..) {

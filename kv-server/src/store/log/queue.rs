@@ -168,15 +168,13 @@ pub(crate) fn broken() -> StorageError {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::store::budget::Budget;
 
     #[test]
     fn one_sync_covers_so_many_bytes_unless_one_is_longer() {
         const MIB: usize = 1 << 20;
         let queue = Queue::default();
-        let charge = Budget::new(1).take(1).unwrap();
         let hash = kv_proto::hash::KeyHash { slot: 0, high: 0 };
-        let put = PutState::new(b"key", hash, (1, 1), 1, 1, charge);
+        let put = PutState::new(b"key", hash, (1, 1), 1, 1);
         // Zeroes that nobody touches take no memory.
         for len in [30, 30, 30, 70, 70, 1] {
             let put = Arc::clone(&put);

@@ -185,7 +185,9 @@ impl Rig {
         let deadline = Instant::now() + PATIENCE;
         let begun = loop {
             match dataset.begin_put(client, operation, key, value.len() as u64) {
-                Err(StorageError::Busy(_)) if Instant::now() < deadline => std::thread::yield_now(),
+                Err(StorageError::Busy(_) | StorageError::Arriving) if Instant::now() < deadline => {
+                    std::thread::yield_now()
+                }
                 begun => break begun?,
             }
         };
@@ -197,7 +199,9 @@ impl Rig {
             let len = put.append_max().min(value.len() - sent);
             match put.append(len, |out| out.copy_from_slice(&value[sent..sent + len])) {
                 Ok(()) => sent += len,
-                Err(StorageError::Busy(_)) if Instant::now() < deadline => std::thread::yield_now(),
+                Err(StorageError::Busy(_) | StorageError::Arriving) if Instant::now() < deadline => {
+                    std::thread::yield_now()
+                }
                 Err(error) => return Err(error),
             }
         }

@@ -50,6 +50,7 @@ cases! {
         figures_count_frames_and_renewals
         memory_for_arriving_values_is_waited_for
         slow_writers_of_large_values_leave_room_for_others
+        who_begins_values_and_sends_none_takes_nothing_from_others
         requests_that_are_no_connection_requests_are_refused_with_a_text
         a_role_that_is_told_is_the_keys
         ;

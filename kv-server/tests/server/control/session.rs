@@ -410,7 +410,7 @@ pub(crate) fn figures_count_frames_and_renewals<F: TestFabric>() {
 
 pub(crate) fn memory_for_arriving_values_is_waited_for<F: TestFabric>() {
     let mut setup = Setup::new();
-    setup.store.gather_budget_bytes = 2 << 20;
+    setup.store.gather_budget_bytes = 4 << 20;
     setup.options.staging_bytes = 16 << 20;
     let server = setup.start::<F>();
     let (mut raw, opened) = server.with_dataset("cats");
@@ -441,6 +441,7 @@ pub(crate) fn memory_for_arriving_values_is_waited_for<F: TestFabric>() {
 pub(crate) fn slow_writers_of_large_values_leave_room_for_others<F: TestFabric>() {
     let mut setup = Setup::new();
     setup.store.gather_budget_bytes = 16 << 20;
+    setup.options.turn_kept_ms = 600_000;
     let server = setup.start::<F>();
     // Each large value may hold two parts, 2 MiB, as it begins, and none of these goes on.
     let begin = |raw: &mut Raw<F>, dataset| -> usize {
@@ -458,20 +459,62 @@ pub(crate) fn slow_writers_of_large_values_leave_room_for_others<F: TestFabric>(
     };
     let (mut first, opened) = server.with_dataset("cats");
     let dataset = opened.dataset;
-    // One session holds half of the memory; all that is large, three quarters.
-    assert_eq!(begin(&mut first, dataset), 4);
+    // All that is large holds half of the memory, and one session half of that.
+    assert_eq!(begin(&mut first, dataset), 2);
     let mut second = server.session(&server.setup.writer);
     second.open("cats");
     assert_eq!(begin(&mut second, dataset), 2);
-    second.put_as(dataset, 99, b"small", &value(100_000, 1)).unwrap();
-    let refused = first.alloc(dataset, 99, b"small", 1).unwrap_err();
-    assert_eq!(refused.status, Status::Busy, "{}", refused.text);
-    // What is given up makes room, for its own session and for others.
+    let mut third = server.session(&server.setup.writer);
+    third.open("cats");
+    assert_eq!(begin(&mut third, dataset), 0);
+    // Shorter ones are put meanwhile, by all of them and of any length that is no longer than a part.
+    for raw in [&mut first, &mut second, &mut third] {
+        for (operation, len) in (90..).zip([0, 1, 100_000, 200_000, 1 << 20]) {
+            let key = format!("{} {len}", raw.session);
+            raw.put_as(dataset, operation, key.as_bytes(), &value(len, operation as u8))
+                .unwrap();
+        }
+    }
+    // What is given up makes room, for its own session and for others, in the order in which they asked.
     first.ask(&Request::Abort { operation: 1 }).unwrap();
-    first
-        .put_as(dataset, 99, b"small too", &value(100_000, 2))
-        .unwrap();
-    second.alloc(dataset, 17, b"slow", 5 << 20).unwrap();
+    let refused = first.alloc(dataset, 3, b"slow", 5 << 20).unwrap_err();
+    assert_eq!(refused.status, Status::Busy, "{}", refused.text);
+    third.alloc(dataset, 1, b"slow", 5 << 20).unwrap();
+    second.ask(&Request::Abort { operation: 1 }).unwrap();
+    first.alloc(dataset, 3, b"slow", 5 << 20).unwrap();
+}
+
+/// Who begins values and does not send them took the memory of everybody's: two sessions were enough.
+pub(crate) fn who_begins_values_and_sends_none_takes_nothing_from_others<F: TestFabric>() {
+    let mut setup = Setup::new();
+    setup.store.gather_budget_bytes = 4 << 20;
+    let server = setup.start::<F>();
+    let (mut first, opened) = server.with_dataset("cats");
+    let dataset = opened.dataset;
+    let mut greedy: Vec<Raw<F>> = (0..4).map(|_| server.session(&server.setup.writer)).collect();
+    let mut begun = 0;
+    for raw in &mut greedy {
+        raw.open("cats");
+        // All the windows that there are for such, of each kind.
+        for len in [128 << 10, 1 << 20, 5 << 20] {
+            for _ in 0..40 {
+                let operation = raw.operation();
+                if raw.alloc(dataset, operation, b"greedy", len).is_err() {
+                    break;
+                }
+                // A byte of each, so that it holds memory, as long as there is some.
+                let len_bytes = 1;
+                begun += usize::from(raw.ask(&Request::Append { operation, len_bytes }).is_ok());
+            }
+        }
+    }
+    assert!(begun >= 14, "{begun}");
+    for (operation, len) in (1..).zip([0, 1, 4096, 128 << 10].repeat(8)) {
+        let body = value(len, operation as u8);
+        first
+            .put_as(dataset, operation, &operation.to_le_bytes(), &body)
+            .unwrap();
+    }
 }
 
 pub(crate) fn requests_that_are_no_connection_requests_are_refused_with_a_text<F: TestFabric>() {

@@ -5,10 +5,13 @@
 //! after the operations in flight, and what was answered stays. A value whose outcome is unknown is looked for and never
 //! sent anew: the first may still be stored, and a second would take the place of what somebody else wrote meanwhile.
 
+use std::collections::VecDeque;
 use std::io::{self, Read};
 use std::ops::Range;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread;
+
+use kv_proto::layout::PART_MAX_BYTES;
 
 use super::plan::Step;
 use crate::keys::shown;
@@ -22,8 +25,13 @@ use crate::store::{Store, StoreError};
 const BATCH_ITEMS_MAX: usize = 64;
 /// Most bytes that one call stores; an item of more than this goes alone, as a stream.
 pub(crate) const BATCH_BYTES_MAX: u64 = 4 << 20;
+/// Most values under way that a server stores in parts: it sets memory aside for each, and two are what one session is
+/// given by default.
+const LARGE_UNDER_WAY_MAX: usize = 2;
 /// How often an item is tried when the way to the server breaks under it.
 const ATTEMPTS_MAX: u32 = 3;
+/// How often it is tried, each time for the whole deadline, where the server is busy and nothing else gets on either.
+const BUSY_ATTEMPTS_MAX: u32 = 20;
 /// Problems kept for the report; all are counted, and all are said when they happen.
 const PROBLEMS_KEPT_MAX: usize = 1000;
 
@@ -52,10 +60,49 @@ struct Work<'a> {
     sources: &'a Sources,
     steps: &'a [Step],
     overwrite: bool,
-    next: Mutex<usize>,
+    queue: Mutex<Queue>,
+    /// Most values of more than [`PART_MAX_BYTES`] under way.
+    large_max: usize,
     tally: Mutex<Tally>,
     progress: &'a Progress,
     stop: &'a Stop,
+}
+
+/// What is to be done.
+#[derive(Default)]
+struct Queue {
+    /// The first item that nobody has looked at.
+    next: usize,
+    /// Large items before it that are left for later.
+    large: VecDeque<usize>,
+    /// Large items that are being stored.
+    large_under_way: usize,
+}
+
+/// How often an item, or a batch, was tried.
+#[derive(Default)]
+struct Tries {
+    broken: u32,
+    busy: u32,
+    reached: (u64, u64),
+}
+
+impl Tries {
+    /// Whether it is tried again that the way to the server broke.
+    fn again(&mut self) -> bool {
+        self.broken += 1;
+        self.broken < ATTEMPTS_MAX
+    }
+
+    /// Whether it is tried again that the server was busy: as long as the run gets on elsewhere, and some times more.
+    fn busy(&mut self, progress: &Progress) -> bool {
+        let reached = progress.reached();
+        if reached != self.reached {
+            (self.busy, self.reached) = (0, reached);
+        }
+        self.busy += 1;
+        self.busy < BUSY_ATTEMPTS_MAX
+    }
 }
 
 /// Does what `steps` say of the items of `sources`, with `jobs` threads, until done or stopped.
@@ -73,7 +120,9 @@ pub(crate) fn carry_out<S: Store>(
         sources,
         steps,
         overwrite,
-        next: Mutex::new(0),
+        queue: Mutex::default(),
+        // One thread is left for what is short.
+        large_max: jobs.saturating_sub(1).clamp(1, LARGE_UNDER_WAY_MAX),
         tally,
         progress,
         stop,
@@ -92,19 +141,41 @@ impl Work<'_> {
         let mut opener = Opener::new(self.sources);
         while !self.stop.asked() {
             let Some(range) = self.take() else { return };
-            if range.len() == 1 && self.sources.items[range.start].len_bytes > BATCH_BYTES_MAX {
-                self.large(store, &mut opener, range.start);
+            let len_bytes = self.sources.items[range.start].len_bytes;
+            if range.len() == 1 && len_bytes > BATCH_BYTES_MAX {
+                self.stream(store, &mut opener, range.start);
             } else {
                 self.batch(store, &mut opener, range);
+            }
+            if len_bytes > PART_MAX_BYTES {
+                self.queue().large_under_way -= 1;
             }
         }
     }
 
-    /// The next items that one call may take together.
+    fn queue(&self) -> MutexGuard<'_, Queue> {
+        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The next items that one call may take together. Where there are none, those that are left are large: who is at
+    /// one now comes back for them.
     fn take(&self) -> Option<Range<usize>> {
         let items = &self.sources.items;
-        let mut next = self.next.lock().unwrap_or_else(PoisonError::into_inner);
-        let start = *next;
+        let queue = &mut *self.queue();
+        while items
+            .get(queue.next)
+            .is_some_and(|item| item.len_bytes > PART_MAX_BYTES)
+        {
+            queue.large.push_back(queue.next);
+            queue.next += 1;
+        }
+        if queue.large_under_way < self.large_max
+            && let Some(index) = queue.large.pop_front()
+        {
+            queue.large_under_way += 1;
+            return Some(index..index + 1);
+        }
+        let start = queue.next;
         let mut bytes = items.get(start)?.len_bytes;
         let mut end = start + 1;
         while end < items.len() && end - start < BATCH_ITEMS_MAX {
@@ -114,7 +185,7 @@ impl Work<'_> {
             }
             end += 1;
         }
-        *next = end;
+        queue.next = end;
         Some(start..end)
     }
 
@@ -132,12 +203,8 @@ impl Work<'_> {
             }
         }
         self.drop_equal(store, &mut values);
-        for attempt in 1..=ATTEMPTS_MAX {
-            if values.is_empty() || self.stop.asked() && attempt > 1 {
-                return;
-            }
-            self.put_batch(store, &mut values, attempt == ATTEMPTS_MAX);
-        }
+        let mut tries = Tries::default();
+        while !values.is_empty() && self.put_batch(store, &mut values, &mut tries) {}
     }
 
     /// Takes out of `values` what the dataset holds already.
@@ -171,19 +238,26 @@ impl Work<'_> {
         });
     }
 
-    /// Stores `values` and leaves in it those that may be tried again.
-    fn put_batch(&self, store: &impl Store, values: &mut Vec<(usize, Vec<u8>)>, last: bool) {
+    /// Stores `values` and leaves in it those that may be tried again; whether there is more to try.
+    fn put_batch(&self, store: &impl Store, values: &mut Vec<(usize, Vec<u8>)>, tries: &mut Tries) -> bool {
         if self.stop.failure().is_some() {
-            return;
+            return false;
         }
         let pairs: Vec<(&[u8], &[u8])> = values
             .iter()
             .map(|(index, bytes)| (&self.sources.items[*index].key[..], &bytes[..]))
             .collect();
-        let mut answers = store.put_many(&pairs).into_iter();
+        let answers = store.put_many(&pairs);
+        let is =
+            |kind: fn(&StoreError) -> bool| answers.iter().any(|answer| answer.as_ref().is_err_and(kind));
+        let broken = is(|error| matches!(error, StoreError::Again(_)));
+        let busy = is(|error| matches!(error, StoreError::Busy(_)));
+        let (again, again_busy) = (broken && tries.again(), busy && tries.busy(self.progress));
+        let mut answers = answers.into_iter();
         let mut unknown = Vec::new();
         values.retain_mut(|(index, bytes)| match answers.next() {
-            Some(Err(StoreError::Again(_))) if !last => true,
+            Some(Err(StoreError::Again(_))) if again => true,
+            Some(Err(StoreError::Busy(_))) if again_busy => true,
             Some(Err(StoreError::Unknown(why))) => {
                 unknown.push((*index, std::mem::take(bytes), why));
                 false
@@ -198,6 +272,7 @@ impl Work<'_> {
             }
         });
         self.settle(store, &unknown);
+        !self.stop.asked()
     }
 
     /// Looks whether values whose outcome is unknown (with why) are there.
@@ -213,7 +288,7 @@ impl Work<'_> {
         }
     }
 
-    fn large(&self, store: &impl Store, opener: &mut Opener<'_>, index: usize) {
+    fn stream(&self, store: &impl Store, opener: &mut Opener<'_>, index: usize) {
         let item = &self.sources.items[index];
         match self.steps[index] {
             Step::Keep => return self.unchanged(item),
@@ -230,7 +305,8 @@ impl Work<'_> {
                 Err(error) => return self.failed(item, error.text()),
             },
         }
-        for attempt in 1..=ATTEMPTS_MAX {
+        let mut tries = Tries::default();
+        loop {
             let mut source = match opener.open(item) {
                 Ok(reader) => Counted::new(reader, self.progress),
                 Err(error) => return self.failed(item, &error.to_string()),
@@ -239,11 +315,17 @@ impl Work<'_> {
             if answer.is_err() {
                 self.progress.take_back(source.reported());
             }
-            let again = attempt < ATTEMPTS_MAX && !self.stop.asked();
+            // Of one whose last bytes were never asked for nothing was committed.
+            let broken = match &answer {
+                Err(StoreError::Again(_)) => true,
+                Err(StoreError::Unknown(_)) => source.reported() < item.len_bytes,
+                _ => false,
+            };
+            let busy = matches!(answer, Err(StoreError::Busy(_)));
             match answer {
-                Err(StoreError::Again(_)) if again => {}
-                // Its last bytes were never asked for, so nothing of it was committed.
-                Err(StoreError::Unknown(_)) if again && source.reported() < item.len_bytes => {}
+                Err(_) if broken && !self.stop.asked() && tries.again() => {}
+                Err(_) if busy && self.stop.asked() => return,
+                Err(_) if busy && tries.busy(self.progress) => {}
                 Err(StoreError::Unknown(why)) => {
                     let equal = match self.equals_stored(store, opener, item) {
                         Ok(Some(equal)) => Ok(equal),
@@ -297,7 +379,8 @@ impl Work<'_> {
                 drop(tally);
                 self.progressed(item, count_bytes);
             }
-            Err(StoreError::Fatal(why)) => self.stop.fail(&why),
+            // Others would find it as busy.
+            Err(StoreError::Fatal(why) | StoreError::Busy(why)) => self.stop.fail(&why),
             Err(error) => self.failed(item, error.text()),
         }
     }
@@ -341,7 +424,7 @@ impl Work<'_> {
         self.progress.item();
     }
 
-    fn tally(&self) -> std::sync::MutexGuard<'_, Tally> {
+    fn tally(&self) -> MutexGuard<'_, Tally> {
         self.tally.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

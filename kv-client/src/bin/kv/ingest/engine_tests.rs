@@ -380,16 +380,70 @@ fn batches_hold_no_more_than_they_may() {
     };
     let progress = Progress::new("storing", 0, 0, true);
     let (tally, stop) = (Mutex::default(), Stop::default());
-    let (next, steps) = (Mutex::new(0), &[][..]);
+    let steps = &[][..];
     let work = Work {
         sources: &sources,
         steps,
         overwrite: true,
-        next,
+        queue: Mutex::default(),
+        large_max: 1,
         tally,
         progress: &progress,
         stop: &stop,
     };
     let taken: Vec<Range<usize>> = std::iter::from_fn(|| work.take()).collect();
     assert_eq!(taken, [0..64, 64..100, 100..101, 101..102, 102..103]);
+}
+
+/// Four large files took all threads, and no short one was stored before they were.
+#[test]
+fn large_values_leave_a_thread_to_short_ones() {
+    for (jobs, most) in [(4, 2), (3, 2), (2, 1)] {
+        let bench = Bench::new();
+        for number in 0..4 {
+            bench.write(&format!("a{number}"), b"");
+            let file = fs::File::options()
+                .write(true)
+                .open(bench.path(&format!("a{number}")));
+            file.unwrap().set_len(PART_MAX_BYTES + 1 + number).unwrap();
+        }
+        for number in 0..200 {
+            bench.write(&format!("z{number}"), &bytes_of(number, 10));
+        }
+        bench.store.state().streams_wait_for = 200;
+        let tally = bench.ingest_from(&bench.sources(), DEFAULT, jobs);
+        assert_eq!((tally.stored, bench.stop.failure()), (204, None));
+        assert_eq!(bench.store.state().streams, (0, most), "{jobs} threads");
+    }
+}
+
+/// A server that was busy for one deadline ended the whole run.
+#[test]
+fn a_busy_server_is_asked_again_and_not_for_ever() {
+    let busy = |times: usize| vec![StoreError::Busy("the server was busy".into()); times];
+    let large = bytes_of(1, BATCH_BYTES_MAX as usize + 1);
+    for (key, value) in [("short", &b"short"[..]), ("large", &large)] {
+        for (times, stored) in [(10, true), (BUSY_ATTEMPTS_MAX as usize, false)] {
+            let bench = Bench::new();
+            bench.write(key, value);
+            bench.store.state().put_errors.insert(key.into(), busy(times));
+            let tally = bench.ingest(DEFAULT);
+            assert_eq!(tally.stored, u64::from(stored), "{key} {times}");
+            assert_eq!(bench.store.value(key.as_bytes()).is_some(), stored);
+            // What one value waits for the next would too.
+            assert_eq!(bench.stop.failure().is_some(), !stored);
+        }
+    }
+}
+
+#[test]
+fn a_busy_server_is_asked_as_long_as_the_run_gets_on() {
+    let progress = Progress::new("storing", 0, 0, true);
+    let mut tries = Tries::default();
+    for _ in 0..3 * BUSY_ATTEMPTS_MAX {
+        progress.bytes(1);
+        assert!(tries.busy(&progress));
+    }
+    let more = (0..).take_while(|_| tries.busy(&progress)).count();
+    assert_eq!(more, BUSY_ATTEMPTS_MAX as usize - 2);
 }
