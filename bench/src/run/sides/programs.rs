@@ -161,24 +161,34 @@ impl External<'_> {
             if is_soft_roce(self.device) && std::env::var_os(UCX_GID).is_none() {
                 command.env(UCX_GID, "0");
             }
-            command.stdin(Stdio::null()).stderr(Stdio::null());
+            command.stdin(Stdio::null());
             command
         };
-        let mut server = Reaped(command().stdout(Stdio::null()).spawn()?);
+        let mut server = command();
+        server.stdout(Stdio::null()).stderr(Stdio::null());
+        let mut server = Reaped(server.spawn()?);
         wait_until_listening(self.port(), &mut server.0)?;
         let client = command()
             .arg(self.address()?.to_string())
             .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
             .spawn()?;
         let mut client = Reaped(client);
-        // Its table, a line a second, fits the pipe.
+        // Its table, a line a second, and its errors fit the pipes.
         let status = end_of(&mut client.0, UCX_PATIENCE)?;
-        let mut text = String::new();
-        if let Some(stdout) = client.0.stdout.as_mut() {
+        let (mut text, mut errors) = (String::new(), String::new());
+        if let (Some(stdout), Some(stderr)) = (client.0.stdout.as_mut(), client.0.stderr.as_mut()) {
             stdout.read_to_string(&mut text)?;
+            stderr.read_to_string(&mut errors)?;
         }
         if !status.success() {
-            return Err(format!("ucx_perftest ended with {status}: {}", text.trim()).into());
+            let mut lines = errors.lines().chain(text.lines());
+            let told = lines.find(|line| line.contains("ERROR") || line.contains("Fatal"));
+            return Err(format!(
+                "ucx_perftest ended with {status}: {}",
+                told.unwrap_or_default().trim()
+            )
+            .into());
         }
         let (typical_us, messages_s) =
             ucx_figures(&text).ok_or_else(|| format!("no figures in the output of ucx_perftest: {text}"))?;
