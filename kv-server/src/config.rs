@@ -11,7 +11,7 @@ use kv_proto::layout::{PART_MAX_BYTES, SEGMENT_DEFAULT_BYTES, SEGMENT_MAX_BYTES,
 use crate::control::{Options, keys};
 use crate::error::StorageError;
 use crate::store::sync_kind::SyncKind;
-use crate::store::{Compaction, SCRUB_SHARE_DEFAULT, StoreOptions};
+use crate::store::{Compaction, PART_MIN_BYTES, SCRUB_SHARE_DEFAULT, StoreOptions};
 
 /// Port that is listened on unless told otherwise.
 pub const PORT_DEFAULT: u16 = 7471;
@@ -327,7 +327,7 @@ impl Serve {
                 SEGMENT_MIN_BYTES,
                 SEGMENT_MAX_BYTES,
             ),
-            ("--part-bytes", self.part_bytes, 1, PART_MAX_BYTES),
+            ("--part-bytes", self.part_bytes, PART_MIN_BYTES, PART_MAX_BYTES),
         ];
         for (flag, size, least, most) in bounds {
             if !(least..=most).contains(&size.0) {
@@ -445,6 +445,7 @@ mod tests {
             ["--segment-bytes", "1000"],
             ["--segment-bytes", "1T"],
             ["--part-bytes", "0"],
+            ["--part-bytes", "16383"],
             ["--part-bytes", "33M"],
             ["--gather-budget", "127M"],
         ] {

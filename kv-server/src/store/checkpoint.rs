@@ -289,14 +289,16 @@ impl Work {
     ) -> Result<(), StorageError> {
         let files = &self.shared.files;
         encode(self.number, self.identity, chunk, bytes);
-        let first = file.is_none();
         let file = match file {
             Some(file) => file,
             None => file.insert(files.create(&self.path)?),
         };
         files.write_at(file, &mut [IoSlice::new(bytes)], at)?;
         files.sync(file, SyncKind::Checkpoint)?;
-        if first && let Some(directory) = self.path.parent() {
+        // Until one chunk was appended nothing says that the name stands durably: the file may be there all the same.
+        if at == 0
+            && let Some(directory) = self.path.parent()
+        {
             files.sync_directory(directory)?;
         }
         Ok(())

@@ -250,6 +250,12 @@ impl<D: Domain> Dataset<D> {
                 .is_some_and(|segment| segment.key_is(locator, key))
     }
 
+    /// Whether the record that `locator` names can be looked at without a file.
+    pub(crate) fn is_in_memory(&self, locator: &Locator) -> bool {
+        self.segment(locator.segment)
+            .is_some_and(|segment| segment.extent_count() > 0)
+    }
+
     pub(crate) fn hash(&self, key: &[u8]) -> KeyHash {
         KeyHash::of(&self.hash_key, key)
     }

@@ -2,6 +2,11 @@
 
 /// Most operations that wait for the log of one dataset, parts of large values included.
 pub(crate) const LOG_QUEUE_OPS_MAX: usize = 8192;
+/// Most parts of large values that wait for the log of one dataset before more are taken from a client; one append
+/// queues a few hundred at most.
+pub(crate) const LOG_QUEUE_PARTS_MAX: usize = 1 << 16;
+/// Shortest part of large values that may be asked for, bytes: a HEAD names each of them, and so does a check.
+pub const PART_MIN_BYTES: u64 = 16 << 10;
 /// Most operations that one sync covers.
 pub(crate) const GROUP_OPS_MAX: usize = 1024;
 /// Most bytes that one sync covers, unless one record is longer.
@@ -15,6 +20,15 @@ pub(crate) const JOURNAL_CHANGES_MAX: usize = 4096;
 /// Most operations of all clients of one dataset that are remembered; past it the client that was idle longest is
 /// forgotten, but for the highest number that it had.
 pub(crate) const OPERATIONS_TOTAL_MAX: usize = if cfg!(test) { 1 << 12 } else { 1 << 20 };
+/// Most operations of all datasets that are remembered, about 70 bytes each; past it a dataset that has more than a share
+/// of them lets go of some of its own.
+pub(crate) const OPERATIONS_SERVER_MAX: usize = if cfg!(test) { 3 << 11 } else { 1 << 22 };
+/// Operations that each dataset may have whatever others have.
+pub(crate) const OPERATIONS_SHARE: usize = if cfg!(test) {
+    2048
+} else {
+    OPERATIONS_SERVER_MAX / DATASETS_MAX
+};
 /// Most clients of one dataset of which nothing but the highest number is remembered; past it the oldest of these is not
 /// known any more.
 pub(crate) const FLOORS_MAX: usize = if cfg!(test) { 1 << 10 } else { 1 << 18 };

@@ -8,7 +8,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 
@@ -73,7 +73,7 @@ use limits::DATASETS_MAX;
 use loader::Loads;
 use log::Close;
 use operations::Operations;
-pub use options::{SCRUB_SHARE_DEFAULT, StoreOptions};
+pub use options::{PART_MIN_BYTES, SCRUB_SHARE_DEFAULT, StoreOptions};
 pub use put::Put;
 use reserve::Reserve;
 use segment_list::SegmentList;
@@ -123,6 +123,8 @@ pub(crate) struct Shared {
     pub(crate) arriving: Arc<Arriving>,
     /// Number of the latest change of any dataset.
     pub(crate) retired: AtomicU64,
+    /// Operations that are remembered of all datasets.
+    pub(crate) operations: Arc<AtomicUsize>,
     pub(crate) completions: Completions,
     /// Room on the disk for what frees room.
     pub(crate) reserve: Reserve,
@@ -242,7 +244,7 @@ impl<D: Domain> Store<D> {
             index,
             segments: BTreeMap::new(),
             list: SegmentList::new(&directory, id),
-            operations: Operations::default(),
+            operations: Operations::of(&self.shared.operations),
             figures: Figures::default(),
         };
         self.add(description, directory.clone(), domain, contents, 1)

@@ -80,6 +80,7 @@ impl<D: Domain> Store<D> {
             budget: Budget::new(options.memory_budget_bytes),
             arriving: Arc::new(Arriving::new(options.gather_budget_bytes)),
             retired: AtomicU64::new(0),
+            operations: Arc::default(),
             completions: Completions::new()?,
             reserve,
             scrub: Signal::new(1.0),

@@ -4,12 +4,13 @@
 //! is forgotten whole has nothing but that.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 
 use kv_proto::hash::KeyHash;
 use kv_proto::layout::{FooterEntry, Locator, OPERATIONS_REMEMBERED, OperationEntry};
 
-use super::limits::{FLOORS_MAX, OPERATIONS_TOTAL_MAX};
+use super::limits::{FLOORS_MAX, OPERATIONS_SERVER_MAX, OPERATIONS_SHARE, OPERATIONS_TOTAL_MAX};
 use super::{Committed, lock};
 
 /// How far an operation is.
@@ -59,7 +60,15 @@ struct Inner {
     floors: HashMap<u64, Floor>,
     floors_by_age: BTreeMap<u64, u64>,
     total: usize,
+    /// Of all datasets of the server.
+    server: Arc<AtomicUsize>,
     tick: u64,
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        self.server.fetch_sub(self.total, Ordering::Relaxed);
+    }
 }
 
 /// Operations of all clients of one dataset.
@@ -67,6 +76,13 @@ struct Inner {
 pub(crate) struct Operations(Mutex<Inner>);
 
 impl Operations {
+    /// None yet, of a server that remembers so many of all its datasets.
+    pub(crate) fn of(server: &Arc<AtomicUsize>) -> Self {
+        let operations = Self::default();
+        lock(&operations.0).server = Arc::clone(server);
+        operations
+    }
+
     /// Begins an operation; one of this number that was begun and not committed is begun anew.
     pub(crate) fn begin(&self, client: u64, operation: u64) -> Begin {
         let inner = &mut *lock(&self.0);
@@ -121,7 +137,7 @@ impl Operations {
         };
         if matches!(known.operations.get(&operation), Some(State::Begun(at)) if *at == attempt) {
             known.operations.remove(&operation);
-            inner.total -= 1;
+            inner.count_less(1);
             inner.drop_if_empty(client);
         }
     }
@@ -142,7 +158,7 @@ impl Operations {
             }
             None => {
                 if known.operations.remove(&operation).is_some() {
-                    inner.total -= 1;
+                    inner.count_less(1);
                 }
                 inner.drop_if_empty(client);
             }
@@ -386,8 +402,20 @@ impl Inner {
             && known.operations.insert(operation, state).is_none()
         {
             self.total += 1;
+            self.server.fetch_add(1, Ordering::Relaxed);
         }
         self.trim(client);
+    }
+
+    fn count_less(&mut self, operations: usize) {
+        self.total -= operations;
+        self.server.fetch_sub(operations, Ordering::Relaxed);
+    }
+
+    /// Whether there are more than may be: of this dataset, or of all where this one has more than a share.
+    fn is_over(&self) -> bool {
+        self.total > OPERATIONS_TOTAL_MAX
+            || self.total > OPERATIONS_SHARE && self.server.load(Ordering::Relaxed) > OPERATIONS_SERVER_MAX
     }
 
     /// Forgets what is past the limits: the client's lowest numbers that are done, then the client idle longest.
@@ -396,6 +424,7 @@ impl Inner {
             return;
         };
         // Those in progress do not count: once one was forgotten, never fewer are known than are remembered.
+        let mut less = 0;
         while known.done > OPERATIONS_REMEMBERED {
             let lowest = known
                 .operations
@@ -406,9 +435,10 @@ impl Inner {
             known.operations.remove(&lowest);
             known.done -= 1;
             known.forgotten = known.forgotten.max(lowest);
-            self.total -= 1;
+            less += 1;
         }
-        while self.total > OPERATIONS_TOTAL_MAX {
+        self.count_less(less);
+        while self.is_over() {
             let idle = self
                 .by_use
                 .iter()
@@ -423,7 +453,7 @@ impl Inner {
             let Some((used, idle)) = idle else { break };
             self.by_use.remove(&used);
             if let Some(gone) = self.clients.remove(&idle) {
-                self.total -= gone.operations.len();
+                self.count_less(gone.operations.len());
                 let highest = gone.operations.keys().next_back().copied().unwrap_or(0);
                 self.keep_floor(idle, gone.forgotten.max(highest));
             }

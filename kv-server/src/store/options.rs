@@ -6,6 +6,7 @@ use kv_proto::layout::{PART_MAX_BYTES, SEGMENT_MAX_BYTES, SEGMENT_MIN_BYTES};
 
 use super::arriving::least_bytes;
 use super::compact::Compaction;
+pub use super::limits::PART_MIN_BYTES;
 use crate::error::StorageError;
 
 /// How a store is held.
@@ -43,8 +44,8 @@ impl StoreOptions {
             let remedy = format!("a segment has {SEGMENT_MIN_BYTES} to {SEGMENT_MAX_BYTES} bytes");
             return refuse("segment length", self.segment_bytes, remedy);
         }
-        if !(1..=PART_MAX_BYTES).contains(&self.part_bytes) {
-            let remedy = format!("a part has 1 to {PART_MAX_BYTES} bytes");
+        if !(PART_MIN_BYTES..=PART_MAX_BYTES).contains(&self.part_bytes) {
+            let remedy = format!("a part has {PART_MIN_BYTES} to {PART_MAX_BYTES} bytes");
             return refuse("part length", self.part_bytes, remedy);
         }
         if !(0.0..=1.0).contains(&self.scrub_share) {

@@ -178,6 +178,9 @@ impl Put {
         if let Some(error) = lock(&state.progress).failed.clone() {
             return Err(error);
         }
+        if state.is_large() && !self.queue.takes_parts() {
+            return Err(StorageError::Busy("too many parts of values wait to be written"));
+        }
         if len as u64 == state.value_len {
             let written = |_| StorageError::Busy("other values are being written");
             state.reserve(&self.arriving, Kind::Small).map_err(written)?;

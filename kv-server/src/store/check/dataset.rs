@@ -9,11 +9,14 @@ use kv_proto::layout::{FooterEntry, HeadValue, Locator, PartRef, RecordHeader, r
 use kv_proto::parts::part_len_bytes;
 
 use super::super::files::Files;
-use super::super::limits::{CHECK_FINDINGS_MAX, START_THREADS_MAX};
+use super::super::footer;
+use super::super::limits::{CHECK_FINDINGS_MAX, REBUILD_BYTES_MAX, START_THREADS_MAX};
 use super::super::recover::SegmentFile;
-use super::super::recover::rebuild::{Newest, Spread, resolve};
+use super::super::recover::gather::Gather;
+use super::super::recover::rebuild::{Newest, RECORD_BYTES_MAX, resolve};
 use super::report::{Finding, Level, Reporter};
 use super::segment::Judged;
+use crate::error::StorageError;
 
 /// Segment and offset in units.
 type Place = (u32, u32);
@@ -106,7 +109,8 @@ pub(crate) struct Checking<'a, 'w> {
     /// Every number below may have been used, and every epoch up to this; not known where the superblock is damaged.
     pub(super) numbers: Option<(u32, u64)>,
     pub(super) segment_bytes: Option<u64>,
-    pub(super) spread: Spread,
+    /// Records of a range of the hashes; none where what the keys have is not asked.
+    pub(super) gather: Option<Gather>,
     pub(super) heads: HashMap<Place, Value>,
     pub(super) parts: HashMap<Place, Part>,
     pub(super) lost_segments: BTreeSet<u32>,
@@ -130,7 +134,7 @@ impl<'a, 'w> Checking<'a, 'w> {
             hash_key: None,
             numbers,
             segment_bytes: None,
-            spread: Spread::new(),
+            gather: None,
             heads: HashMap::new(),
             parts: HashMap::new(),
             lost_segments: BTreeSet::new(),
@@ -254,14 +258,66 @@ impl<'a, 'w> Checking<'a, 'w> {
         }
     }
 
-    /// Says what the segments say together: what each key has, and whether that is whole.
-    pub(super) fn resolve(&mut self) {
+    /// Has what the segments say of their keys gathered.
+    pub(super) fn begin(&mut self) {
+        self.gather = Some(gather_from(0));
+    }
+
+    /// Notes a record for what its key has.
+    pub(super) fn gather(&self, segment: u32, entry: &FooterEntry) {
+        if let Some(gather) = &self.gather {
+            gather.take(0, segment, std::slice::from_ref(entry));
+        }
+    }
+
+    /// Says what the segments say together: what each key has, and whether that is whole. Where the records are too many
+    /// for one pass, what the segments list is read again for each range of the hashes, as at a start.
+    pub(super) fn resolve(&mut self) -> Result<(), StorageError> {
         let threads = std::thread::available_parallelism().map_or(1, usize::from);
-        let spread = std::mem::replace(&mut self.spread, Spread::new());
-        let newest = resolve(vec![spread], threads.min(START_THREADS_MAX));
-        self.reporter.summary.keys += newest.live.len() as u64;
-        let named = self.check_heads(&newest);
-        self.tell_lost(Some(&named), |hash| newest.of(hash));
+        let mut named = HashSet::new();
+        let mut has = HashMap::new();
+        while let Some(gather) = self.gather.take() {
+            let (spreads, next, _) = gather.finish();
+            let newest = resolve(spreads, threads.min(START_THREADS_MAX));
+            self.reporter.summary.keys += newest.live.len() as u64;
+            named.extend(self.check_heads(&newest));
+            let lost = self.lost.iter().map(|lost| lost.hash);
+            has.extend(lost.filter_map(|hash| Some(((hash.slot, hash.high), newest.of(hash)?))));
+            drop(newest);
+            if let Some(first) = next {
+                self.gather = Some(gather_from(first));
+                self.again()?;
+            }
+        }
+        self.tell_lost(Some(&named), |hash| has.get(&(hash.slot, hash.high)).copied());
+        Ok(())
+    }
+
+    /// Gathers the records of all segments again, and says nothing: what there is to say of them was said.
+    fn again(&mut self) -> Result<(), StorageError> {
+        let judged = std::mem::take(&mut self.judged);
+        let (lost, places) = (std::mem::take(&mut self.lost), self.lost_places.clone());
+        let summary = self.reporter.summary;
+        self.reporter.silent = true;
+        let read = judged.iter().try_for_each(|it| self.entries_again(it));
+        self.reporter.silent = false;
+        self.reporter.summary = summary;
+        (self.judged, self.lost, self.lost_places) = (judged, lost, places);
+        read
+    }
+
+    fn entries_again(&mut self, judged: &Judged) -> Result<(), StorageError> {
+        let number = judged.file.header.segment;
+        if let (true, Some(trailer)) = (judged.agrees, &judged.file.trailer) {
+            let opened = self.files.open(&judged.file.path)?;
+            let gather = &self.gather;
+            return footer::read(self.files, &opened, trailer, |entries, _| {
+                if let Some(gather) = gather {
+                    gather.take(0, number, entries);
+                }
+            });
+        }
+        self.segment(number, &judged.file.path, false)
     }
 
     /// Tells of the records that are not whole, and what follows, where `newest` says where the VALUE or HEAD of a key
@@ -331,6 +387,11 @@ impl<'a, 'w> Checking<'a, 'w> {
         }
         named
     }
+}
+
+/// Room for the records from a hash on.
+fn gather_from(first: u64) -> Gather {
+    Gather::new(first, REBUILD_BYTES_MAX / RECORD_BYTES_MAX, 1)
 }
 
 const STORE_AGAIN: &str =

@@ -256,6 +256,7 @@ impl Directory<'_> {
         if has_segments && checking.hash_key.is_some() {
             self.names.push((checking.name.clone(), path.to_owned()));
         }
+        checking.begin();
         let last = segments.last();
         for number in &segments {
             checking.segment(*number, &segment_path(path, *number), Some(number) == last)?;
@@ -266,7 +267,7 @@ impl Directory<'_> {
                 self.leftover(checking.reporter, &at, Some(&dataset))?;
             }
         }
-        checking.resolve();
+        checking.resolve()?;
         if self.repair {
             checking.repair()?;
             if !list_is_whole {

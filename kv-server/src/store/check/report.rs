@@ -115,6 +115,8 @@ pub(crate) struct Reporter<'a> {
     watch: &'a mut dyn Watch,
     pub(super) summary: Summary,
     pub(super) total_bytes: u64,
+    /// Whether what is found is not passed on: it was before.
+    pub(super) silent: bool,
 }
 
 impl<'a> Reporter<'a> {
@@ -123,15 +125,20 @@ impl<'a> Reporter<'a> {
             watch,
             summary: Summary::default(),
             total_bytes: 0,
+            silent: false,
         }
     }
 
     pub(super) fn progress(&mut self, bytes: u64) -> bool {
         self.summary.bytes = bytes;
-        self.watch.progress(bytes, self.total_bytes)
+        // More than there are where some are read again.
+        self.watch.progress(bytes, self.total_bytes.max(bytes))
     }
 
     pub(super) fn found(&mut self, finding: &Finding) {
+        if self.silent {
+            return;
+        }
         match finding.level {
             Level::Damage => self.summary.damage += 1,
             Level::Note => self.summary.notes += 1,

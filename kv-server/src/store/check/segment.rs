@@ -32,7 +32,9 @@ pub(super) struct Judged {
     pub(super) headless: bool,
     /// Whether its FOOTERs and its trailer are to be made anew.
     pub(super) unsealed: bool,
-    /// Operations that its FOOTERs list, where all of those validate.
+    /// Whether its FOOTERs list just the records that it has.
+    pub(super) agrees: bool,
+    /// Operations that its FOOTERs list, where all of those validate; of all but the newest of these none are kept.
     pub(super) operations: Option<Vec<OperationEntry>>,
 }
 
@@ -86,7 +88,7 @@ impl Records<'_, '_, '_, '_> {
         widen(&mut self.sequences, header.sequence);
         let mut entry = found.entry(&self.checking.hash_key.unwrap_or_default());
         self.compare(&mut entry, found);
-        self.checking.spread.push(self.number, &entry);
+        self.checking.gather(self.number, &entry);
         if found.damaged {
             self.sound = false;
             self.checking.lost_record(
@@ -238,7 +240,7 @@ impl Records<'_, '_, '_, '_> {
             true => what.to_owned(),
             false => format!("{what}; the key as it reads is damaged too"),
         };
-        self.checking.spread.push(self.number, entry);
+        self.checking.gather(self.number, entry);
         self.checking
             .lost_record(self.number, self.path, entry, &key, what);
     }
@@ -298,6 +300,11 @@ impl Checking<'_, '_> {
             let what = format!("cannot be read: {error}");
             let remedy = "the device loses data: copy what can be read to another";
             self.damage(Some(number), path, Some(page), None, what, remedy);
+        }
+        if judged.operations.is_some() {
+            // They come in the order of their numbers.
+            let older = self.judged.iter_mut().filter_map(|it| it.operations.as_mut());
+            older.for_each(|operations| *operations = Vec::new());
         }
         self.judged.push(judged);
         Ok(())
@@ -365,6 +372,7 @@ impl Checking<'_, '_> {
         Ok(Judged {
             headless: seen.sound && file.header_damage.is_some(),
             unsealed: seen.sound && !(valid && agree),
+            agrees: seen.sound && valid && agree,
             operations: valid.then_some(listed.operations),
             file,
         })
@@ -400,6 +408,7 @@ impl Checking<'_, '_> {
         Ok(Judged {
             unsealed: sound && ends.is_sealed(),
             headless: false,
+            agrees: false,
             operations: None,
             file,
         })

@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 use kv_fabric::Domain;
 
 use super::log::{Op, Task};
+use super::recover::says_lost;
 use super::segment::Segment;
 use super::{Dataset, Datasets, Shared, lock};
 use crate::error::StorageError;
@@ -95,10 +96,8 @@ impl From<StorageError> for Ended {
     fn from(error: StorageError) -> Self {
         match error {
             StorageError::ShuttingDown | StorageError::NoDataset(_) => Self::Gone,
-            StorageError::Damaged { .. } => Self::Unreadable(error),
-            StorageError::Io { call, .. } if call == super::files::Call::Read.text() => {
-                Self::Unreadable(error)
-            }
+            // Any other, as that too many files are open, says nothing of the file.
+            error if says_lost(&error) => Self::Unreadable(error),
             error => Self::Later(error),
         }
     }

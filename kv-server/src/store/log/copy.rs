@@ -6,6 +6,7 @@ use kv_fabric::Domain;
 use kv_proto::hash::KeyHash;
 use kv_proto::layout::{Locator, record_kind, units};
 
+use super::super::compact::footprint::Footprint;
 use super::Log;
 use super::group::{Record, Then};
 use crate::error::StorageError;
@@ -55,6 +56,11 @@ pub(crate) struct Landing {
 }
 
 impl Landing {
+    /// Where the source lies.
+    pub(super) fn from(&self) -> Locator {
+        self.from
+    }
+
     /// Nobody waits for it any more where the channel is closed: then compaction was stopped.
     pub(super) fn answer(&self, result: Result<Option<Locator>, StorageError>) {
         let _ = self.done.send((self.number, result));
@@ -122,13 +128,14 @@ impl<D: Domain> Log<D> {
         self.dataset.read_index().find(hash, is_key)
     }
 
-    /// Has the index name a durable copy, unless its key has another value by now.
+    /// Has the index name a durable copy of what lies as `from_footprint` says, unless its key has another value by now.
     pub(super) fn land(
         &self,
         index: &mut super::super::Index<D>,
         record: &Record,
         to: Locator,
         landing: &Landing,
+        from_footprint: Option<Footprint>,
     ) {
         let dataset = &self.dataset;
         let bytes = units(to.wire_len_bytes()) * 64;
@@ -141,7 +148,8 @@ impl<D: Domain> Log<D> {
                     Ok(None) => return landing.answer(Ok(None)),
                     Err(error) => return landing.answer(Err(error)),
                 }
-                let (old, new) = (dataset.footprint(&from), dataset.footprint(&to));
+                let old = from_footprint.unwrap_or_else(|| dataset.footprint(&from));
+                let new = dataset.footprint(&to);
                 if let Err(error) = index.put(record.hash, to, is_source) {
                     return landing.answer(Err(error));
                 }

@@ -11,8 +11,9 @@ use std::sync::{Arc, Weak};
 
 use kv_fabric::Domain;
 use kv_proto::crc::block_crcs;
-use kv_proto::layout::{Locator, SegmentHeader, units, wire_len};
+use kv_proto::layout::{Locator, SegmentHeader, record_kind, units, wire_len};
 
+use super::compact::footprint::Footprint;
 use super::files::OpenFile;
 use super::put::PutState;
 use super::{Committed, Completion, Dataset, lock};
@@ -313,20 +314,42 @@ impl<D: Domain> Log<D> {
         self.fail(record.client, record.operation, token, error);
     }
 
+    /// What an entry replaces as the index is now, and where all of that lies.
+    fn replaces(&self, entry: &Entry) -> Option<(Locator, Footprint)> {
+        let dataset = &self.dataset;
+        let record = &entry.record;
+        let replaced = match &entry.then {
+            Then::Put { .. } | Then::Delete { .. } => {
+                // Where the index cannot tell it is said when it is to be changed.
+                let found = dataset.lookup_hashed(record.hash, &record.key);
+                found.ok().flatten()?
+            }
+            Then::Copy(landing) if record.kind != record_kind::TOMBSTONE => landing.from(),
+            _ => return None,
+        };
+        Some((replaced, dataset.footprint(&replaced)))
+    }
+
     /// Has the index name what is durable, in the order of the log.
     fn publish(&mut self, group: Group) {
         let dataset = Arc::clone(&self.dataset);
         let figures = &dataset.figures;
+        // What lies in files is read before: who reads the index does not wait for a disk.
+        let before: Vec<_> = group.entries.iter().map(|entry| self.replaces(entry)).collect();
         let mut index = dataset.write_index();
         let mut replaced = Vec::new();
-        for entry in group.entries {
+        for (entry, before) in group.entries.into_iter().zip(before) {
             let Entry {
                 record,
                 mut committed,
                 then,
                 ..
             } = entry;
-            let is_key = |locator: &Locator| dataset.key_is(locator, &record.key);
+            // What else has its hash by now was written in this group: it is in memory.
+            let is_key = |locator: &Locator| {
+                before.as_ref().is_some_and(|(known, _)| known == locator)
+                    || dataset.is_in_memory(locator) && dataset.key_is(locator, &record.key)
+            };
             let (token, old) = match then {
                 Then::Filler => continue,
                 Then::Part(put) => {
@@ -335,7 +358,8 @@ impl<D: Domain> Log<D> {
                     continue;
                 }
                 Then::Copy(landing) => {
-                    self.land(&mut index, &record, committed.locator, &landing);
+                    let from = before.map(|(_, footprint)| footprint);
+                    self.land(&mut index, &record, committed.locator, &landing, from);
                     continue;
                 }
                 Then::Put { token, pins: _pins } => {
@@ -376,7 +400,10 @@ impl<D: Domain> Log<D> {
                 }
             };
             if let Some(old) = old {
-                let old = dataset.footprint(&old);
+                let old = match before {
+                    Some((known, footprint)) if known == old => footprint,
+                    _ => dataset.footprint(&old),
+                };
                 dataset.count_dead(&old);
                 figures
                     .value_bytes

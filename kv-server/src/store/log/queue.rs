@@ -5,7 +5,7 @@ use std::io;
 use std::path::Path;
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 
-use super::super::limits::{GROUP_BYTES_MAX, GROUP_OPS_MAX, LOG_QUEUE_OPS_MAX};
+use super::super::limits::{GROUP_BYTES_MAX, GROUP_OPS_MAX, LOG_QUEUE_OPS_MAX, LOG_QUEUE_PARTS_MAX};
 use super::super::lock;
 use super::super::put::PutState;
 use super::copy::Task;
@@ -87,8 +87,8 @@ impl Queue {
     /// [`StorageError::Busy`] at the limit, or why the queue was closed.
     pub(crate) fn push(&self, op: Op) -> Result<(), StorageError> {
         let mut state = lock(&self.state);
-        // Parts are bounded by the gather budget, and one that was taken from its client must not be lost here.
-        // Compaction asks for one thing at a time.
+        // One that was taken from its client must not be lost here: no more are taken past `LOG_QUEUE_PARTS_MAX`.
+        // Compaction asks for one thing at a time, and so does who finds the index damaged.
         let limit = if matches!(op, Op::Part { .. } | Op::Task(_)) {
             usize::MAX
         } else {
@@ -104,6 +104,11 @@ impl Queue {
     /// Whether [`Queue::push`] would take an operation now.
     pub(crate) fn check(&self) -> Result<(), StorageError> {
         refusal(&lock(&self.state), LOG_QUEUE_OPS_MAX)
+    }
+
+    /// Whether parts may be taken from a client: what one append queues fits.
+    pub(crate) fn takes_parts(&self) -> bool {
+        self.len() < LOG_QUEUE_PARTS_MAX
     }
 
     /// Sleeps until there is something to do, and takes what one sync may cover.
@@ -168,6 +173,9 @@ pub(crate) fn broken() -> StorageError {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::store::arriving::Arriving;
+    use crate::store::operations::{Begin, Operations};
+    use crate::store::put::Put;
 
     #[test]
     fn one_sync_covers_so_many_bytes_unless_one_is_longer() {
@@ -187,5 +195,27 @@ mod tests {
             taken.push(ops.len());
         }
         assert_eq!(taken, [2, 1, 1, 1, 1]);
+    }
+
+    #[test]
+    fn parts_have_a_limit_too() {
+        let queue = Arc::new(Queue::default());
+        let operations = Arc::new(Operations::default());
+        let Begin::New(attempt) = operations.begin(1, 1) else {
+            panic!("it is new");
+        };
+        let hash = kv_proto::hash::KeyHash { slot: 0, high: 0 };
+        let state = PutState::new(b"key", hash, (1, 1), 1 << 19, 1);
+        let arriving = Arc::new(Arriving::new(8 << 20));
+        let mut put = Put::new(state, attempt, arriving, Arc::clone(&queue), operations);
+        while queue.len() < LOG_QUEUE_PARTS_MAX {
+            put.append(1 << 12, |_| ()).unwrap();
+        }
+        let refused = put.append(1, |_| panic!("nothing is taken")).unwrap_err();
+        assert!(matches!(refused, StorageError::Busy(_)), "{refused}");
+        let Taken::Ops(_) = queue.take() else {
+            panic!("there is much to do");
+        };
+        put.append(1, |_| ()).unwrap();
     }
 }

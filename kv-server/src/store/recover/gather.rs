@@ -17,7 +17,7 @@ const CHUNK: usize = 1024;
 
 /// Records of a range of the slot hashes.
 #[derive(Debug)]
-pub(super) struct Gather {
+pub(crate) struct Gather {
     /// For each thread that reads.
     spreads: Vec<Mutex<Spread>>,
     /// First and last slot hash that counts. The last one falls only while every spread is locked.
@@ -32,7 +32,7 @@ pub(super) struct Gather {
 impl Gather {
     /// Takes at most `max` records, from hash `first` on, that `threads` threads read. So many keys as half of that never
     /// have one and the same slot hash.
-    pub(super) fn new(first: u64, max: usize, threads: usize) -> Self {
+    pub(crate) fn new(first: u64, max: usize, threads: usize) -> Self {
         Self {
             spreads: (0..threads).map(|_| Mutex::new(Spread::new())).collect(),
             first,
@@ -48,7 +48,7 @@ impl Gather {
     }
 
     /// Takes those records of `segment` that count, for the thread with this number.
-    pub(super) fn take(&self, thread: usize, segment: u32, entries: &[FooterEntry]) {
+    pub(crate) fn take(&self, thread: usize, segment: u32, entries: &[FooterEntry]) {
         for chunk in entries.chunks(CHUNK.min(self.max / 4).max(1)) {
             let mut spread = self.room(thread, chunk.len());
             let range = self.first..=self.last.load(Ordering::Relaxed);
@@ -93,7 +93,7 @@ impl Gather {
     }
 
     /// What was gathered; the hash at which the next pass begins, where there is one; and the most records held.
-    pub(super) fn finish(self) -> (Vec<Spread>, Option<u64>, usize) {
+    pub(crate) fn finish(self) -> (Vec<Spread>, Option<u64>, usize) {
         let spreads = self.spreads.into_iter().map(|spread| {
             spread
                 .into_inner()

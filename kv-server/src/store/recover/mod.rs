@@ -23,7 +23,7 @@ use super::segment_list::SegmentList;
 use super::{Shared, is_own_file, lock, parse_segment_name, segment_path};
 use crate::error::StorageError;
 
-mod gather;
+pub(crate) mod gather;
 mod load;
 mod reading;
 pub(crate) mod rebuild;
@@ -128,7 +128,7 @@ pub(crate) fn recover<D: Domain>(
     let reading = Reading {
         shared,
         hash_key: &description.hash_key,
-        operations: Operations::default(),
+        operations: Operations::of(&shared.operations),
         all_read: AtomicBool::new(true),
         listed: Mutex::default(),
         figures: Figures::default(),

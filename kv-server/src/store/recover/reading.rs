@@ -173,9 +173,6 @@ impl Reading<'_> {
         let mut operations = Vec::new();
         let read = footer::read(&self.shared.files, &opened, trailer, |entries, listed| {
             spread(number, entries);
-            // Floors only rise: what any FOOTER says of them is true.
-            let floors = listed.iter().filter(|listed| operations::is_floor(listed));
-            floors.for_each(|floor| self.operations.take_entry(floor));
             operations.extend_from_slice(listed);
         });
         match read {

@@ -10,7 +10,7 @@ const PARTS: usize = 1 << PART_BITS;
 
 /// Most memory that one record takes while keys are resolved, bytes: a [`Candidate`] in a vector that may have grown to
 /// twice its length, and what [`Newest`] says of it, in a vector that is copied once.
-pub(super) const RECORD_BYTES_MAX: usize = 2 * size_of::<Candidate>() + 2 * size_of::<(KeyHash, Locator)>();
+pub(crate) const RECORD_BYTES_MAX: usize = 2 * size_of::<Candidate>() + 2 * size_of::<(KeyHash, Locator)>();
 
 /// A record that may be the newest of its key.
 #[derive(Debug, Clone, Copy)]

@@ -159,3 +159,33 @@ fn a_segment_that_could_not_be_sealed_keeps_its_checkpoint() {
     assert_eq!(checkpoints(directory.path()), kept);
     has_all(directory.path(), 200);
 }
+
+/// A checkpoint whose first chunk found no room is there all the same: its name is made durable with the first that does.
+#[test]
+fn a_checkpoint_stands_under_its_name_also_where_its_first_write_failed() {
+    let directory = scratch();
+    let (failed, synced) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
+    let faults = {
+        let (failed, synced) = (Arc::clone(&failed), Arc::clone(&synced));
+        move |call: Call, path: &Path| {
+            if std::thread::current().name() != Some("kv-checkpoint") {
+                return None;
+            }
+            if call == Call::SyncDirectory && failed.load(Ordering::Acquire) {
+                synced.store(true, Ordering::Release);
+            }
+            let first = call == Call::Write
+                && path.extension().is_some_and(|it| it == "checkpoint")
+                && !failed.swap(true, Ordering::AcqRel);
+            first.then(|| (0, io::Error::from_raw_os_error(ENOSPC)))
+        }
+    };
+    let rig = Rig::with(only_dead(directory.path()), faulty(Box::new(faults))).unwrap();
+    rig.store.create("set").unwrap();
+    put(&rig, 0..200);
+    let crashed = scratch();
+    copy_directory(directory.path(), crashed.path());
+    assert!(!chunks(&std::fs::read(&checkpoints(crashed.path())[0]).unwrap()).is_empty());
+    assert!(failed.load(Ordering::Acquire) && synced.load(Ordering::Acquire));
+    has_all(crashed.path(), 200);
+}

@@ -251,3 +251,33 @@ fn judging_tombstones_ends_when_the_server_stops() {
     let (_, after) = &*reads.lock().unwrap();
     assert!(*after <= 8, "{after} reads after it was to stop");
 }
+
+/// That too many files are open says nothing of a segment: it is compacted once there are fewer.
+#[test]
+fn a_segment_that_cannot_be_opened_for_a_while_is_compacted_later() {
+    let directory = scratch();
+    let model = half_dead(directory.path());
+    let left = Arc::new(AtomicUsize::new(2));
+    let faults = {
+        let left = Arc::clone(&left);
+        move |call: Call, path: &Path| {
+            let own = std::thread::current().name() == Some("kv-compact");
+            let hit = own
+                && call == Call::Read
+                && path.extension().is_some_and(|extension| extension == "segment")
+                && left
+                    .fetch_update(Ordering::AcqRel, Ordering::Acquire, |left| left.checked_sub(1))
+                    .is_ok();
+            // EMFILE
+            hit.then(|| (0, io::Error::from_raw_os_error(24)))
+        }
+    };
+    let rig = Rig::unloaded(eager(directory.path()), faulty(Box::new(faults)), 0).unwrap();
+    until(&rig, "what is dead goes", || {
+        rig.figure("set", "compaction_removed_segments_count") > 0
+    });
+    assert_eq!(left.load(Ordering::Acquire), 0);
+    assert_eq!(rig.figure("set", "compaction_suspect_segments_count"), 0);
+    drop(rig);
+    check(&Rig::open(directory.path()), &model, 60);
+}

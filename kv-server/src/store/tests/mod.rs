@@ -5,6 +5,7 @@ mod basic;
 mod changes;
 mod check;
 mod check_kinds;
+mod check_passes;
 mod checkpoints;
 pub(crate) mod compacting;
 mod compaction;

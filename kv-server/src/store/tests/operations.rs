@@ -1,12 +1,14 @@
 //! What was forgotten of operations is answered so, and nothing that was done is done again.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use kv_proto::layout::{Locator, OPERATIONS_REMEMBERED, OperationEntry};
 
 use super::check::flip;
 use super::support::{Rig, copy_directory, scratch, sealed_end, segment_files_in};
-use crate::store::limits::{FLOORS_MAX, OPERATIONS_TOTAL_MAX};
+use crate::store::limits::{FLOORS_MAX, OPERATIONS_SERVER_MAX, OPERATIONS_SHARE, OPERATIONS_TOTAL_MAX};
 use crate::store::operations::{Begin, Operations};
 use crate::store::{BeginPut, Committed};
 
@@ -183,4 +185,28 @@ fn a_retry_after_a_client_was_forgotten_whole_changes_nothing() {
     drop(Rig::open(crashed.path()));
     // Its FOOTERs list what was remembered when it was sealed at the start.
     refused(&Rig::open(crashed.path()), "crashed");
+}
+
+/// A dataset with more than its share makes room for the others, which have theirs whatever it has.
+#[test]
+fn all_datasets_together_have_a_limit() {
+    let server = Arc::default();
+    let fill = |clients: usize| {
+        let operations = Operations::of(&server);
+        (1..=clients as u64).for_each(|client| run(&operations, client, 1));
+        operations
+    };
+    let first = fill(OPERATIONS_TOTAL_MAX);
+    let second = fill(OPERATIONS_TOTAL_MAX);
+    assert_eq!(first.total(), OPERATIONS_TOTAL_MAX);
+    assert_eq!(second.total(), OPERATIONS_SHARE);
+    assert_eq!(server.load(Ordering::Relaxed), OPERATIONS_SERVER_MAX);
+    let third = fill(OPERATIONS_SHARE);
+    assert_eq!(third.total(), OPERATIONS_SHARE);
+    // The next of the first makes room for what the third has.
+    run(&first, 1 << 30, 1);
+    assert_eq!(first.total(), OPERATIONS_SHARE);
+    assert!(is_unknown(&first, 2000, 1));
+    drop((second, third));
+    assert_eq!(server.load(Ordering::Relaxed), OPERATIONS_SHARE);
 }

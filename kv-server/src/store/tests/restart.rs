@@ -2,8 +2,8 @@
 
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use kv_proto::layout::{CheckpointHeader, FooterEntry, SEGMENT_MAX_BYTES, record_kind, segment_state};
@@ -520,4 +520,59 @@ fn by_hand_ten_million_records() {
         assert_eq!(rig.figure("set", "keys_count"), COUNT);
         println!("round {round}: start {start:?}, reading and a map of {keys} keys {reference:?}");
     }
+}
+
+/// Records in segments that are not loaded are read from files: who asks the index meanwhile does not wait for that.
+#[test]
+fn no_file_is_read_while_the_index_cannot_be_asked() {
+    let directory = scratch();
+    {
+        let rig = Rig::open(directory.path());
+        rig.store.create("set").unwrap();
+        for key in 0..60_u64 {
+            let len = if key % 5 == 0 { 100_000 } else { 3000 };
+            rig.put("set", &key.to_le_bytes(), &bytes(key, len)).unwrap();
+        }
+    }
+    type Set = Arc<crate::store::Dataset<super::support::TestDomain>>;
+    let dataset: Arc<OnceLock<Set>> = Arc::default();
+    let (reads, locked) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+    let faults = {
+        let (dataset, reads, locked) = (Arc::clone(&dataset), Arc::clone(&reads), Arc::clone(&locked));
+        move |call: Call, path: &Path| {
+            let own = std::thread::current().name() == Some("kv-log");
+            let segment = path.extension().is_some_and(|extension| extension == "segment");
+            if let Some(dataset) = dataset.get()
+                && own
+                && segment
+                && call == Call::Read
+            {
+                reads.fetch_add(1, Ordering::Relaxed);
+                locked.fetch_add(usize::from(dataset.index.try_read().is_err()), Ordering::Relaxed);
+            }
+            None
+        }
+    };
+    // What is left of the segments is copied too.
+    let options = super::compacting::eager(directory.path());
+    let rig = Rig::unloaded(options, faulty(Box::new(faults)), 0).unwrap();
+    assert!(dataset.set(rig.dataset("set")).is_ok());
+    for key in 0..50_u64 {
+        if key % 3 == 0 {
+            rig.delete("set", &key.to_le_bytes()).unwrap();
+        } else {
+            rig.put("set", &key.to_le_bytes(), &bytes(key, 200)).unwrap();
+        }
+    }
+    super::compacting::until(&rig, "what lives is copied", || {
+        rig.figure("set", "compaction_copied_bytes") > 0
+    });
+    drop(rig);
+    assert!(reads.load(Ordering::Relaxed) > 50);
+    assert_eq!(
+        locked.load(Ordering::Relaxed),
+        0,
+        "of {}",
+        reads.load(Ordering::Relaxed)
+    );
 }

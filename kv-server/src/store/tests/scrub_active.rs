@@ -95,6 +95,14 @@ fn a_page_of_the_active_segment_that_cannot_be_read_is_damage() {
     }
 }
 
+struct Stop<'a>(&'a crate::store::compact::Signal);
+
+impl Drop for Stop<'_> {
+    fn drop(&mut self) {
+        self.0.stop();
+    }
+}
+
 #[test]
 fn the_scrubbers_own_loop_passes_again_and_again_and_ends() {
     let directory = scratch();
@@ -107,6 +115,8 @@ fn the_scrubbers_own_loop_passes_again_and_again_and_ends() {
     };
     std::thread::scope(|scope| {
         let shared = &rig.store.shared;
+        // Also where the test fails: the scope waits for it.
+        let _stop = Stop(&shared.scrub);
         let scrubber = scope.spawn(|| scrub::run(&shared.scrub, &rig.store.datasets, 1.0, rests));
         until(&rig, "it passes again and again", || {
             rig.figure("set", "scrub_passes_count") >= 3 && rig.figure("other", "scrub_passes_count") >= 3
