@@ -109,6 +109,25 @@ pub enum FabricError {
     },
 }
 
+/// The device refused to destroy a connection: it lives on, and what was posted may still reach memory.
+#[derive(thiserror::Error)]
+#[error("{error}")]
+pub struct NotDestroyed<T> {
+    /// What lives on, to be destroyed later.
+    pub live: T,
+    /// Why.
+    #[source]
+    pub error: FabricError,
+}
+
+impl<T> std::fmt::Debug for NotDestroyed<T> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("NotDestroyed")
+            .field("error", &self.error)
+            .finish_non_exhaustive()
+    }
+}
+
 impl FabricError {
     /// A call that failed.
     pub fn call(call: &'static str, source: impl Into<io::Error>) -> Self {

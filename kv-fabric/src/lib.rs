@@ -32,7 +32,7 @@ pub mod sim;
 pub mod stop;
 pub mod verbs;
 
-pub use error::{FabricError, Stage};
+pub use error::{FabricError, NotDestroyed, Stage};
 pub use memory::{Memory, MemoryKind};
 
 /// An address that a peer may READ or WRITE, and the key that lets it.
@@ -92,7 +92,8 @@ pub trait Fabric: Send + Sync + Sized + 'static {
     /// Longest READ, bytes.
     fn read_max_bytes(&self) -> usize;
 
-    /// READs that one data connection has under way at once; more that are posted wait for their turn in its queue.
+    /// READs that one data connection has under way at once at most, as far as this end knows:
+    /// [`DataConnection::reads_at_once`] says what was agreed.
     fn reads_at_once(&self) -> usize {
         usize::MAX
     }
@@ -249,7 +250,8 @@ pub trait Endpoint: Send + 'static {
     /// [`FabricError`] if the endpoint itself failed (the device is gone): nothing works any more.
     fn poll(&mut self, events: &mut Vec<EndpointEvent>) -> Result<(), FabricError>;
 
-    /// Accepts a control connection, alone in a protection domain of its own.
+    /// Accepts a control connection, alone in a protection domain of its own. One that cannot be accepted, and that the
+    /// device refuses to destroy either, counts as accepted: [`EndpointEvent::Closed`] follows.
     ///
     /// # Errors
     /// [`FabricError`] if it cannot be made; the request is rejected then.
@@ -429,6 +431,11 @@ pub trait DataConnection<R: Region>: Send + 'static {
     /// READs that can still be posted before one must complete.
     fn room(&self) -> usize;
 
+    /// READs that it has under way at once, as both ends agreed; more wait for their turn in its queue.
+    fn reads_at_once(&self) -> usize {
+        usize::MAX
+    }
+
     /// Posts `reads` as one chain behind one doorbell. Allocates nothing after warm-up.
     ///
     /// # Errors
@@ -476,4 +483,17 @@ pub trait DataConnection<R: Region>: Send + 'static {
 
     /// What it has done so far.
     fn counters(&self) -> DataCounters;
+
+    /// Ends it: from here on nothing that was posted reaches memory. Who hands that memory on must end a connection by
+    /// this; one that is merely dropped may live on, and then keeps what it writes to from being freed.
+    ///
+    /// # Errors
+    /// [`NotDestroyed`], with the connection, if the device refuses: its READs may go on until a later call succeeds.
+    fn destroy(self) -> Result<(), Box<NotDestroyed<Self>>>
+    where
+        Self: Sized,
+    {
+        drop(self);
+        Ok(())
+    }
 }

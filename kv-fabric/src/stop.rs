@@ -10,8 +10,8 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::{
-    ControlConnection, ControlEvent, ControlOptions, DataConnection, DataCounters, Fabric, FabricError, Read,
-    ReadCompletion, ReadStatus, RemoteRef,
+    ControlConnection, ControlEvent, ControlOptions, DataConnection, DataCounters, Fabric, FabricError,
+    NotDestroyed, Read, ReadCompletion, ReadStatus, RemoteRef,
 };
 
 /// Longest wait for READs that were posted after a stop to end.
@@ -324,6 +324,10 @@ impl<F: Fabric> DataConnection<F::Region> for StoppableData<F> {
         self.inner.room()
     }
 
+    fn reads_at_once(&self) -> usize {
+        self.inner.reads_at_once()
+    }
+
     fn post(&mut self, reads: &[Read<'_, F::Region>]) -> Result<(), FabricError> {
         let gate = &self.stops.0;
         gate.pass();
@@ -373,5 +377,24 @@ impl<F: Fabric> DataConnection<F::Region> for StoppableData<F> {
 
     fn counters(&self) -> DataCounters {
         self.inner.counters()
+    }
+
+    fn destroy(self) -> Result<(), Box<NotDestroyed<Self>>> {
+        let Self {
+            inner,
+            stops,
+            delay_next,
+            ended,
+        } = self;
+        inner.destroy().map_err(|refused| {
+            let NotDestroyed { live: inner, error } = *refused;
+            let live = Self {
+                inner,
+                stops,
+                delay_next,
+                ended,
+            };
+            Box::new(NotDestroyed { live, error })
+        })
     }
 }

@@ -14,7 +14,7 @@ use std::mem::ManuallyDrop;
 use std::os::fd::{AsFd, FromRawFd, OwnedFd, RawFd};
 
 use kv_fabric::verbs::Verbs;
-use kv_fabric::{Endpoint, FabricError, ReadStatus, Region};
+use kv_fabric::{DataConnection, Endpoint, FabricError, ReadStatus, Region};
 use rig::{Rig, bytes_of, completions, piece, post_one, read_one, register, served};
 
 /// While it lives no device of this process takes orders.
@@ -111,4 +111,39 @@ fn a_refused_destruction_is_told_and_repeated() {
         Err(error) => panic!("{error}"),
     }
     assert_eq!(bytes_of(&region, 0, 4096), [0xAA; 4096], "no byte came");
+}
+
+#[test]
+#[ignore = "needs an RDMA device: VKV_TEST_DEVICE=rxe0"]
+fn a_client_is_told_of_a_refused_destruction_and_repeats_it() {
+    let host =
+        std::env::var("VKV_TEST_ADDR").expect("VKV_TEST_ADDR names no address: run inside soft-roce-ci/run");
+    let address = format!("{host}:17498");
+    let rig = Rig {
+        server: Verbs::for_listener(&address).expect("a device"),
+        client: Verbs::for_peer(&address).expect("a device"),
+        address,
+        _keep: Box::new(()),
+    };
+    let mut host = rig.host();
+    let domain = rig.domain();
+    let memory = served(3, 4096);
+    let (_registration, remote) = register(&domain, &memory);
+    let (mut data, _) = rig.data(&mut host, &domain, 4);
+    let region = rig.region(4096);
+    let to = [piece(&region, 0, 4096)];
+    assert_eq!(read_one(&mut host, &mut data, remote, &to), ReadStatus::Success);
+
+    let refusing = Refusing::begin();
+    for _ in 0..2 {
+        let refused = data.destroy().expect_err("the device takes no orders");
+        let text = refused.to_string();
+        assert!(
+            text.contains("destroy a data connection") && text.contains("ibv_destroy_qp"),
+            "{text}"
+        );
+        data = refused.live;
+    }
+    drop(refusing);
+    data.destroy().expect("the device takes orders again");
 }

@@ -289,6 +289,34 @@ fn order_fds() -> Vec<i32> {
     found
 }
 
+/// While it lives orders through these descriptors go nowhere.
+struct Refusing(Vec<(i32, i32)>);
+
+impl Refusing {
+    fn begin(fds: &[i32]) -> Self {
+        let nowhere = std::fs::File::open("/dev/null").unwrap();
+        let cut = fds.iter().map(|&fd| {
+            // SAFETY: duplicates a descriptor that a context keeps open.
+            let kept = unsafe { libc::dup(fd) };
+            // SAFETY: the number goes on naming an open file; only orders go through it, no mapping of it is touched.
+            assert_eq!(unsafe { libc::dup2(nowhere.as_raw_fd(), fd) }, fd);
+            (fd, kept)
+        });
+        Self(cut.collect())
+    }
+}
+
+impl Drop for Refusing {
+    fn drop(&mut self) {
+        for &(fd, kept) in &self.0 {
+            // SAFETY: puts back what the number named before.
+            assert_eq!(unsafe { libc::dup2(kept, fd) }, fd);
+            // SAFETY: opened in `begin`, closed once.
+            unsafe { libc::close(kept) };
+        }
+    }
+}
+
 /// A destruction that failed was a line in the log: whoever relied on it freed memory that the peer read on.
 #[test]
 #[ignore = "needs an RDMA device: VKV_TEST_DEVICE=rxe0"]
@@ -306,12 +334,7 @@ fn a_refused_destruction_is_told_and_can_be_repeated() {
     };
     assert_eq!(read(1), (1, WcStatus::SUCCESS));
 
-    // The owner's orders go nowhere for a while.
-    let nowhere = std::fs::File::open("/dev/null").unwrap();
-    // SAFETY: duplicates a descriptor that the owner's context keeps open.
-    let kept = unsafe { libc::dup(fd) };
-    // SAFETY: the number goes on naming an open file; only orders go through it, no mapping of it is touched.
-    assert_eq!(unsafe { libc::dup2(nowhere.as_raw_fd(), fd) }, fd);
+    let refusing = Refusing::begin(&[fd]);
     let End { qp, cq, pd } = owner;
     let refused = qp.destroy().unwrap_err();
     let text = refused.to_string();
@@ -321,11 +344,40 @@ fn a_refused_destruction_is_told_and_can_be_repeated() {
     );
     assert_eq!(read(2), (2, WcStatus::SUCCESS), "its peer reads on");
 
-    // SAFETY: puts back what the number named before.
-    assert_eq!(unsafe { libc::dup2(kept, fd) }, fd);
-    // SAFETY: opened above, closed once.
-    unsafe { libc::close(kept) };
+    drop(refusing);
     refused.live.destroy().unwrap();
     assert_eq!(read(3), (3, WcStatus::RETRY_EXC_ERR));
     drop((source, cq, pd));
+}
+
+/// An acceptance that fails where the device does not destroy the queue pair either: what is left comes back.
+#[test]
+#[ignore = "needs an RDMA device: VKV_TEST_DEVICE=rxe0"]
+fn what_is_left_of_a_failed_acceptance_is_told() {
+    let channel = rdma_core_rs::cm::EventChannel::new().unwrap();
+    let listener = rdma_core_rs::cm::Listener::bind(&channel, any_port(), 4).unwrap();
+    let address = std::net::SocketAddr::new(device_ip(), listener.local_addr().unwrap().port());
+    let mut connector = rdma_core_rs::cm::resolve(address, None, deadline()).unwrap();
+    let make = |context: &std::sync::Arc<Context>| {
+        let pd = ProtectionDomain::new(context).unwrap();
+        let cq = CompletionQueue::new(context, 4, None).unwrap();
+        rdma_core_rs::QueuePair::builder(&pd, &cq, &cq).build().unwrap()
+    };
+    let context = connector.context().unwrap();
+    let param = rdma_core_rs::cm::ConnectParam::for_device(&context.query_device().unwrap());
+    connector.attach(make(&context), Access::NONE).unwrap();
+    connector.connect(&param).unwrap();
+    let event = channel.wait_event(deadline()).unwrap().unwrap();
+    let request = event.into_request().unwrap();
+    let qp = make(&request.context().unwrap());
+    let pending = request.attach(qp, Access::REMOTE_READ).unwrap();
+    let refusing = Refusing::begin(&order_fds());
+    let failed = pending
+        .try_accept(&param)
+        .expect_err("the device takes no orders");
+    assert!(failed.error.to_string().contains("ibv_modify_qp"), "{failed}");
+    let live = failed.live.expect("it is not destroyed");
+    let live = live.destroy().expect_err("still none").live;
+    drop(refusing);
+    live.destroy().unwrap();
 }

@@ -23,6 +23,8 @@ const ROUGH: SimFaults = SimFaults {
     late_completion: 0.01,
     late_completion_max: Duration::from_millis(5),
     refused_destroy: 0.0,
+    refused_client_destroy: 0.02,
+    server_reads_at_once: 0,
 };
 
 fn patient(key: &str) -> ClientOptions {

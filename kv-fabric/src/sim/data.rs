@@ -16,8 +16,8 @@ use super::inbox::Inbox;
 use super::{READ_MAX_BYTES, Region};
 use crate::bell::Bell;
 use crate::{
-    ConnectionId, DataCounters, EndpointEvent, FabricError, Read, ReadCompletion, ReadStatus, RemoteRef,
-    check,
+    ConnectionId, DataCounters, EndpointEvent, FabricError, NotDestroyed, Read, ReadCompletion, ReadStatus,
+    RemoteRef, check,
 };
 
 /// Most READs of one connection.
@@ -376,6 +376,13 @@ impl crate::DataConnection<Region> for Data {
         self.link.reads_max - self.outstanding
     }
 
+    fn reads_at_once(&self) -> usize {
+        match self.link.faults.get().server_reads_at_once {
+            0 => super::READS_AT_ONCE,
+            some => some.min(super::READS_AT_ONCE),
+        }
+    }
+
     fn post(&mut self, reads: &[Read<'_, Region>]) -> Result<(), FabricError> {
         let bytes = check::batch_bytes(reads, READ_MAX_BYTES)?;
         if reads.len() > self.room() {
@@ -413,6 +420,19 @@ impl crate::DataConnection<Region> for Data {
 
     fn counters(&self) -> DataCounters {
         self.counters
+    }
+
+    fn destroy(self) -> Result<(), Box<NotDestroyed<Self>>> {
+        let refused = {
+            let mut state = self.link.state();
+            self.link.faults.refuses_client_destroy(&mut state.random)
+        };
+        if refused {
+            let busy = std::io::Error::from(std::io::ErrorKind::ResourceBusy);
+            let error = FabricError::call("destroy a data connection", busy);
+            return Err(Box::new(NotDestroyed { live: self, error }));
+        }
+        Ok(())
     }
 }
 

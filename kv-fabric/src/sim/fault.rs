@@ -38,6 +38,10 @@ pub struct SimFaults {
     pub late_completion_max: Duration,
     /// The server's device refuses to destroy a connection, whose peer goes on.
     pub refused_destroy: f64,
+    /// The client's device refuses to destroy a data connection, whose READs go on.
+    pub refused_client_destroy: f64,
+    /// The server's device takes no more READs of a connection at once, where that is less than the client's; 0: as many.
+    pub server_reads_at_once: usize,
 }
 
 /// How often each thing went wrong, and what came of READs that were late.
@@ -64,6 +68,7 @@ pub struct SimInjected {
     /// Pieces of registered memory that were reused, and registrations given up.
     pub reuses: u64,
     pub refused_destroys: u64,
+    pub refused_client_destroys: u64,
 }
 
 /// The seed of [`SEED_VARIABLE`], or `default` where it is not set.
@@ -155,6 +160,7 @@ pub(super) struct Counters {
     pub(super) reads_unfenced: AtomicU64,
     pub(super) reads_of_reused: AtomicU64,
     refused_destroys: AtomicU64,
+    refused_client_destroys: AtomicU64,
 }
 
 /// How one READ is carried out.
@@ -223,6 +229,7 @@ impl Faults {
             reads_of_reused: get(&counters.reads_of_reused),
             reuses: 0,
             refused_destroys: get(&counters.refused_destroys),
+            refused_client_destroys: get(&counters.refused_client_destroys),
         }
     }
 
@@ -247,6 +254,14 @@ impl Faults {
             random,
             self.get().refused_destroy,
             &self.counters.refused_destroys,
+        )
+    }
+
+    pub(super) fn refuses_client_destroy(&self, random: &mut Random) -> bool {
+        Self::draw(
+            random,
+            self.get().refused_client_destroy,
+            &self.counters.refused_client_destroys,
         )
     }
 

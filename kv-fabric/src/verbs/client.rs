@@ -19,8 +19,8 @@ use super::memory::VerbsRegion;
 use super::{READ_MAX_BYTES, call, connect_error};
 use crate::bell::Bell;
 use crate::{
-    ControlConnection, ControlEvent, ControlOptions, DataConnection, DataCounters, FabricError, Read,
-    ReadCompletion, ReadStatus, RemoteRef, SCATTER_MAX, Stage,
+    ControlConnection, ControlEvent, ControlOptions, DataConnection, DataCounters, FabricError, NotDestroyed,
+    Read, ReadCompletion, ReadStatus, RemoteRef, SCATTER_MAX, Stage,
 };
 
 /// Completions taken at a time.
@@ -81,7 +81,7 @@ impl VerbsControl {
         let over = Bell::new()?;
         let fd = epoll_of(&[channel.as_fd(), connection.id().channel().as_fd(), over.as_fd()])?;
         Ok(Self {
-            link: parts.link(connection)?,
+            link: parts.link(connection),
             channel,
             over,
             told: false,
@@ -270,6 +270,10 @@ impl DataConnection<VerbsRegion> for VerbsData {
         self.reads_max - self.posted.len()
     }
 
+    fn reads_at_once(&self) -> usize {
+        usize::from(self.connection.initiator_depth()).max(1)
+    }
+
     fn post(&mut self, reads: &[Read<'_, VerbsRegion>]) -> Result<(), FabricError> {
         if let Some(reason) = &self.closed {
             return Err(FabricError::Closed(reason.clone()));
@@ -367,5 +371,16 @@ impl DataConnection<VerbsRegion> for VerbsData {
 
     fn counters(&self) -> DataCounters {
         self.counters
+    }
+
+    fn destroy(mut self) -> Result<(), Box<NotDestroyed<Self>>> {
+        match self.connection.destroy() {
+            Ok(()) => Ok(()),
+            Err(refused) => {
+                self.connection = refused.live;
+                let error = call("destroy a data connection", refused.error);
+                Err(Box::new(NotDestroyed { live: self, error }))
+            }
+        }
     }
 }

@@ -87,6 +87,8 @@ pub struct VerbsEndpoint {
     connections: BTreeMap<ConnectionId, Conn>,
     by_key: HashMap<CmKey, ConnectionId>,
     by_cq: BTreeMap<u64, ConnectionId>,
+    /// Connections that were over when they were accepted, and are not told as such yet.
+    stillborn: Vec<(ConnectionId, String)>,
     /// Connections that may have frames although no event announced them.
     fresh: VecDeque<ConnectionId>,
     /// Frames of one connection, on their way to who asked.
@@ -123,6 +125,7 @@ impl VerbsEndpoint {
             connections: BTreeMap::new(),
             by_key: HashMap::new(),
             by_cq: BTreeMap::new(),
+            stillborn: Vec::new(),
             fresh: VecDeque::new(),
             frames: Vec::new(),
             farewell_ends: None,
@@ -316,7 +319,13 @@ impl VerbsEndpoint {
         )))
     }
 
-    fn insert(&mut self, key: CmKey, cq_key: Option<u64>, purpose: Purpose) -> ConnectionId {
+    fn insert(
+        &mut self,
+        key: CmKey,
+        cq_key: Option<u64>,
+        purpose: Purpose,
+        why_over: Option<String>,
+    ) -> ConnectionId {
         let id = ConnectionId(self.number());
         self.by_key.insert(key, id);
         if let Some(cq_key) = cq_key {
@@ -330,9 +339,10 @@ impl VerbsEndpoint {
                 key,
                 cq_key,
                 established: false,
-                over: false,
+                over: why_over.is_some(),
             },
         );
+        self.stillborn.extend(why_over.map(|why| (id, why)));
         id
     }
 }
@@ -354,6 +364,24 @@ fn made_for<T>(
         Err(error) => {
             reject(request, &format!("the server cannot take a connection: {error}"));
             Err(error)
+        }
+    }
+}
+
+/// A connection that was accepted, or what is left of one that could not be and that the device refuses to destroy: its
+/// peer may have its rights all the same, so it counts as accepted, and is over for this reason.
+fn accepted(
+    pending: rdma::cm::PendingAccept,
+    param: &rdma::cm::ConnectParam,
+) -> Result<(rdma::cm::Connection, Option<String>), rdma::Error> {
+    match pending.try_accept(param) {
+        Ok(connection) => Ok((connection, None)),
+        Err(failed) => {
+            let rdma::cm::NotAccepted { error, live } = *failed;
+            match live {
+                Some(live) => Ok((live, Some(format!("it could not be accepted: {error}")))),
+                None => Err(error),
+            }
         }
     }
 }
@@ -398,6 +426,8 @@ impl Endpoint for VerbsEndpoint {
 
     fn poll(&mut self, events: &mut Vec<EndpointEvent>) -> Result<(), FabricError> {
         self.farewell_ends = None;
+        let stillborn = self.stillborn.drain(..);
+        events.extend(stillborn.map(|(id, why)| EndpointEvent::Closed(id, why)));
         // A frame is what comes most, and each system call is dear: the other sources are asked when there is none, and
         // every few times, so that frames without end hide nothing.
         if self.hasty < HASTY_MAX && self.take_completion_events()? {
@@ -426,18 +456,15 @@ impl Endpoint for VerbsEndpoint {
         let (request, (param, pd, parts, qp)) = made_for(request, made)?;
         let pending = request.attach(qp, rdma::Access::REMOTE_WRITE).map_err(failed)?;
         parts.post_receives(pending.qp())?;
-        let connection = pending.accept(&param).map_err(failed)?;
+        let (connection, why_over) = accepted(pending, &param).map_err(failed)?;
         let (key, cq_key) = (connection.key(), parts.cq_key());
-        let link = Box::new(parts.link(connection)?);
-        Ok(self.insert(
-            key,
-            Some(cq_key),
-            Purpose::Control {
-                link,
-                pd,
-                staged: false,
-            },
-        ))
+        let link = Box::new(parts.link(connection));
+        let purpose = Purpose::Control {
+            link,
+            pd,
+            staged: false,
+        };
+        Ok(self.insert(key, Some(cq_key), purpose, why_over))
     }
 
     fn accept_data(&mut self, request: RequestId, domain: &VerbsDomain) -> Result<ConnectionId, FabricError> {
@@ -453,9 +480,9 @@ impl Endpoint for VerbsEndpoint {
         });
         let (request, (param, qp)) = made_for(request, made)?;
         let pending = request.attach(qp, rdma::Access::REMOTE_READ).map_err(failed)?;
-        let connection = pending.accept(&param).map_err(failed)?;
+        let (connection, why_over) = accepted(pending, &param).map_err(failed)?;
         let key = connection.key();
-        Ok(self.insert(key, None, Purpose::Data(connection)))
+        Ok(self.insert(key, None, Purpose::Data(connection), why_over))
     }
 
     fn reject(&mut self, request: RequestId, reason: &str) {

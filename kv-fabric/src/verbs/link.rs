@@ -110,7 +110,7 @@ impl Parts {
         Ok((parts, qp))
     }
 
-    /// Posts all receives; before connecting, so that no frame finds none.
+    /// Posts all receives and arms the queue; before connecting, so that no frame finds none, and nothing can fail after.
     pub(super) fn post_receives(&self, qp: &rdma::QueuePair) -> Result<(), FabricError> {
         let count = usize::from(self.options.receives);
         let mut batch = rdma::RecvBatch::with_capacity(count);
@@ -121,7 +121,10 @@ impl Parts {
         // SAFETY: each slot is posted once; nothing reads it before its completion; the caller keeps `self`, and with
         // it the region, beside the queue pair, which the link destroys first.
         let posted = unsafe { qp.post_recv(&mut batch) };
-        posted.map_err(|error| call("post receives", error))
+        posted.map_err(|error| call("post receives", error))?;
+        self.cq
+            .arm(false)
+            .map_err(|error| call("arm the completion queue", error))
     }
 
     /// The key that events of its completion queue carry.
@@ -130,8 +133,8 @@ impl Parts {
     }
 
     /// The link, once connected.
-    pub(super) fn link(self, connection: rdma::cm::Connection) -> Result<Link, FabricError> {
-        let link = Link {
+    pub(super) fn link(self, connection: rdma::cm::Connection) -> Link {
+        Link {
             connection,
             cq: self.cq,
             sends_cq: self.sends_cq,
@@ -145,11 +148,7 @@ impl Parts {
             posts: rdma::RecvBatch::with_capacity(POLL_BATCH),
             completions: vec![rdma::WorkCompletion::default(); POLL_BATCH],
             closed: None,
-        };
-        link.cq
-            .arm(false)
-            .map_err(|error| call("arm the completion queue", error))?;
-        Ok(link)
+        }
     }
 }
 

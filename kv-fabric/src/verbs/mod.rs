@@ -87,12 +87,20 @@ impl Verbs {
     /// # Errors
     /// As [`Verbs::for_listener`].
     pub fn for_peer(address: &str) -> Result<Self, FabricError> {
+        Self::for_peer_until(address, Instant::now() + RESOLVE_PATIENCE)
+    }
+
+    /// As [`Verbs::for_peer`], which may take until `deadline`.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn for_peer_until(address: &str, deadline: Instant) -> Result<Self, FabricError> {
         let at = parse(address, Stage::Resolve)?;
         // Asked first, so that a machine without a device says so and not that a route is missing.
         if rdma::devices().map_err(|error| unavailable(&error))?.is_empty() {
             return Err(no_device());
         }
-        let connector = rdma::cm::resolve(at, None, Instant::now() + RESOLVE_PATIENCE)
+        let connector = rdma::cm::resolve(at, None, deadline)
             .map_err(|error| connect_error(error, Stage::Resolve, address))?;
         let context = connector.context().map_err(|error| unavailable(&error))?;
         let local = connector.id().local_addr().map(|local| local.ip());

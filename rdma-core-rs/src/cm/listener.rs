@@ -18,7 +18,7 @@ use crate::cm::connection::{
 use crate::cm::event::RemoteParam;
 use crate::cm::id::{CmId, CmKey};
 use crate::context::Context;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::qp::QueuePair;
 
 /// A port that takes connections. Requests come as events of its channel.
@@ -145,6 +145,18 @@ impl ConnectRequest {
     }
 }
 
+/// An acceptance that failed.
+#[derive(Debug, thiserror::Error)]
+#[error("{error}")]
+pub struct NotAccepted {
+    /// Why.
+    #[source]
+    pub error: Error,
+    /// What is left where the device refuses to destroy the queue pair: its peer may still have what its rights give, so it
+    /// is to be destroyed later.
+    pub live: Option<Connection>,
+}
+
 /// A request with its queue pair, ready to be answered. Dropping it rejects the peer.
 #[derive(Debug)]
 pub struct PendingAccept {
@@ -168,6 +180,28 @@ impl PendingAccept {
     /// [`Error::InvalidArgument`](crate::Error::InvalidArgument) for private data over [`PRIVATE_DATA_ACCEPT_MAX`] bytes or retries that never end;
     /// [`Error::ModifyQp`](crate::Error::ModifyQp) or [`Error::Verb`](crate::Error::Verb) if refused. The peer is rejected then.
     pub fn accept(self, param: &ConnectParam) -> Result<Connection> {
+        self.try_accept(param).map_err(|failed| failed.error)
+    }
+
+    /// As [`PendingAccept::accept`], for who must know that nothing is left of what failed.
+    ///
+    /// # Errors
+    /// [`NotAccepted`]: why, and what the device refused to destroy.
+    pub fn try_accept(self, param: &ConnectParam) -> std::result::Result<Connection, Box<NotAccepted>> {
+        let answered = self.answer(param);
+        let depth = answered.as_ref().map_or(0, |param| param.initiator_depth);
+        let connection = Connection::new(self.qp, self.id, self.remote, depth);
+        match answered {
+            Ok(_) => Ok(connection),
+            Err(error) => {
+                let live = connection.destroy().err().map(|refused| refused.live);
+                Err(Box::new(NotAccepted { error, live }))
+            }
+        }
+    }
+
+    /// The depths that were agreed on.
+    fn answer(&self, param: &ConnectParam) -> Result<ConnectParam> {
         param.check(PRIVATE_DATA_ACCEPT_MAX)?;
         let param = param.limited_by(&self.remote);
         to_rts(&self.id, &self.qp, &param)?;
@@ -180,11 +214,6 @@ impl PendingAccept {
                 unsafe { sys::rdma_accept(id, &mut raw) }
             },
         )?;
-        Ok(Connection::new(
-            self.qp,
-            self.id,
-            self.remote,
-            param.initiator_depth,
-        ))
+        Ok(param)
     }
 }

@@ -30,4 +30,4 @@ pub use connection::{
 pub use connector::{Connector, Progress, resolve};
 pub use event::{CmEvent, CmEventKind, RejectReason, RemoteParam};
 pub use id::{CmId, CmKey};
-pub use listener::{ConnectRequest, Listener, PendingAccept};
+pub use listener::{ConnectRequest, Listener, NotAccepted, PendingAccept};
