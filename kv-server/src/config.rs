@@ -149,9 +149,14 @@ pub struct Serve {
     #[arg(long, value_name = "COUNT", default_value_t = 1024, value_parser = clap::value_parser!(u32).range(1..=65_536))]
     pub sessions: u32,
 
-    /// Most data connections of one session.
+    /// Most data connections of one session: a client past it reads with those that it has.
     #[arg(long, value_name = "COUNT", default_value_t = 64, value_parser = clap::value_parser!(u16).range(1..=1024))]
     pub data_connections: u16,
+
+    /// Most data connections of all sessions; each is a queue pair. Clients past it read with those that they have, and one
+    /// without any waits until others close some, or its calls' deadlines.
+    #[arg(long, value_name = "COUNT", default_value_t = 16_384, value_parser = clap::value_parser!(u32).range(1..=1_048_576))]
+    pub all_data_connections: u32,
 
     /// Write the address to this file, as one line, when the server is ready.
     #[arg(long, value_name = "FILE")]
@@ -349,6 +354,7 @@ impl Serve {
             max_lag_ms: self.max_lag_ms,
             sessions_max: self.sessions as usize,
             data_connections_per_session_max: self.data_connections,
+            data_connections_max: self.all_data_connections as usize,
             staging_bytes: self.staging_bytes.0 as u32,
             ..Options::default()
         })
@@ -453,6 +459,8 @@ mod tests {
             assert!(text.starts_with(&format!("{flag} {size}: give ")), "{text}");
         }
         options(["--gather-budget", "128M"]).unwrap();
+        let few = options(["--all-data-connections", "3"]).unwrap();
+        assert_eq!(few.data_connections_max, 3);
         assert_eq!(options(["--max-lag-ms", "10000"]).unwrap().max_lag_ms, 10_000);
         assert!(
             options(["--max-lag-ms", "9999"])

@@ -157,8 +157,9 @@ impl<F: Fabric> Control<F> {
             .redeem(&connect.token, now)
             .ok_or(TOKEN_REFUSED)?;
         let dataset = Arc::clone(peer.open.get(&dataset).ok_or(TOKEN_REFUSED)?);
-        if self.data.len() + self.undestroyed.len() >= self.options.data_connections_max {
-            return Err("the server has as many data connections as it takes");
+        // Tokens are refused before that, but for those that others were given meanwhile.
+        if self.data_connections_kept() >= self.options.data_connections_max {
+            return Err("the server has as many data connections as it takes (--all-data-connections)");
         }
         if self.due(control, now) {
             return Err(TOKEN_REFUSED);
@@ -233,6 +234,11 @@ impl<F: Fabric> Control<F> {
             acked = hold.map_or(0, |hold| hold.acked);
         }
         self.destroy(id, Kept::Data(data.dataset, acked));
+    }
+
+    /// Data connections, and what the device did not destroy.
+    pub(super) fn data_connections_kept(&self) -> usize {
+        self.data.len() + self.undestroyed.len()
     }
 
     /// Sessions, and what is left of those that ended.

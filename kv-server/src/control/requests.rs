@@ -133,14 +133,24 @@ impl<F: Fabric> Control<F> {
     ) -> Result<Answer, Refusal> {
         self.dataset(id, dataset)?;
         let most = self.options.data_connections_per_session_max;
+        let (all, all_most) = (self.data_connections_kept(), self.options.data_connections_max);
         let expires = now + u64::from(self.options.max_lag_ms);
         let peer = self.peer(id)?;
         let taken = peer.session.tokens.len(now) + peer.data_count;
         if taken + usize::from(count) > usize::from(most) || count > TOKENS_PER_ANSWER_MAX {
             let text = format!(
-                "{count} tokens, where the session may have {most} data connections and has {taken} or tokens for them"
+                "{count} tokens, where the session may have {most} data connections (--data-connections) and has {taken} or \
+                 tokens for them"
             );
             return Err(Refusal::new(Status::Limit, text));
+        }
+        // Those of others come and go: asking again later may help.
+        if all + peer.session.tokens.len(now) + usize::from(count) > all_most {
+            let text = format!(
+                "the server has {all} data connections, and takes {all_most}: others have to close some, or its \
+                 --all-data-connections has to be raised"
+            );
+            return Err(Refusal::new(Status::Busy, text));
         }
         let mut tokens = vec![[0; 16]; usize::from(count)];
         for token in &mut tokens {

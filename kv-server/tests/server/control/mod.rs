@@ -45,6 +45,7 @@ cases! {
         many_datasets_are_listed_in_pages
         a_dropped_dataset_is_announced_and_its_memory_freed_when_acknowledged
         limits_of_a_session_are_named
+        data_connections_of_all_sessions_have_a_limit
         reserved_frames_are_unsupported_and_roles_are_kept
         bye_frees_the_session
         figures_count_frames_and_renewals

@@ -332,6 +332,35 @@ pub(crate) fn limits_of_a_session_are_named<F: TestFabric>() {
     assert_eq!(raw.figure([0; 16], "data_connections_count"), 1);
 }
 
+/// Tokens count for the session that has them; data connections for all.
+pub(crate) fn data_connections_of_all_sessions_have_a_limit<F: TestFabric>() {
+    let mut setup = Setup::new();
+    setup.options.data_connections_max = 2;
+    let server = setup.start::<F>();
+    let (mut raw, opened) = server.with_dataset("cats");
+    let mut other = server.session(&server.setup.reader);
+    let dataset = other.open("cats").dataset;
+    assert_eq!(dataset, opened.dataset);
+    let (mine, its) = (raw.tokens(dataset, 1)[0], other.tokens(dataset, 2));
+    let held = (raw.data(mine).unwrap(), other.data(its[0]).unwrap());
+    for raw in [&mut raw, &mut other] {
+        assert_eq!(raw.refused(&Request::Tokens { dataset, count: 1 }), Status::Busy);
+    }
+    // Nor is a token of use that was given before.
+    match other.data(its[1]).err() {
+        Some(FabricError::Rejected { reason, .. }) => {
+            assert!(reason.contains("--all-data-connections"), "{reason}")
+        }
+        end => panic!("{end:?}"),
+    }
+    drop(held.0);
+    eventually("its end is noticed", || {
+        (other.figure([0; 16], "data_connections_count") == 1).then_some(())
+    });
+    let token = raw.tokens(dataset, 1)[0];
+    raw.data(token).unwrap();
+}
+
 pub(crate) fn reserved_frames_are_unsupported_and_roles_are_kept<F: TestFabric>() {
     let server = Setup::new().start::<F>();
     let (_admin, opened) = server.with_dataset("cats");
