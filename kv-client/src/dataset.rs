@@ -15,6 +15,7 @@ use crate::read::calls::{Got, Wish, by_key, by_place};
 use crate::read::check_key;
 use crate::read::engine::Engine;
 use crate::read::item::Want;
+use crate::read::placed::Places;
 use crate::reader::ReaderOn;
 use crate::server::{SessionOn, figures};
 use crate::{ClientError, ClientOptions, Counters, DatasetId, GlobalLocator, ReadError};
@@ -238,12 +239,38 @@ impl<F: Fabric> DatasetOn<F> {
         self.with(|engine| engine.read_into(wish, buffer, offset))
     }
 
+    /// As [`crate::Client::get_many_into`].
+    pub fn get_many_into<K: AsRef<[u8]>>(
+        &self,
+        keys: &[K],
+        buffer: &mut BufferOn<F>,
+        offsets: &[usize],
+    ) -> Vec<Result<usize, ReadError>> {
+        let places = match Places::new(buffer, keys.len(), offsets) {
+            Ok(places) => places,
+            Err(error) => return vec![Err(error); keys.len()],
+        };
+        let mut lens = vec![Err(ReadError::Closed); keys.len()];
+        for first in (0..keys.len()).step_by(TURN) {
+            let range = first..keys.len().min(first + TURN);
+            let lens = &mut lens[range.clone()];
+            let read = self.with(|engine| {
+                engine.read_placed(keys, buffer, places, range, lens);
+                Ok(())
+            });
+            if let Err(error) = read {
+                lens.fill(Err(error));
+            }
+        }
+        lens
+    }
+
     /// As [`crate::Client::allocate`].
     ///
     /// # Errors
     /// As there.
     pub fn allocate(&self, len: usize) -> Result<BufferOn<F>, ClientError> {
-        Ok(BufferOn::allocate(&*self.core.shared().fabric, len)?)
+        Ok(BufferOn::allocate(&self.core.shared().fabric, len)?)
     }
 
     /// As [`crate::Client::delete`].

@@ -41,6 +41,12 @@ pub enum ReadError {
     /// The network kept failing, until the deadline or too often without getting on.
     #[error("the network kept failing: {0:?}")]
     Fabric(ReadStatus),
+    /// The memory to read into is registered with another session.
+    #[error("the buffer is of another session: allocate or register it with a client of this one")]
+    OtherSession,
+    /// Places of a call that are not one behind the other in the memory that they are in.
+    #[error("the places to read to do not ascend, or are not as many as the keys")]
+    BadPlaces,
     /// The client, or the dataset, is closed or dropped.
     #[error("the dataset is closed or was dropped")]
     Closed,
@@ -56,9 +62,36 @@ pub enum ReadError {
     /// The server refused the session or the dataset.
     #[error("the server refused: {}", .0.text())]
     Refused(Status),
+    /// A limit of connections is reached, and there is none to read by.
+    #[error("there is no data connection to read by: {0}")]
+    ConnectionLimit(ConnectionLimit),
     /// This machine or the server cannot do what the call needs.
     #[error("memory or a connection for reading could not be had: see the client's log")]
     NoResources,
+}
+
+/// A limit of data connections.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum ConnectionLimit {
+    /// The session's own.
+    #[error(
+        "the session has as many as ClientOptions::session_connections says; drop clones and readers, or raise it"
+    )]
+    Session,
+    /// The server's for each session.
+    #[error(
+        "the session has as many as the server gives one; drop clones and readers, or raise --data-connections there"
+    )]
+    ServerSession,
+    /// The server's for all sessions.
+    #[error(
+        "the server has as many as it takes; close some of other clients, or raise --all-data-connections there"
+    )]
+    Server,
+    /// Those that the device of this machine does not destroy are held, and no more are made beside them.
+    #[error("the device of this machine does not destroy those that failed; see the kernel's log")]
+    Undestroyed,
 }
 
 /// Why a call failed: what, which value, and what to do. Clones share their source: what keeps one value of many from

@@ -26,6 +26,8 @@ use crate::{ClientError, ClientOptions, GlobalLocator, ReadError};
 
 /// Futures of one reader that are not done, at most.
 const FUTURES_MAX: usize = 1 << 16;
+/// Orders that are kept to be used again, at most.
+const SPARE_MAX: usize = 1 << 12;
 /// Longest sleep of a driver that has nothing to do, ns: it is woken by what is asked.
 const REST_NS: u64 = 3_600_000_000_000;
 
@@ -41,17 +43,21 @@ enum Promise {
     Taken,
 }
 
-type Shared = Arc<Mutex<Promise>>;
-
-struct Wanted {
-    key: Option<Vec<u8>>,
+/// What is wanted, and what became of it. It is used again once neither its future nor the driver has it.
+#[derive(Debug)]
+struct Order {
+    key: Vec<u8>,
+    has_key: bool,
     at: Option<GlobalLocator>,
-    promise: Shared,
+    promise: Promise,
 }
+
+type Shared = Arc<Mutex<Order>>;
 
 #[derive(Default)]
 struct Inbox {
-    wanted: Vec<Wanted>,
+    wanted: Vec<Shared>,
+    spare: Vec<Shared>,
     closing: bool,
 }
 
@@ -82,13 +88,26 @@ impl Drop for Driver {
 
 /// Reads values as futures, on any runtime or none. Clones share one engine and its thread, which sleeps while nothing
 /// is asked for.
+///
+/// A future costs more than a call or a ticket of a [`crate::Reader`]: its key is copied, threads that ask take turns at one
+/// lock with each other and with the driver, which has to be woken where it sleeps, and wakes whoever waits. What it is kept in is
+/// used again, so that nothing is allocated for it once as many were outstanding before. Where that counts, give each
+/// thread a reader.
 #[derive(Clone)]
 pub struct AsyncReader(Arc<Driver>);
 
 /// A value to come; see [`AsyncReader::get`].
-#[derive(Debug)]
 #[must_use = "the value comes to whoever polls this"]
-pub struct Get(Shared);
+pub struct Get {
+    order: Shared,
+    desk: Arc<Desk>,
+}
+
+impl std::fmt::Debug for Get {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple("Get").field(&lock(&self.order).promise).finish()
+    }
+}
 
 impl AsyncReader {
     pub(crate) fn start<F: Fabric>(
@@ -128,32 +147,62 @@ impl AsyncReader {
 
     fn want(&self, key: Option<&[u8]>, at: Option<GlobalLocator>) -> Get {
         let desk = &self.0.desk;
-        if desk.outstanding.fetch_add(1, Ordering::Relaxed) >= FUTURES_MAX {
+        let mut inbox = lock(&desk.inbox);
+        let order = inbox.spare.pop().unwrap_or_else(|| {
+            Arc::new(Mutex::new(Order {
+                key: Vec::new(),
+                has_key: false,
+                at: None,
+                promise: Promise::Taken,
+            }))
+        });
+        let refused = if inbox.closing {
+            // A bug ended the driver: nobody looks at the inbox.
+            Some(ReadError::Closed)
+        } else if desk.outstanding.fetch_add(1, Ordering::Relaxed) >= FUTURES_MAX {
             desk.outstanding.fetch_sub(1, Ordering::Relaxed);
-            return Get(Arc::new(Mutex::new(Promise::Kept(Err(ReadError::Busy)))));
+            Some(ReadError::Busy)
+        } else {
+            None
+        };
+        {
+            let mut order = lock(&order);
+            order.key.clear();
+            order.key.extend_from_slice(key.unwrap_or_default());
+            (order.has_key, order.at) = (key.is_some(), at);
+            order.promise = match refused {
+                Some(error) => Promise::Kept(Err(error)),
+                None => Promise::Waiting(None),
+            };
         }
-        let promise = Arc::new(Mutex::new(Promise::Waiting(None)));
-        let wanted = Wanted {
-            key: key.map(<[u8]>::to_vec),
-            at,
-            promise: Arc::clone(&promise),
-        };
-        let first = {
-            let mut inbox = lock(&desk.inbox);
-            if inbox.closing {
-                // A bug ended the driver: nobody looks at the inbox.
-                drop(inbox);
-                keep(desk, &promise, Err(ReadError::Closed));
-                return Get(promise);
-            }
-            inbox.wanted.push(wanted);
-            inbox.wanted.len() == 1
-        };
+        if refused.is_none() {
+            inbox.wanted.push(Arc::clone(&order));
+        }
+        let first = refused.is_none() && inbox.wanted.len() == 1;
+        drop(inbox);
         // The driver takes all there is, so only the first need wake it.
         if first {
             desk.bell.ring();
         }
-        Get(promise)
+        Get {
+            order,
+            desk: Arc::clone(desk),
+        }
+    }
+}
+
+impl Drop for Get {
+    fn drop(&mut self) {
+        // The driver has let go of it, or else it ends with that.
+        if let Some(order) = Arc::get_mut(&mut self.order) {
+            let order = order.get_mut().unwrap_or_else(PoisonError::into_inner);
+            // A value that nobody took gives its memory back.
+            order.promise = Promise::Taken;
+            let mut inbox = lock(&self.desk.inbox);
+            if inbox.spare.len() < SPARE_MAX {
+                inbox.spare.push(Arc::clone(&self.order));
+            }
+        }
     }
 }
 
@@ -163,8 +212,9 @@ impl Future for Get {
     /// # Panics
     /// If it is polled again after it was ready.
     fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
-        let mut promise = lock(&self.0);
-        match &mut *promise {
+        let mut order = lock(&self.order);
+        let promise = &mut order.promise;
+        match promise {
             Promise::Waiting(waker) => {
                 match waker {
                     Some(waker) => waker.clone_from(context.waker()),
@@ -172,7 +222,7 @@ impl Future for Get {
                 }
                 Poll::Pending
             }
-            Promise::Kept(_) => match mem::replace(&mut *promise, Promise::Taken) {
+            Promise::Kept(_) => match mem::replace(promise, Promise::Taken) {
                 Promise::Kept(result) => Poll::Ready(result),
                 _ => Poll::Pending,
             },
@@ -181,9 +231,11 @@ impl Future for Get {
     }
 }
 
-fn keep(desk: &Desk, promise: &Shared, result: Result<Value, ReadError>) {
+fn keep(desk: &Desk, order: Shared, result: Result<Value, ReadError>) {
     desk.outstanding.fetch_sub(1, Ordering::Relaxed);
-    let before = mem::replace(&mut *lock(promise), Promise::Kept(result));
+    let before = mem::replace(&mut lock(&order).promise, Promise::Kept(result));
+    // Before the future is woken, so that it finds itself alone with it.
+    drop(order);
     if let Promise::Waiting(Some(waker)) = before {
         // A foreign waker that panics must not end the driver, on which other futures wait.
         if catch_unwind(AssertUnwindSafe(|| waker.wake())).is_err() {
@@ -227,12 +279,8 @@ impl Drop for Ending<'_> {
             mem::take(&mut inbox.wanted)
         };
         let begun = mem::take(&mut self.1.slab);
-        for promise in begun
-            .into_iter()
-            .flatten()
-            .chain(left.into_iter().map(|wanted| wanted.promise))
-        {
-            keep(self.0, &promise, Err(ReadError::Closed));
+        for order in begun.into_iter().flatten().chain(left) {
+            keep(self.0, order, Err(ReadError::Closed));
         }
     }
 }
@@ -251,14 +299,15 @@ fn drive<F: Fabric>(mut engine: Engine<F>, desk: &Desk) {
         }
         let mut did = !wanted.is_empty();
         let now = boot_ns();
-        for one in wanted.drain(..) {
-            submit(&mut engine, &one, ending.1.add(Arc::clone(&one.promise)), now);
+        for order in wanted.drain(..) {
+            let user = ending.1.add(Arc::clone(&order));
+            submit(&mut engine, &lock(&order), user, now);
         }
         did |= engine.turn();
         while let Some(done) = engine.take_ticket() {
             did = true;
             if let Some(promise) = ending.1.take(done.user) {
-                keep(desk, &promise, done.result.map(|_| done.value));
+                keep(desk, promise, done.result.map(|_| done.value));
             }
         }
         if did {
@@ -271,8 +320,8 @@ fn drive<F: Fabric>(mut engine: Engine<F>, desk: &Desk) {
     }
 }
 
-fn submit<F: Fabric>(engine: &mut Engine<F>, wanted: &Wanted, user: u64, now_ns: u64) {
-    let key = wanted.key.as_deref();
+fn submit<F: Fabric>(engine: &mut Engine<F>, wanted: &Order, user: u64, now_ns: u64) {
+    let key = wanted.has_key.then_some(&*wanted.key);
     let wish = match &wanted.at {
         Some(at) => by_place(engine.dataset_id(), at, key),
         None => Ok((key, None)),

@@ -44,7 +44,8 @@
 //!   reused piece of memory is noticed and read again.
 //! - A call returns when it is done, or when it has not got on for [`ClientOptions::deadline`]. Lost connections,
 //!   restarts of the server and ended leases are dealt with in between.
-//! - Memory that a call borrows is not written after the call returned.
+//! - Memory that a call borrows is not written after the call returned: where a device refuses to end a connection that writes
+//!   there, the call waits until it does, past its deadline too.
 //!
 //! # Threads
 //! A process has one session with each server and key, whoever connects; it has one background thread, which renews its
@@ -77,8 +78,8 @@ mod tables;
 mod target;
 mod types;
 
-pub use api::{Client, Destination, List, Reader, RegisteredBuffer, RegisteredMemory, Server};
-pub use error::{ClientError, ReadError};
+pub use api::{Client, Destination, List, Moved, Reader, RegisteredBuffer, RegisteredMemory, Server};
+pub use error::{ClientError, ConnectionLimit, ReadError};
 pub use future::{AsyncReader, Get};
 pub use key::AccessKey;
 pub use kv_fabric::ReadStatus;

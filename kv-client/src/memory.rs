@@ -37,6 +37,10 @@ pub struct BufferOn<F: Fabric> {
     /// Where it begins in the region, and its length.
     base: usize,
     len: usize,
+    /// With which it is registered: no other can READ into it.
+    fabric: Arc<F>,
+    /// Whether the memory is the caller's.
+    callers: bool,
 }
 
 /// The callers' memory that is registered, by its start: what lies inside is not registered again.
@@ -82,18 +86,23 @@ impl<F: Fabric> Registrations<F> {
 }
 
 impl<F: Fabric> BufferOn<F> {
-    pub(crate) fn allocate(fabric: &F, len: usize) -> Result<Self, FabricError> {
-        let region = Arc::new(fabric.allocate(len)?);
-        Ok(Self { region, base: 0, len })
+    pub(crate) fn allocate(fabric: &Arc<F>, len: usize) -> Result<Self, FabricError> {
+        Ok(Self {
+            region: Arc::new(fabric.allocate(len)?),
+            base: 0,
+            len,
+            fabric: Arc::clone(fabric),
+            callers: false,
+        })
     }
 
     /// Registers the caller's memory, unless it lies in what is registered.
     ///
     /// # Safety
     /// - `start..start + len` is mapped readable and writable until the value is dropped.
-    /// - While a call reads into it, or one of its methods runs, nothing else accesses it.
+    /// - While a call reads into it, it is moved into a reader, or one of its methods runs, nothing else accesses it.
     pub(crate) unsafe fn register(
-        fabric: &F,
+        fabric: &Arc<F>,
         registrations: &Registrations<F>,
         start: NonNull<u8>,
         len: usize,
@@ -101,12 +110,48 @@ impl<F: Fabric> BufferOn<F> {
         if len > 0
             && let Some((region, base)) = registrations.covering(start.as_ptr() as usize, len)
         {
-            return Ok(Self { region, base, len });
+            let fabric = Arc::clone(fabric);
+            return Ok(Self {
+                region,
+                base,
+                len,
+                fabric,
+                callers: true,
+            });
         }
-        // SAFETY: the caller vouches for what `register` asks; READs are posted only within calls.
+        // SAFETY: the caller vouches for what `register` asks; READs are posted only within calls, or for what was moved in.
         let region = Arc::new(unsafe { fabric.register(start, len) }?);
         registrations.remember(&region);
-        Ok(Self { region, base: 0, len })
+        Ok(Self {
+            region,
+            base: 0,
+            len,
+            fabric: Arc::clone(fabric),
+            callers: true,
+        })
+    }
+
+    /// Cuts it in two at `at`: what lies behind that comes back, `None` if it is not that long.
+    pub fn split_off(&mut self, at: usize) -> Option<Self> {
+        let len = self.len.checked_sub(at)?;
+        self.len = at;
+        Some(Self {
+            region: Arc::clone(&self.region),
+            base: self.base + at,
+            len,
+            fabric: Arc::clone(&self.fabric),
+            callers: self.callers,
+        })
+    }
+
+    /// Whether the memory is the caller's.
+    pub(crate) fn is_callers(&self) -> bool {
+        self.callers
+    }
+
+    /// Whether the sessions on `fabric` can READ into it.
+    pub(crate) fn is_of(&self, fabric: &Arc<F>) -> bool {
+        Arc::ptr_eq(&self.fabric, fabric)
     }
 
     pub(crate) fn region(&self) -> &F::Region {
@@ -124,7 +169,7 @@ impl<F: Fabric> BufferOn<F> {
         self.len
     }
 
-    /// Whether it has no bytes: never.
+    /// Whether it has no bytes.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.len() == 0
@@ -164,7 +209,7 @@ impl<F: Fabric> DatasetOn<F> {
         // SAFETY: the obligations are the same.
         Ok(unsafe {
             BufferOn::register(
-                &*self.core.shared().fabric,
+                &self.core.shared().fabric,
                 self.core.session().registrations(),
                 start,
                 len,
@@ -184,7 +229,7 @@ impl Client {
     /// # Safety
     /// - `start..start + len` is mapped readable and writable until the result is dropped, and with it every other one
     ///   that lies inside.
-    /// - While a call reads into the result, nothing else accesses that memory.
+    /// - While a call reads into the result or a piece of it, or one is moved into a reader, nothing else accesses that memory.
     pub unsafe fn register(&self, start: NonNull<u8>, len: usize) -> Result<RegisteredMemory, ClientError> {
         let memory = match &self.inner {
             // SAFETY: the obligations are the same.

@@ -107,7 +107,7 @@ impl<F: Fabric> Core<F> {
     /// The error of a dataset that cannot be opened for `what`.
     pub(crate) fn unopened(&self, what: String, why: NotReady) -> Option<ClientError> {
         match why {
-            NotReady::Again => None,
+            NotReady::Again | NotReady::Later(_) => None,
             NotReady::Never(source) => Some(ClientError::Read { what, source }),
         }
     }

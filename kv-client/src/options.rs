@@ -17,22 +17,24 @@ pub struct ClientOptions {
     pub first_operation: Option<u64>,
     /// Longest wait for a connection.
     pub connect_timeout: Duration,
-    /// Longest time that a call goes without getting on, retries and reconnections included.
+    /// Longest time that a call goes without getting on, retries and reconnections included. One that reads into memory of the
+    /// caller's, on a device that refuses to destroy a connection, waits until it does.
     pub deadline: Duration,
     /// Data connections of one [`crate::Client`] or [`crate::Reader`] at most; 0 chooses: as many as `depth` short READs
     /// under way need on this device, 8 at most. They are made when there is that much to read, and no more of
     /// them than the server takes.
     pub data_connections: u16,
     /// Data connections of all clients and readers of one session at most. Past it a first one is refused with
-    /// [`crate::ReadError::NoResources`], and a further one is done without.
+    /// [`crate::ReadError::ConnectionLimit`], and a further one is done without.
     pub session_connections: u16,
-    /// READs that one data connection holds.
+    /// READs that one data connection holds, and so the longest batch that is one doorbell.
     pub depth: u32,
     /// Whether the CRC of values is checked. Everything else is checked in any case.
     pub verify: bool,
     /// Memory of one data connection that values arrive in, bytes.
     pub read_buffer_bytes: usize,
-    /// Memory of one reader that its [`crate::Value`]s lie in, bytes; mapped when the first is read.
+    /// Memory of one reader that its [`crate::Value`]s lie in, bytes; mapped when the first is read. Values that are kept while
+    /// it is full go to the heap.
     pub value_buffer_bytes: usize,
     /// Memory of one reader that remembers where values lie, bytes: a value that is read again costs one round trip.
     pub locator_cache_bytes: usize,

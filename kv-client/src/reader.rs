@@ -10,6 +10,7 @@ use crate::opening::Core;
 use crate::read::calls::{Wish, by_key, by_place, place_in};
 use crate::read::engine::{Ask, Done, Engine};
 use crate::read::item::{Memory, Want};
+use crate::read::placed::Places;
 use crate::read::slots::Value;
 use crate::{ClientError, ClientOptions, GlobalLocator, ReadError};
 
@@ -146,6 +147,9 @@ impl<F: Fabric> ReaderOn<F> {
         if let Err(error) = self.admit() {
             return Err((error, buffer));
         }
+        if !self.engine.takes(&buffer) {
+            return Err((ReadError::OtherSession, buffer));
+        }
         let want = place_in(&buffer, offset);
         Ok(self.submit_wish(wish, want, Memory::Owned(buffer)))
     }
@@ -220,6 +224,23 @@ impl<F: Fabric> ReaderOn<F> {
         let key = |index: usize| keys.and_then(|keys| keys.get(index)).map(AsRef::as_ref);
         let wish = |index: usize| by_place(id, &at[index], key(index));
         self.engine.read_many(at.len(), Want::Slot, wish, |got| got.value)
+    }
+
+    /// As [`crate::Reader::get_many_into`].
+    pub fn get_many_into<K: AsRef<[u8]>>(
+        &mut self,
+        keys: &[K],
+        buffer: &mut BufferOn<F>,
+        offsets: &[usize],
+    ) -> Vec<Result<usize, ReadError>> {
+        let mut lens = vec![Err(ReadError::Closed); keys.len()];
+        match Places::new(buffer, keys.len(), offsets) {
+            Ok(places) => self
+                .engine
+                .read_placed(keys, buffer, places, 0..keys.len(), &mut lens),
+            Err(error) => lens.fill(Err(error)),
+        }
+        lens
     }
 
     /// As [`crate::Reader::get_into`].

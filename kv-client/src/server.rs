@@ -68,9 +68,14 @@ pub(crate) fn figures(answer: Answer) -> Result<Vec<(String, u64)>, Answer> {
 }
 
 impl<F: Fabric> SessionInner<F> {
-    fn begin(fabric: Arc<F>, address: &str, options: ClientOptions) -> Result<Self, ClientError> {
+    fn begin(
+        fabric: Arc<F>,
+        address: &str,
+        options: ClientOptions,
+        deadline: Deadline,
+    ) -> Result<Self, ClientError> {
         Ok(Self {
-            handle: Handle::start(fabric, address.to_owned(), options)?,
+            handle: Handle::start(fabric, address.to_owned(), options, deadline)?,
             pool: Arc::new(Pool::new()),
             datasets: Registry::default(),
             registrations: Registrations::new(),
@@ -88,18 +93,22 @@ impl<F: Fabric> SessionOn<F> {
         address: &str,
         options: ClientOptions,
     ) -> Result<Self, ClientError> {
-        let inner = SessionInner::begin(fabric.into(), address, options.clone())?;
+        let deadline = Deadline::after(options.connect_timeout);
+        let inner = SessionInner::begin(fabric.into(), address, options.clone(), deadline)?;
         Ok(Self::over(Arc::new(inner), options))
     }
 
     /// The session that this process has with the server at `address` under this key, begun if there is none. The
     /// settings are the handle's own, but for those of the session itself.
     pub(crate) fn shared_by_process(
-        fabric: impl FnOnce() -> Result<F, ClientError>,
+        fabric: impl FnOnce(Deadline) -> Result<F, ClientError>,
         address: &str,
         options: ClientOptions,
     ) -> Result<Self, ClientError> {
-        let begin = || SessionInner::begin(Arc::new(fabric()?), address, options.clone());
+        let begin = |deadline| {
+            let fabric = Arc::new(fabric(deadline)?);
+            SessionInner::begin(fabric, address, options.clone(), deadline)
+        };
         let inner = sessions::shared(address, &options, begin)?;
         Ok(Self::over(inner, options))
     }

@@ -3,9 +3,10 @@
 
 use std::any::{Any, TypeId};
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 
 use kv_fabric::Fabric;
+use kv_proto::control::Status;
 
 use crate::clock::Deadline;
 use crate::server::SessionInner;
@@ -22,9 +23,52 @@ struct Name {
     client_id: Option<u64>,
 }
 
-/// Held by the one that begins it.
-type Place<F> = Mutex<Weak<SessionInner<F>>>;
+/// Where a session is, or is being begun.
+struct Place<F: Fabric> {
+    known: Mutex<Known<F>>,
+    changed: Condvar,
+}
+
+struct Known<F: Fabric> {
+    session: Weak<SessionInner<F>>,
+    /// Whether somebody is beginning it: the others wait for that, and share what comes of it.
+    beginning: bool,
+    /// Attempts that failed, and what the last one said.
+    failures: u64,
+    failure: Option<(Option<Status>, String)>,
+}
+
 type Places = Mutex<HashMap<Name, Arc<dyn Any + Send + Sync>>>;
+
+impl<F: Fabric> Default for Place<F> {
+    fn default() -> Self {
+        Self {
+            known: Mutex::new(Known {
+                session: Weak::new(),
+                beginning: false,
+                failures: 0,
+                failure: None,
+            }),
+            changed: Condvar::new(),
+        }
+    }
+}
+
+impl<F: Fabric> Place<F> {
+    fn known(&self) -> MutexGuard<'_, Known<F>> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// An attempt; if it unwinds, the next one may begin.
+struct Attempt<'p, F: Fabric>(&'p Place<F>);
+
+impl<F: Fabric> Drop for Attempt<'_, F> {
+    fn drop(&mut self) {
+        self.0.known().beginning = false;
+        self.0.changed.notify_all();
+    }
+}
 
 fn place<F: Fabric>(address: &str, options: &ClientOptions) -> Arc<Place<F>> {
     static PLACES: OnceLock<Places> = OnceLock::new();
@@ -48,34 +92,81 @@ fn place<F: Fabric>(address: &str, options: &ClientOptions) -> Arc<Place<F>> {
 
 /// Whether a place of fabric `F` has a session; one of another fabric is left alone.
 fn is_live<F: Fabric>(place: &Arc<dyn Any + Send + Sync>) -> bool {
-    place.downcast_ref::<Place<F>>().is_none_or(|place| {
-        let session = place.lock().unwrap_or_else(PoisonError::into_inner);
-        session.strong_count() > 0
-    })
+    let place = place.downcast_ref::<Place<F>>();
+    place.is_none_or(|place| place.known().session.strong_count() > 0)
 }
 
-/// The session of this process, begun with `begin` if there is none.
+/// The session of this process, begun with `begin` if there is none; that takes no longer than until the deadline that it is
+/// given. Who comes while another begins it waits for that, no longer than `connect_timeout`, and fails with it.
 pub(crate) fn shared<F: Fabric>(
     address: &str,
     options: &ClientOptions,
-    begin: impl FnOnce() -> Result<SessionInner<F>, ClientError>,
+    begin: impl FnOnce(Deadline) -> Result<SessionInner<F>, ClientError>,
 ) -> Result<Arc<SessionInner<F>>, ClientError> {
+    let deadline = Deadline::after(options.connect_timeout);
     // Who gives the number of an operation means to be the only one that gives any.
     if options.first_operation.is_some() {
-        return begin().map(Arc::new);
+        return begin(deadline).map(Arc::new);
     }
     let place = place::<F>(address, options);
-    let mut known = place.lock().unwrap_or_else(PoisonError::into_inner);
-    if let Some(session) = known.upgrade() {
-        drop(known);
-        // Whoever connects learns whether the server is there.
-        session
-            .handle
-            .shared
-            .ensure(Deadline::after(options.connect_timeout), true)?;
-        return Ok(session);
+    let mut known = place.known();
+    let failures = known.failures;
+    loop {
+        if let Some(session) = known.session.upgrade() {
+            drop(known);
+            // Whoever connects learns whether the server is there.
+            session.handle.shared.ensure(deadline, true)?;
+            return Ok(session);
+        }
+        let left = deadline.left();
+        if known.failures > failures || (known.beginning && left.is_zero()) {
+            return Err(failed(address, options, known.failure.as_ref()));
+        }
+        if !known.beginning {
+            break;
+        }
+        let woken = place.changed.wait_timeout(known, left);
+        known = woken.unwrap_or_else(PoisonError::into_inner).0;
     }
-    let session = Arc::new(begin()?);
-    *known = Arc::downgrade(&session);
-    Ok(session)
+    known.beginning = true;
+    drop(known);
+    let attempt = Attempt(&place);
+    let begun = begin(deadline);
+    let mut known = place.known();
+    let begun = match begun {
+        Ok(session) => {
+            let session = Arc::new(session);
+            known.session = Arc::downgrade(&session);
+            Ok(session)
+        }
+        Err(error) => {
+            known.failures += 1;
+            let status = match &error {
+                ClientError::Refused { status, .. } => Some(*status),
+                _ => None,
+            };
+            known.failure = Some((status, error.to_string()));
+            Err(error)
+        }
+    };
+    drop(known);
+    drop(attempt);
+    begun
+}
+
+/// The error of who waited for another's attempt.
+fn failed(address: &str, options: &ClientOptions, failure: Option<&(Option<Status>, String)>) -> ClientError {
+    let what = format!("session with {address}");
+    match failure {
+        Some((Some(status), text)) => ClientError::Refused {
+            what,
+            text: text.clone(),
+            status: *status,
+        },
+        failure => ClientError::Timeout {
+            what,
+            after: options.connect_timeout,
+            last: failure.map_or_else(|| "no answer".to_owned(), |(_, text)| text.clone()),
+        },
+    }
 }

@@ -2,16 +2,28 @@
 //!
 //! The fabric is chosen once a call, here; everything below is compiled for each.
 
+/// Calls the same on whichever fabric it is.
+macro_rules! on {
+    ($kind:ident, $inner:expr, $it:ident => $call:expr) => {
+        match $inner {
+            $kind::Verbs($it) => $call,
+            $kind::Local($it) => $call,
+        }
+    };
+}
+
+mod buffers;
 mod reader;
 
 use std::io::Read;
-use std::ops::{Deref, DerefMut};
 
 use kv_fabric::local::Local;
 use kv_fabric::verbs::Verbs;
 
+pub use buffers::{Destination, Moved, RegisteredBuffer, RegisteredMemory};
 pub use reader::Reader;
 
+use crate::clock::Deadline;
 use crate::dataset::DatasetOn;
 use crate::list::ListOn;
 use crate::memory::BufferOn;
@@ -38,16 +50,6 @@ pub(crate) enum Memory {
     Local(BufferOn<Local>),
 }
 
-/// Calls the same on whichever fabric it is.
-macro_rules! on {
-    ($kind:ident, $inner:expr, $it:ident => $call:expr) => {
-        match $inner {
-            $kind::Verbs($it) => $call,
-            $kind::Local($it) => $call,
-        }
-    };
-}
-
 /// A session with a server. Clones share it; it ends when the last clone and the last [`Client`] of it are dropped.
 #[derive(Clone)]
 pub struct Server {
@@ -67,11 +69,11 @@ impl Server {
         let address = target.address()?;
         let session = match target {
             Target::Rdma { .. } => {
-                let fabric = || Ok(Verbs::for_peer(&address)?);
+                let fabric = |deadline: Deadline| Ok(Verbs::for_peer_until(&address, deadline.instant())?);
                 Session::Verbs(SessionOn::shared_by_process(fabric, &address, options)?)
             }
             Target::Local { .. } => {
-                let fabric = || Ok(Local::new()?);
+                let fabric = |_| Ok(Local::new()?);
                 Session::Local(SessionOn::shared_by_process(fabric, &address, options)?)
             }
         };
@@ -248,7 +250,7 @@ impl Client {
         match (&self.inner, buffer.memory()) {
             (Inner::Verbs(dataset), Memory::Verbs(buffer)) => dataset.get_into(key, buffer, offset),
             (Inner::Local(dataset), Memory::Local(buffer)) => dataset.get_into(key, buffer, offset),
-            _ => Err(ReadError::NoResources),
+            _ => Err(ReadError::OtherSession),
         }
     }
 
@@ -266,7 +268,26 @@ impl Client {
         match (&self.inner, buffer.memory()) {
             (Inner::Verbs(dataset), Memory::Verbs(buffer)) => dataset.get_at_into(at, key, buffer, offset),
             (Inner::Local(dataset), Memory::Local(buffer)) => dataset.get_at_into(at, key, buffer, offset),
-            _ => Err(ReadError::NoResources),
+            _ => Err(ReadError::OtherSession),
+        }
+    }
+
+    /// Reads the values of many keys straight into `buffer`, as the batch of a tensor: that of each key begins at its offset, and
+    /// has room up to the next one's, the last up to the end. Their lengths, in the order of the keys. The call returns when
+    /// nothing more can come to the memory; what the place of a value holds after its error is not told.
+    ///
+    /// Each may fail with [`ReadError::TooLarge`] if it does not fit, and as [`Client::get`]; all with [`ReadError::BadPlaces`] if the
+    /// offsets are not one for each key, in ascending order, inside the buffer.
+    pub fn get_many_into<K: AsRef<[u8]>>(
+        &self,
+        keys: &[K],
+        buffer: &mut impl Destination,
+        offsets: &[usize],
+    ) -> Vec<Result<usize, ReadError>> {
+        match (&self.inner, buffer.memory()) {
+            (Inner::Verbs(dataset), Memory::Verbs(buffer)) => dataset.get_many_into(keys, buffer, offsets),
+            (Inner::Local(dataset), Memory::Local(buffer)) => dataset.get_many_into(keys, buffer, offsets),
+            _ => vec![Err(ReadError::OtherSession); keys.len()],
         }
     }
 
@@ -366,63 +387,5 @@ impl Iterator for List {
 
     fn next(&mut self) -> Option<Self::Item> {
         on!(Pages, &mut self.pages, pages => pages.next())
-    }
-}
-
-mod sealed {
-    pub trait Sealed {
-        #[doc(hidden)]
-        #[allow(private_interfaces, reason = "sealed: nobody else can name or implement it")]
-        fn memory(&mut self) -> &mut super::Memory;
-    }
-}
-
-/// Memory that values can be read into: [`RegisteredBuffer`] and [`RegisteredMemory`].
-pub trait Destination: sealed::Sealed {}
-
-/// Memory of the library that values are read into without a copy. It belongs to the fabric of the client that
-/// allocated it.
-pub struct RegisteredBuffer {
-    pub(crate) memory: Memory,
-}
-
-impl From<Memory> for RegisteredBuffer {
-    fn from(memory: Memory) -> Self {
-        Self { memory }
-    }
-}
-
-/// Memory of the caller that values are read into without a copy: see [`Client::register`].
-pub struct RegisteredMemory {
-    pub(crate) memory: Memory,
-}
-
-impl sealed::Sealed for RegisteredBuffer {
-    #[allow(private_interfaces, reason = "sealed")]
-    fn memory(&mut self) -> &mut Memory {
-        &mut self.memory
-    }
-}
-impl Destination for RegisteredBuffer {}
-
-impl sealed::Sealed for RegisteredMemory {
-    #[allow(private_interfaces, reason = "sealed")]
-    fn memory(&mut self) -> &mut Memory {
-        &mut self.memory
-    }
-}
-impl Destination for RegisteredMemory {}
-
-impl Deref for RegisteredBuffer {
-    type Target = [u8];
-
-    fn deref(&self) -> &[u8] {
-        on!(Memory, &self.memory, memory => memory.bytes())
-    }
-}
-
-impl DerefMut for RegisteredBuffer {
-    fn deref_mut(&mut self) -> &mut [u8] {
-        on!(Memory, &mut self.memory, memory => memory.bytes_mut())
     }
 }

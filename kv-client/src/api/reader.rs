@@ -5,7 +5,7 @@ use std::fmt;
 use kv_fabric::local::Local;
 use kv_fabric::verbs::Verbs;
 
-use super::{Client, Destination, Inner, Memory, RegisteredBuffer};
+use super::{Client, Destination, Inner, Memory, Moved};
 use crate::reader::ReaderOn;
 use crate::{AsyncReader, ClientError, Completion, GlobalLocator, ReadError, Ticket, Value};
 
@@ -61,16 +61,12 @@ impl Client {
     }
 }
 
-fn verbs(done: Completion<crate::memory::BufferOn<Verbs>>) -> Completion<RegisteredBuffer> {
-    done.map(|buffer| RegisteredBuffer {
-        memory: Memory::Verbs(buffer),
-    })
+fn verbs(done: Completion<crate::memory::BufferOn<Verbs>>) -> Completion<Moved> {
+    done.map(|buffer| Moved::of(Memory::Verbs(buffer)))
 }
 
-fn local(done: Completion<crate::memory::BufferOn<Local>>) -> Completion<RegisteredBuffer> {
-    done.map(|buffer| RegisteredBuffer {
-        memory: Memory::Local(buffer),
-    })
+fn local(done: Completion<crate::memory::BufferOn<Local>>) -> Completion<Moved> {
+    done.map(|buffer| Moved::of(Memory::Local(buffer)))
 }
 
 impl Reader {
@@ -90,47 +86,56 @@ impl Reader {
         on!(self, reader => reader.submit_at(at, key))
     }
 
-    /// Asks for the value of `key`, straight into `buffer` at `offset`; the buffer comes back with the completion.
+    /// Asks for the value of `key`, straight into `buffer` at `offset`; the buffer comes back with the completion. Pieces of
+    /// memory that was registered once are [`crate::RegisteredMemory::split_off`] it.
     ///
     /// # Errors
-    /// As [`Reader::submit`]; [`ReadError::NoResources`] if the buffer is another fabric's. The buffer comes back.
-    pub fn submit_into(
+    /// As [`Reader::submit`]; [`ReadError::OtherSession`] if the buffer is another session's. The buffer comes back.
+    pub fn submit_into<D: Destination>(
         &mut self,
         key: &[u8],
-        buffer: RegisteredBuffer,
+        buffer: D,
         offset: usize,
-    ) -> Result<Ticket, (ReadError, RegisteredBuffer)> {
-        match (&mut self.inner, buffer.memory) {
+    ) -> Result<Ticket, (ReadError, D)> {
+        self.submit_to(buffer, |inner, memory| match (inner, memory) {
             (Readers::Verbs(reader), Memory::Verbs(buffer)) => reader
                 .submit_into(key, buffer, offset)
-                .map_err(|(error, buffer)| (error, Memory::Verbs(buffer).into())),
+                .map_err(|(error, buffer)| (error, Memory::Verbs(buffer))),
             (Readers::Local(reader), Memory::Local(buffer)) => reader
                 .submit_into(key, buffer, offset)
-                .map_err(|(error, buffer)| (error, Memory::Local(buffer).into())),
-            (_, memory) => Err((ReadError::NoResources, memory.into())),
-        }
+                .map_err(|(error, buffer)| (error, Memory::Local(buffer))),
+            (_, memory) => Err((ReadError::OtherSession, memory)),
+        })
     }
 
     /// Asks for the value at a locator, straight into `buffer` at `offset`; the buffer comes back with the completion.
     ///
     /// # Errors
     /// As [`Reader::submit_into`].
-    pub fn submit_at_into(
+    pub fn submit_at_into<D: Destination>(
         &mut self,
         at: &GlobalLocator,
         key: Option<&[u8]>,
-        buffer: RegisteredBuffer,
+        buffer: D,
         offset: usize,
-    ) -> Result<Ticket, (ReadError, RegisteredBuffer)> {
-        match (&mut self.inner, buffer.memory) {
+    ) -> Result<Ticket, (ReadError, D)> {
+        self.submit_to(buffer, |inner, memory| match (inner, memory) {
             (Readers::Verbs(reader), Memory::Verbs(buffer)) => reader
                 .submit_at_into(at, key, buffer, offset)
-                .map_err(|(error, buffer)| (error, Memory::Verbs(buffer).into())),
+                .map_err(|(error, buffer)| (error, Memory::Verbs(buffer))),
             (Readers::Local(reader), Memory::Local(buffer)) => reader
                 .submit_at_into(at, key, buffer, offset)
-                .map_err(|(error, buffer)| (error, Memory::Local(buffer).into())),
-            (_, memory) => Err((ReadError::NoResources, memory.into())),
-        }
+                .map_err(|(error, buffer)| (error, Memory::Local(buffer))),
+            (_, memory) => Err((ReadError::OtherSession, memory)),
+        })
+    }
+
+    fn submit_to<D: Destination>(
+        &mut self,
+        buffer: D,
+        submit: impl FnOnce(&mut Readers, Memory) -> Result<Ticket, (ReadError, Memory)>,
+    ) -> Result<Ticket, (ReadError, D)> {
+        submit(&mut self.inner, buffer.into_memory()).map_err(|(error, memory)| (error, D::of(memory)))
     }
 
     /// Values that were submitted and not taken.
@@ -143,7 +148,7 @@ impl Reader {
     }
 
     /// Posts what was submitted, and takes a value that is done, in order of completion; `None` if none is yet.
-    pub fn poll(&mut self) -> Option<Completion<RegisteredBuffer>> {
+    pub fn poll(&mut self) -> Option<Completion<Moved>> {
         match &mut self.inner {
             Readers::Verbs(reader) => reader.poll().map(verbs),
             Readers::Local(reader) => reader.poll().map(local),
@@ -151,7 +156,7 @@ impl Reader {
     }
 
     /// As [`Reader::poll`], but waits until a value is done; `None` if none is outstanding.
-    pub fn wait(&mut self) -> Option<Completion<RegisteredBuffer>> {
+    pub fn wait(&mut self) -> Option<Completion<Moved>> {
         match &mut self.inner {
             Readers::Verbs(reader) => reader.wait().map(verbs),
             Readers::Local(reader) => reader.wait().map(local),
@@ -201,7 +206,7 @@ impl Reader {
         match (&mut self.inner, buffer.memory()) {
             (Readers::Verbs(reader), Memory::Verbs(buffer)) => reader.get_into(key, buffer, offset),
             (Readers::Local(reader), Memory::Local(buffer)) => reader.get_into(key, buffer, offset),
-            _ => Err(ReadError::NoResources),
+            _ => Err(ReadError::OtherSession),
         }
     }
 
@@ -219,7 +224,23 @@ impl Reader {
         match (&mut self.inner, buffer.memory()) {
             (Readers::Verbs(reader), Memory::Verbs(buffer)) => reader.get_at_into(at, key, buffer, offset),
             (Readers::Local(reader), Memory::Local(buffer)) => reader.get_at_into(at, key, buffer, offset),
-            _ => Err(ReadError::NoResources),
+            _ => Err(ReadError::OtherSession),
+        }
+    }
+}
+
+impl Reader {
+    /// Reads the values of many keys straight into `buffer`, each at its offset: as [`Client::get_many_into`].
+    pub fn get_many_into<K: AsRef<[u8]>>(
+        &mut self,
+        keys: &[K],
+        buffer: &mut impl Destination,
+        offsets: &[usize],
+    ) -> Vec<Result<usize, ReadError>> {
+        match (&mut self.inner, buffer.memory()) {
+            (Readers::Verbs(reader), Memory::Verbs(buffer)) => reader.get_many_into(keys, buffer, offsets),
+            (Readers::Local(reader), Memory::Local(buffer)) => reader.get_many_into(keys, buffer, offsets),
+            _ => vec![Err(ReadError::OtherSession); keys.len()],
         }
     }
 }

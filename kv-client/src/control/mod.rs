@@ -23,9 +23,10 @@ use rustix::event::{EventfdFlags, eventfd};
 use crate::clock::{Deadline, boot_ns};
 use crate::mailbox::{Mailbox, Reply};
 use crate::put::pool::Slot;
+use crate::read::quarantine::Quarantine;
 use crate::session::Established;
 use crate::tables::DatasetState;
-use crate::{ClientError, ClientOptions};
+use crate::{ClientError, ClientOptions, ConnectionLimit};
 use tenure::Tenure;
 
 /// Commands that wait for the control thread at most.
@@ -93,6 +94,8 @@ pub(crate) struct Shared<F: Fabric> {
     pub(crate) sessions: AtomicU64,
     /// Data connections that there are, of all clients and readers.
     data_connections: AtomicUsize,
+    /// Those of them that the device did not destroy.
+    pub(crate) quarantine: Quarantine<F>,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -131,15 +134,24 @@ impl<F: Fabric> Shared<F> {
             renewals: AtomicU64::new(0),
             sessions: AtomicU64::new(0),
             data_connections: AtomicUsize::new(0),
+            quarantine: Quarantine::new(),
         })
     }
 
-    /// Leave for one more data connection; `None` past the limit. It ends when it is dropped.
-    pub(crate) fn permit(self: &Arc<Self>) -> Option<Permit<F>> {
+    /// Leave for one more data connection, or which limit is reached. It ends when it is dropped.
+    pub(crate) fn permit(self: &Arc<Self>) -> Result<Permit<F>, ConnectionLimit> {
+        self.quarantine.retry(boot_ns());
+        if self.quarantine.is_full() {
+            return Err(ConnectionLimit::Undestroyed);
+        }
         let limit = usize::from(self.options.session_connections);
         let before = self.data_connections.fetch_add(1, Ordering::Relaxed);
         let permit = Permit(Arc::clone(self));
-        (before < limit).then_some(permit)
+        if before < limit {
+            Ok(permit)
+        } else {
+            Err(ConnectionLimit::Session)
+        }
     }
 
     fn ring(&self) {
@@ -282,15 +294,15 @@ impl<F: Fabric> Handle<F> {
         fabric: Arc<F>,
         address: String,
         options: ClientOptions,
+        deadline: Deadline,
     ) -> Result<Self, ClientError> {
-        let wait = options.connect_timeout;
         let shared = Arc::new(Shared::new(fabric, address, options)?);
-        let thread = thread::spawn(Arc::clone(&shared))?;
+        let thread = thread::spawn(Arc::clone(&shared), deadline)?;
         let handle = Self {
             shared,
             thread: Some(thread),
         };
-        handle.shared.ensure(Deadline::after(wait), true)?;
+        handle.shared.ensure(deadline, true)?;
         Ok(handle)
     }
 }

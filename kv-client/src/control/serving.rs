@@ -184,6 +184,7 @@ impl<'a, F: Fabric> Serving<'a, F> {
         self.stalled = false;
         let now = boot_ns();
         if now >= self.session.renew_at_ns() {
+            self.shared.quarantine.retry(now);
             self.debt.settle(&mut self.session, &self.shared.tenure);
             let frame = self.session.renew(now).map_err(|error| error.to_string())?;
             self.renew_sent.append(&mut self.renew_queued);

@@ -48,7 +48,8 @@ impl World {
         let limits = Options::default();
         let server = Server::<Sim>::start(Arc::clone(&fabric), address, store, keys, limits).unwrap();
         let options = ClientOptions::new(AccessKey::new("admin", [7; 32]));
-        let handle = Handle::start(Arc::clone(&fabric), address.to_owned(), options).unwrap();
+        let deadline = crate::clock::Deadline::after(options.connect_timeout);
+        let handle = Handle::start(Arc::clone(&fabric), address.to_owned(), options, deadline).unwrap();
         Self {
             handle,
             _server: server,

@@ -124,8 +124,10 @@ impl Debt {
     }
 }
 
-/// What a reader says of its READs in flight.
+/// What a reader says of its READs in flight, in a line of the processor's cache (or two that are fetched together) that no
+/// other reader's shares.
 #[derive(Debug)]
+#[repr(align(128))]
 struct Pin {
     /// The oldest epoch that they were posted in.
     epoch: AtomicU64,

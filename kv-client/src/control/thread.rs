@@ -20,21 +20,27 @@ use crate::session::{Event, Greeting, Session, SessionError};
 /// First and longest wait between attempts at a session.
 const ATTEMPT_WAITS: (Duration, Duration) = (Duration::from_millis(5), Duration::from_millis(500));
 
-pub(super) fn spawn<F: Fabric>(shared: Arc<Shared<F>>) -> Result<JoinHandle<()>, ClientError> {
+/// The first attempt ends at `first`, for somebody waits for it.
+pub(super) fn spawn<F: Fabric>(
+    shared: Arc<Shared<F>>,
+    first: Deadline,
+) -> Result<JoinHandle<()>, ClientError> {
     std::thread::Builder::new()
-        .name("kv-control".to_owned())
-        .spawn(move || run(&shared))
+        .name("kv-session".to_owned())
+        .spawn(move || run(&shared, first))
         .map_err(|source| ClientError::System {
             call: "spawn the control thread",
             source: Arc::new(source),
         })
 }
 
-fn run<F: Fabric>(shared: &Shared<F>) {
-    let mut generation = 0;
+fn run<F: Fabric>(shared: &Shared<F>, first: Deadline) {
+    let (mut generation, mut first) = (0, Some(first));
     let mut backoff = Backoff::new(ATTEMPT_WAITS.0, ATTEMPT_WAITS.1);
     while wanted(shared) {
-        match establish(shared) {
+        let deadline = first.take();
+        let deadline = deadline.unwrap_or_else(|| Deadline::after(shared.options.connect_timeout));
+        match establish(shared, deadline) {
             Ok((connection, session, info)) => {
                 backoff = Backoff::new(ATTEMPT_WAITS.0, ATTEMPT_WAITS.1);
                 generation += 1;
@@ -140,8 +146,7 @@ fn session_error<F: Fabric>(shared: &Shared<F>, error: SessionError) -> ClientEr
 
 type Begun<F> = (<F as Fabric>::Control, Session, crate::session::Established);
 
-fn establish<F: Fabric>(shared: &Shared<F>) -> Result<Begun<F>, Failure> {
-    let deadline = Deadline::after(shared.options.connect_timeout);
+fn establish<F: Fabric>(shared: &Shared<F>, deadline: Deadline) -> Result<Begun<F>, Failure> {
     let request = ConnectRequest {
         magic: CONNECT_MAGIC,
         version: PROTOCOL_VERSION,

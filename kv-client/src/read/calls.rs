@@ -12,7 +12,7 @@ use crate::memory::BufferOn;
 use crate::{DatasetId, GlobalLocator, ReadError};
 
 /// Values of one call that are under way at once.
-const WINDOW: usize = 1024;
+pub(super) const WINDOW: usize = 1024;
 
 /// One value that a call asks for, by key or by place; `Err` if it cannot be there.
 pub(crate) type Wish<'k> = Result<(Option<&'k [u8]>, Option<Locator>), ReadError>;
@@ -150,6 +150,9 @@ impl<F: Fabric> Engine<F> {
         buffer: &mut BufferOn<F>,
         offset: usize,
     ) -> Result<usize, ReadError> {
+        if !self.takes(buffer) {
+            return Err(ReadError::OtherSession);
+        }
         let got = self.read_to(wish, place_in(buffer, offset), Some(buffer.region()))?;
         Ok(got.found.value_len_bytes as usize)
     }

@@ -8,7 +8,9 @@ use crate::Counters;
 macro_rules! lane_counters {
     ($($name:ident),*) => {
         /// Counters of one lane: written by its holder alone, read by anyone.
+        /// In lines of the processor's cache that no other holder's share.
         #[derive(Debug, Default)]
+        #[repr(align(128))]
         pub(crate) struct LaneCounters { $(pub(crate) $name: AtomicU64),* }
 
         impl LaneCounters {

@@ -31,23 +31,12 @@ impl<F: Fabric> Engine<F> {
     /// Queues the record that `locator` names. Nothing is in flight to the item's memory.
     pub(super) fn want_record(&mut self, index: u32, locator: Locator) {
         let len = u64::from(locator.value_len_bytes);
-        let item = &mut self.items[index as usize];
-        item.slot = None;
+        self.drop_slot(index);
+        let item = &self.items[index as usize];
         let (take, to, base) = match item.want {
             Want::Locator => (0..0, To::Out, 0),
             Want::Whole => (0..len, To::Out, 0),
-            Want::Slot => match self.slots.take(&*self.core.shared().fabric, len as usize) {
-                Ok(Some(slot)) => {
-                    let base = slot.offset();
-                    item.slot = Some(slot);
-                    (0..len, To::Place, base)
-                }
-                Ok(None) => (0..len, To::Out, 0),
-                Err(error) => {
-                    tracing::warn!(%error, "no memory for values: they go to the heap");
-                    (0..len, To::Out, 0)
-                }
-            },
+            Want::Slot => (0..len, To::Slot, 0),
             Want::Range { offset, len: wanted } => (clamp(offset, wanted, len), To::Out, 0),
             Want::Place { offset, room } if len <= room as u64 => (0..len, To::Place, offset),
             // Its header tells how much is needed.
@@ -331,7 +320,7 @@ impl<F: Fabric> Engine<F> {
             value.resize(value_len as usize, 0);
             region.memory().read(fetch.base, &mut value);
         }
-        item.slot = None;
+        self.drop_slot(index);
         self.head_known(index, fetch, header, &value);
     }
 

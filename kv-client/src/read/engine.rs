@@ -10,9 +10,10 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-use kv_fabric::Fabric;
+use kv_fabric::{Fabric, ReadStatus};
 use kv_proto::layout::Locator;
 
+use super::condemned::Condemned;
 use super::counters::{LaneCounters, Tally};
 use super::item::{Fetch, Found, Item, Memory, State, Want};
 use super::lane::Lane;
@@ -22,16 +23,13 @@ use super::slots::{Slots, Value};
 use super::waits::Waits;
 use super::{Trouble, check_key};
 use crate::backoff::Backoff;
-use crate::clock::{Deadline, boot_ns};
+use crate::clock::boot_ns;
 use crate::control::Shared;
 use crate::control::tenure::Footing;
 use crate::memory::BufferOn;
 use crate::opening::Core;
 use crate::tables::DatasetState;
 use crate::{ClientError, ClientOptions, ReadError};
-
-/// Time between two looks for items that do not get on, ns.
-const LOOK_EVERY_NS: u64 = 1_000_000;
 
 /// One value that is asked for.
 pub(crate) struct Ask<'k, F: Fabric> {
@@ -68,6 +66,10 @@ pub(crate) struct Engine<F: Fabric> {
     pub(super) items: Vec<Item<F>>,
     free_items: Vec<u32>,
     pub(super) slots: Slots<F>,
+    /// Slots of items whose results were not taken; and how few of them there are to be before a value that found no slot
+    /// goes to the heap.
+    pub(super) slots_out: usize,
+    pub(super) slots_low: Option<usize>,
     pub(super) locators: Locators,
     pub(super) fetches: Vec<Fetch>,
     pub(super) free_fetches: Vec<u32>,
@@ -84,8 +86,9 @@ pub(crate) struct Engine<F: Fabric> {
     tickets: VecDeque<u32>,
     /// Items without a result.
     active: usize,
-    /// Groups of READs in flight.
+    /// Groups of READs in flight, but for those of connections that are not destroyed.
     pub(super) flying: usize,
+    pub(super) condemned: Vec<Condemned>,
     pub(super) chain: Chain,
     /// READs of one chain at most: where there are several connections, about what one has under way at once.
     pub(super) chain_max: usize,
@@ -103,9 +106,12 @@ pub(crate) struct Engine<F: Fabric> {
     pub(super) advanced_ns: u64,
     /// When something arrived last.
     pub(super) now_ns: u64,
-    look_at_ns: u64,
+    /// No item has had its time before that.
+    pub(super) ends_ns: u64,
     /// Whether time ran out while a session was waited for.
     pub(super) no_session: bool,
+    /// Why there was no connection the last time that one was wanted.
+    pub(super) not_ready: Option<ReadError>,
     /// Session and connection are not tried before that.
     pub(super) ready_at_ns: u64,
     pub(super) ready_backoff: Backoff,
@@ -137,6 +143,8 @@ impl<F: Fabric> Engine<F> {
             items: Vec::new(),
             free_items: Vec::new(),
             slots: Slots::new(options.value_buffer_bytes),
+            slots_out: 0,
+            slots_low: None,
             locators: Locators::new(options.locator_cache_bytes),
             fetches: Vec::new(),
             free_fetches: Vec::new(),
@@ -150,6 +158,7 @@ impl<F: Fabric> Engine<F> {
             tickets: VecDeque::new(),
             active: 0,
             flying: 0,
+            condemned: Vec::new(),
             chain: Chain::new(),
             chain_max: super::ready::chain_max(at_once, lanes_max),
             at_once,
@@ -160,8 +169,9 @@ impl<F: Fabric> Engine<F> {
             advanced: false,
             advanced_ns: 0,
             now_ns: 0,
-            look_at_ns: 0,
+            ends_ns: u64::MAX,
             no_session: false,
+            not_ready: None,
             ready_at_ns: 0,
             ready_backoff: Backoff::new(super::PASS_WAITS.0, super::PASS_WAITS.1),
             scratch: Vec::new(),
@@ -199,6 +209,7 @@ impl<F: Fabric> Engine<F> {
             self.items.push(Item::new());
             self.items.len() as u32 - 1
         });
+        self.has_until(now_ns);
         let item = &mut self.items[index as usize];
         item.reset(now_ns);
         (item.user, item.ticket, item.at) = (ask.user, ask.ticket, ask.at);
@@ -245,10 +256,11 @@ impl<F: Fabric> Engine<F> {
     }
 
     fn take(&mut self, index: u32) -> Done<F> {
+        let slot = self.drop_slot(index);
         let item = &mut self.items[index as usize];
         let result = item.result.take().unwrap_or(Err(ReadError::Closed));
         let out = std::mem::take(&mut item.out);
-        let value = match (item.slot.take(), &result) {
+        let value = match (slot, &result) {
             (Some(slot), Ok(found)) => Value::in_slot(slot, found.value_len_bytes as usize),
             (None, Ok(_)) => Value::on_heap(out),
             // What came before the error was not judged, or not all of it.
@@ -324,10 +336,11 @@ impl<F: Fabric> Engine<F> {
         }
         let mut now_ns = None;
         let mut did = self.flying > 0 && self.harvest(&mut now_ns);
+        did |= !self.condemned.is_empty() && self.take_condemned();
         did |= self.waits.is_asking() && self.take_replies();
         did |= self.waits.has_timers() && self.take_timers(boot_ns());
         did |= self.has_work() && self.fill(now_ns);
-        if let Some(now) = now_ns.filter(|now| *now >= self.look_at_ns) {
+        if let Some(now) = now_ns {
             self.look(now);
         }
         if self.flying == 0 {
@@ -367,9 +380,6 @@ impl<F: Fabric> Engine<F> {
             return;
         }
         let now = boot_ns();
-        if now < self.look_at_ns {
-            return;
-        }
         self.look(now);
         if self.flying > 0 && !self.footing.leased(&self.core.shared().tenure, now) {
             self.lose_lease();
@@ -379,75 +389,30 @@ impl<F: Fabric> Engine<F> {
         }
     }
 
-    /// Ends items that did not get on for too long.
-    pub(super) fn look(&mut self, now_ns: u64) {
-        self.look_at_ns = now_ns.saturating_add(LOOK_EVERY_NS);
-        for index in 0..self.items.len() as u32 {
-            if self.end_of(index).is_some_and(|end| end <= now_ns) {
-                self.expire(index);
-            }
-        }
-    }
-
-    /// When an item without a result has had its time. One that waits for its turn has it while others get on.
-    fn end_of(&self, index: u32) -> Option<u64> {
-        let item = &self.items[index as usize];
-        let since = match item.state {
-            State::Free | State::Done => return None,
-            State::Active if item.flying == 0 => item.since_ns.max(self.advanced_ns),
-            State::Active | State::Waiting => item.since_ns,
-        };
-        let budget = u64::try_from(self.options.deadline.as_nanos()).unwrap_or(u64::MAX);
-        item.result.is_none().then(|| since.saturating_add(budget))
-    }
-
-    /// Until when the engine may wait for what all items need.
-    pub(super) fn deadline(&self) -> Deadline {
-        let ends = (0..self.items.len() as u32).filter_map(|index| self.end_of(index));
-        Deadline::at(ends.min().unwrap_or_else(boot_ns), std::time::Duration::ZERO)
-    }
-
-    /// Ends an item whose time is over. What is in flight for it is ended with its connection.
-    fn expire(&mut self, index: u32) {
-        let item = &mut self.items[index as usize];
-        let error = if item.flying > 0 || self.no_session {
-            ReadError::Timeout
-        } else {
-            item.last
-        };
-        item.result = Some(Err(error));
-        if item.flying > 0 {
-            for lane in 0..self.lanes.len() {
-                if self.flies_on(lane, index) {
-                    self.lose(lane, Trouble::Lost);
-                }
-            }
-        }
-        self.after(index);
-    }
-
-    /// Gives every item without a result this one. Nothing is in flight.
-    pub(super) fn finish_all(&mut self, error: ReadError) {
-        for index in 0..self.items.len() as u32 {
-            if self.end_of(index).is_some() {
-                self.items[index as usize].result = Some(Err(error));
-                self.after(index);
-            }
-        }
-    }
-
-    /// Gives up everything: what is in flight is ended with its connection, and no result is kept.
+    /// Gives up everything: what is in flight is ended with its connection, and no result of a call is kept. Tickets come all
+    /// the same, those that were not done as flushed.
     pub(crate) fn abort(&mut self) {
-        self.lanes.iter_mut().for_each(Lane::reset);
-        self.flying = 0;
+        self.end_lanes();
         self.leave();
-        for item in &mut self.items {
-            let attempt = item.attempt.wrapping_add(1);
-            *item = Item::new();
-            item.attempt = attempt;
-        }
         self.free_items.clear();
-        self.free_items.extend(0..self.items.len() as u32);
+        for (index, item) in (0..).zip(&mut self.items) {
+            if item.ticket && item.state == State::Done {
+                continue;
+            }
+            let attempt = item.attempt.wrapping_add(1);
+            let gone = std::mem::replace(item, Item::new());
+            item.attempt = attempt;
+            if gone.ticket && gone.state != State::Free {
+                item.state = State::Done;
+                (item.user, item.ticket, item.memory) = (gone.user, true, gone.memory);
+                item.result = Some(Err(ReadError::Fabric(ReadStatus::Flushed)));
+                self.tickets.push_back(index);
+            } else {
+                self.free_items.push(index);
+            }
+        }
+        self.slots_out = self.items.iter().filter(|item| item.slot.is_some()).count();
+        self.slots_low = None;
         self.fetches.clear();
         self.free_fetches.clear();
         (self.active, self.advanced) = (0, false);
@@ -456,14 +421,13 @@ impl<F: Fabric> Engine<F> {
         self.larges.clear();
         self.lookups.clear();
         self.done.clear();
-        self.tickets.clear();
         self.waits.forget();
     }
 }
 
 impl<F: Fabric> Drop for Engine<F> {
     fn drop(&mut self) {
-        self.lanes.iter_mut().for_each(Lane::disconnect);
+        self.end_lanes();
         self.footing.leave();
         self.tally.remove_lane(&self.counters);
     }

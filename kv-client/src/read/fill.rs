@@ -2,8 +2,6 @@
 //!
 //! Records come before lookups, so that lookups of later items fly beside values of earlier ones.
 
-use std::sync::Arc;
-
 use kv_fabric::{Fabric, RemoteRef};
 use kv_proto::hash::{KeyHash, candidate_buckets, directory_index};
 use kv_proto::layout::{BLOCK_BYTES, Bucket, DirectoryEntry};
@@ -11,8 +9,8 @@ use kv_proto::layout::{BLOCK_BYTES, Bucket, DirectoryEntry};
 use super::counters::add;
 use super::engine::Engine;
 use super::flight::{Flight, Flying};
-use super::lane::ring_bytes;
-use super::plan::{CHAIN_MAX, Chain, Dest, Piece, Planned};
+use super::lane::{Lane, ring_bytes};
+use super::plan::{Chain, Dest, PIECE_READS_MAX, Piece, Planned};
 use super::{CHECKED_PIECE_BYTES, PIECE_BYTES, Trouble};
 use crate::ClientOptions;
 use crate::clock::boot_ns;
@@ -28,7 +26,7 @@ const SHORT_BYTES: usize = 64 << 10;
 pub(super) fn piece_bytes<F: Fabric>(fabric: &F, options: &ClientOptions) -> u64 {
     let whole_blocks = |len: usize| (len / BLOCK_BYTES * BLOCK_BYTES).max(BLOCK_BYTES) as u64;
     let quarter = whole_blocks(ring_bytes(options) / 4);
-    let longest = whole_blocks(fabric.read_max_bytes().saturating_mul(CHAIN_MAX / 2));
+    let longest = whole_blocks(fabric.read_max_bytes().saturating_mul(PIECE_READS_MAX / 2));
     let most = if options.verify {
         CHECKED_PIECE_BYTES
     } else {
@@ -99,9 +97,14 @@ impl<F: Fabric> Engine<F> {
         did
     }
 
-    /// The connected lane with the fewest READs in flight, of those that are not full.
+    /// The connected lane with the fewest READs in flight, of those that are not full: a quarter of the queue is free, or each
+    /// READ that completes would cost a doorbell of its own.
     pub(super) fn pick(&self, full: u32) -> Option<usize> {
-        let usable = |lane: &usize| full & 1 << lane == 0 && self.lanes[*lane].room() > 0;
+        let has_room = |lane: &Lane<F>| {
+            let room = lane.room() as u64;
+            room > 0 && 3 * room >= lane.outstanding()
+        };
+        let usable = |lane: &usize| full & 1 << lane == 0 && has_room(&self.lanes[*lane]);
         let lanes = (0..self.lanes.len()).filter(usable);
         lanes.min_by_key(|&lane| self.lanes[lane].outstanding())
     }
@@ -261,7 +264,7 @@ impl<F: Fabric> Engine<F> {
             buckets,
             count,
         };
-        self.items[index as usize].flying += 1;
+        self.takes_off(index);
         self.fly(lane, Flight::new(span, flying));
         Step::Planned
     }
@@ -270,32 +273,39 @@ impl<F: Fabric> Engine<F> {
     pub(super) fn plan_record(&mut self, lane: usize, index: u32) -> Step {
         let fetch = &self.fetches[index as usize];
         let item = fetch.item;
-        let view = Arc::clone(&self.footing.view);
-        let row = match view.row_for(&fetch.locator) {
-            Ok(row) => row,
-            Err(why) => {
-                let trouble = match why {
-                    NoPlace::Unknown => Trouble::NoPlace,
-                    NoPlace::Loading => Trouble::Loading(fetch.locator.segment),
-                    NoPlace::None => Trouble::NoImage,
-                };
-                return self.refuse_record(index, trouble);
-            }
-        };
+        let locator = fetch.locator;
+        // Looked up again below: holding it, or all of the view, costs more.
+        if let Err(why) = self.footing.view.row_for(&locator) {
+            let trouble = match why {
+                NoPlace::Unknown => Trouble::NoPlace,
+                NoPlace::Loading => Trouble::Loading(locator.segment),
+                NoPlace::None => Trouble::NoImage,
+            };
+            return self.refuse_record(index, trouble);
+        }
         let record = fetch.locator.offset_bytes();
         let prefix_len = fetch.locator.prefix_len_bytes();
         let (start, end) = (fetch.next, fetch.cover.end.min(fetch.next + self.piece_bytes));
         let with_prefix = !fetch.prefix_asked;
+        let part = fetch.part;
         let head_len = if with_prefix { prefix_len as usize } else { 0 };
         let value_len = (end - start) as usize;
-        let to_place = !fetch.in_ring;
-        let (base, first_of_item) = (fetch.base, with_prefix && fetch.part.is_none());
+        let first_of_item = with_prefix && part.is_none();
         let read_max = self.shared().fabric.read_max_bytes();
         // Each cut at the end of an extent or at the longest READ costs one more.
         let reads_max = (head_len + value_len) / read_max + 4;
-        if self.chain_room(lane) < reads_max.min(CHAIN_MAX) {
+        if self.chain_room(lane) < reads_max.min(PIECE_READS_MAX) {
             return Step::Full;
         }
+        if !self.find_slot(index) {
+            return Step::Full;
+        }
+        let Some(row) = self.footing.view.row(locator.segment) else {
+            return Step::Nothing;
+        };
+        let identity = row.identity;
+        let fetch = &self.fetches[index as usize];
+        let (to_place, base) = (!fetch.in_ring, fetch.base);
         let landing = if to_place { head_len } else { head_len + value_len };
         let Some(span) = self.lanes[lane].ring.take(landing.max(1)) else {
             return Step::Full;
@@ -329,13 +339,14 @@ impl<F: Fabric> Engine<F> {
             reads.saturating_sub(u64::from(first_of_item)),
         );
         let fetch = &mut self.fetches[index as usize];
-        fetch.identity = row.identity;
+        fetch.identity = identity;
         fetch.lane = Some(lane as u32);
         fetch.prefix_asked = true;
         fetch.next = end;
         fetch.pieces += 1;
-        self.items[item as usize].flying += 1;
-        if fetch.is_asked() {
+        let is_asked = fetch.is_asked();
+        self.takes_off(item);
+        if is_asked {
             self.drop_queued(index);
         }
         let flying = Flying::Piece {

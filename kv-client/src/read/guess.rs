@@ -1,8 +1,6 @@
 //! A value whose place is remembered: the bucket that named it and the record there, behind one doorbell. The record
 //! counts only if the bucket, with the stamps expected, still names it; else the key is looked up.
 
-use std::sync::Arc;
-
 use kv_fabric::{Fabric, RemoteRef};
 use kv_proto::bucket::{candidates, judge_bucket};
 use kv_proto::layout::{Bucket, DirectoryEntry, Locator};
@@ -13,7 +11,7 @@ use super::engine::Engine;
 use super::fill::{BUCKET_BYTES, Step};
 use super::flight::{Flight, Flying};
 use super::item::{Found, Want};
-use super::plan::{CHAIN_MAX, Piece, Planned};
+use super::plan::{PIECE_READS_MAX, Piece, Planned};
 use super::{Trouble, arrive};
 
 /// How it stands with the place that an item was given.
@@ -41,8 +39,8 @@ impl<F: Fabric> Engine<F> {
             return None;
         }
         let (locator, bucket) = self.locators.find(item.hash)?;
-        let view = Arc::clone(&self.footing.view);
-        if usize::from(locator.key_len_bytes) != item.key.len() || view.row_for(&locator).is_err() {
+        let other_key = usize::from(locator.key_len_bytes) != item.key.len();
+        if other_key || self.footing.view.row_for(&locator).is_err() {
             self.locators.forget(item.hash);
             return None;
         }
@@ -50,7 +48,7 @@ impl<F: Fabric> Engine<F> {
             .wire_len_bytes()
             .min(self.piece_bytes + locator.prefix_len_bytes()) as usize;
         let reads_max = 1 + piece / self.shared().fabric.read_max_bytes() + 4;
-        if self.chain_room(lane) < reads_max.min(CHAIN_MAX) {
+        if self.chain_room(lane) < reads_max.min(PIECE_READS_MAX) {
             return Some(Step::Full);
         }
         let Some(span) = self.lanes[lane].ring.take(BUCKET_BYTES) else {
@@ -64,8 +62,8 @@ impl<F: Fabric> Engine<F> {
         let to = Piece::ring(span.offset, BUCKET_BYTES);
         self.chain.push(Planned::new(from, [to, Piece::default()]));
         add(&self.counters.bucket_reads, 1);
+        self.takes_off(index);
         let item = &mut self.items[index as usize];
-        item.flying += 1;
         item.guess = Guess::Open(None);
         item.bucket = bucket;
         let flying = Flying::Guess {

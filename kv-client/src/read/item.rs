@@ -120,6 +120,8 @@ pub(crate) struct Item<F: Fabric> {
     pub(crate) out: Vec<u8>,
     /// Groups of READs in flight for it: its memory is not given back, and it is not begun again, before they landed.
     pub(crate) flying: u32,
+    /// Whether anything ever was.
+    pub(crate) flown: bool,
     /// When it was asked for, or got on last.
     pub(crate) since_ns: u64,
     /// Bytes that were accepted since it was begun, and the most that ever were.
@@ -159,6 +161,7 @@ impl<F: Fabric> Item<F> {
             large: None,
             out: Vec::new(),
             flying: 0,
+            flown: false,
             since_ns: 0,
             delivered: 0,
             delivered_most: 0,
@@ -180,6 +183,7 @@ impl<F: Fabric> Item<F> {
         self.slot = None;
         self.hashed = false;
         self.no_guess = false;
+        self.flown = false;
         self.large = None;
         self.since_ns = now_ns;
         self.delivered_most = 0;
@@ -227,6 +231,8 @@ pub(crate) enum To {
     Out,
     /// The caller's memory, or the item's slot.
     Place,
+    /// A slot that the item is given when the record is planned.
+    Slot,
 }
 
 /// A record that is being read: a value, a head, or a part.

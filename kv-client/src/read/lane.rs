@@ -14,7 +14,8 @@ use rustix::fd::BorrowedFd;
 use zerocopy::IntoBytes;
 
 use super::flight::Flight;
-use super::plan::{CHAIN_MAX, Chain, Dest};
+use super::plan::{Chain, Dest, PIECE_READS_MAX};
+use super::quarantine::{Refused, Undestroyed};
 use super::ring::Ring;
 use super::short::Short;
 use super::{NotReady, PASS_WAITS};
@@ -22,7 +23,7 @@ use crate::backoff::Backoff;
 use crate::clock::Deadline;
 use crate::control::{Permit, Shared, Up};
 use crate::mailbox::Reply;
-use crate::{ClientOptions, ReadError};
+use crate::{ClientOptions, ConnectionLimit, ReadError};
 
 /// Shortest ring, bytes: a prefix and a few pieces must fit.
 const RING_MIN_BYTES: usize = 1 << 20;
@@ -66,11 +67,11 @@ impl<F: Fabric> Lane<F> {
             connections: 0,
             memory: None,
             ring: Ring::new(ring_bytes(options)),
-            flights: VecDeque::with_capacity(2 * CHAIN_MAX),
+            flights: VecDeque::with_capacity(2 * PIECE_READS_MAX),
             shorts: VecDeque::new(),
             next_number: 1,
             completed: 0,
-            completions: Vec::with_capacity(2 * CHAIN_MAX),
+            completions: Vec::with_capacity(2 * PIECE_READS_MAX),
             got_on: false,
             retry_at_ns: 0,
             backoff: Backoff::new(PASS_WAITS.0, PASS_WAITS.1),
@@ -98,21 +99,34 @@ impl<F: Fabric> Lane<F> {
         self.connection.as_ref().map_or(0, DataConnection::room)
     }
 
+    /// READs that its connection has under way at once.
+    pub(super) fn reads_at_once(&self) -> usize {
+        self.connection
+            .as_ref()
+            .map_or(usize::MAX, DataConnection::reads_at_once)
+    }
+
     /// READs in flight.
     pub(crate) fn outstanding(&self) -> u64 {
         self.next_number - 1 - self.completed
     }
 
-    /// Destroys the connection; after this nothing is in flight. What was has to be taken from `flights`.
-    pub(crate) fn disconnect(&mut self) {
-        self.connection = None;
+    /// Destroys the connection; after this nothing is in flight. What was has to be taken from `flights`. Where the device
+    /// refuses, the connection comes back with the memory of the ring: both have to be held, and all that its READs go to.
+    #[must_use]
+    pub(super) fn disconnect(&mut self) -> Option<Refused<F>> {
         self.permit = None;
         self.completed = self.next_number - 1;
+        let refused = self.connection.take()?.destroy().err()?;
+        tracing::error!(error = %refused.error, "a data connection cannot be destroyed: what it may write to is held");
+        Some(Refused {
+            connection: refused.live,
+            ring: self.memory.take(),
+        })
     }
 
-    /// Destroys the connection and forgets what was in flight.
-    pub(crate) fn reset(&mut self) {
-        self.disconnect();
+    /// Forgets what was in flight.
+    pub(super) fn clear(&mut self) {
         self.flights.clear();
         self.shorts.clear();
         self.ring.clear();
@@ -235,7 +249,10 @@ impl<F: Fabric> Lane<F> {
         if self.connection.is_some() && self.generation == up.generation {
             return Ok(());
         }
-        self.disconnect();
+        if let Some(refused) = self.disconnect() {
+            let nothing = Arc::default();
+            shared.quarantine.hold(Undestroyed::new(refused, nothing));
+        }
         if self.memory.is_none() {
             let memory = shared.fabric.allocate(ring_bytes(options));
             self.memory = Some(memory.map_err(|error| {
@@ -243,13 +260,7 @@ impl<F: Fabric> Lane<F> {
                 NotReady::Never(ReadError::NoResources)
             })?);
         }
-        let Some(permit) = shared.permit() else {
-            tracing::warn!(
-                limit = shared.options.session_connections,
-                "no further data connection"
-            );
-            return Err(NotReady::Never(ReadError::NoResources));
-        };
+        let permit = shared.permit().map_err(at_limit)?;
         let request = ConnectRequest {
             magic: CONNECT_MAGIC,
             version: PROTOCOL_VERSION,
@@ -262,7 +273,7 @@ impl<F: Fabric> Lane<F> {
         let connected = shared.fabric.connect_data(
             &shared.address,
             request.as_bytes(),
-            options.depth.max(CHAIN_MAX as u32),
+            options.depth.max(PIECE_READS_MAX as u32),
             wait.instant(),
         );
         match connected {
@@ -286,6 +297,17 @@ impl<F: Fabric> Lane<F> {
     }
 }
 
+/// What a limit means for a read: no more connections are had. Where there are some, that is no trouble.
+fn at_limit(limit: ConnectionLimit) -> NotReady {
+    tracing::debug!(%limit, "no further data connection");
+    let error = ReadError::ConnectionLimit(limit);
+    match limit {
+        // Other clients' come and go.
+        ConnectionLimit::Server => NotReady::Later(error),
+        _ => NotReady::Never(error),
+    }
+}
+
 /// What the server takes a data connection for.
 fn token<F: Fabric>(
     shared: &Shared<F>,
@@ -297,12 +319,10 @@ fn token<F: Fabric>(
     match shared.ask(up.generation, request, None, deadline) {
         Some(Reply::Answer(Answer::Tokens { tokens })) => tokens.first().copied().ok_or(NotReady::Again),
         Some(Reply::Refused(refused)) if refused.status == Status::Limit => {
-            tracing::warn!(
-                limit = up.info.data_connections,
-                text = refused.text,
-                "the session has no data connection left: drop clones and readers, or raise the server's limit"
-            );
-            Err(NotReady::Never(ReadError::NoResources))
+            Err(at_limit(ConnectionLimit::ServerSession))
+        }
+        Some(Reply::Refused(refused)) if refused.status == Status::Busy => {
+            Err(at_limit(ConnectionLimit::Server))
         }
         Some(Reply::Refused(refused)) if refused.status == Status::Forbidden => {
             Err(NotReady::Never(ReadError::Refused(refused.status)))

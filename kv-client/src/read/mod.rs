@@ -1,16 +1,19 @@
 //! Reading: an engine that keeps READs in flight for many values at once.
 //!
 //! - [`engine`]: what is wanted, what is in flight, what is done; the loop around it. One thread owns an engine.
-//! - [`calls`]: calls that wait, over the same engine.
+//! - [`calls`]: calls that wait, over the same engine; [`placed`]: those that fill a batch.
 //! - [`ready`]: session, dataset and connections, made when something is to be posted and they are not there.
 //! - [`fill`]: plans READs and posts them in chains, [`plan`] and [`lane`] below it; [`runs`] of neighbours by one READ.
+//! - [`landing`]: slots for what is planned. [`time`]: deadlines.
 //! - [`arrive`], [`deliver`]: judging what arrived (**I4**).
 //! - [`guess`]: the one round trip of a value whose place is remembered ([`locators`]).
 //! - [`short`]: the short way of calls whose values lie where that is known, and of lookups.
+//! - [`condemned`]: ending connections; those that the device does not destroy are in [`quarantine`].
 //! - [`recover`]: what keeps one value from being read, seen to while others are read on.
 
 pub(crate) mod arrive;
 pub(crate) mod calls;
+mod condemned;
 pub(crate) mod counters;
 mod deliver;
 pub(crate) mod engine;
@@ -18,15 +21,19 @@ mod fill;
 mod flight;
 mod guess;
 pub(crate) mod item;
+mod landing;
 mod lane;
 pub(crate) mod locators;
+pub(crate) mod placed;
 mod plan;
+pub(crate) mod quarantine;
 mod ready;
 mod recover;
 mod ring;
 mod runs;
 mod short;
 pub(crate) mod slots;
+mod time;
 pub(crate) mod waits;
 
 use std::time::Duration;
@@ -98,6 +105,8 @@ pub(crate) enum Trouble {
 pub(crate) enum NotReady {
     /// It may be possible the next time.
     Again,
+    /// It may be possible the next time; what to tell where there is no time left for that.
+    Later(ReadError),
     /// It will not be.
     Never(ReadError),
 }

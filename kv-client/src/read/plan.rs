@@ -2,8 +2,11 @@
 
 use kv_fabric::{Fabric, Read, RemoteRef, Scatter};
 
-/// READs of one chain at most.
-pub(crate) const CHAIN_MAX: usize = 32;
+/// READs of one chain at most: as many as a batch usually has, so that it is one doorbell for each connection whose queue
+/// (`ClientOptions::depth`) holds them.
+pub(crate) const CHAIN_MAX: usize = 256;
+/// READs of one piece at most. The queue of each connection holds as many.
+pub(crate) const PIECE_READS_MAX: usize = 32;
 /// A completion at least every so many bytes, so that what arrived is checked while the rest flies.
 const SIGNAL_BYTES: usize = 128 << 10;
 /// A completion at least every so many READs.
@@ -71,7 +74,7 @@ impl Planned {
 /// READs in the order in which they are posted.
 #[derive(Debug)]
 pub(crate) struct Chain {
-    reads: [Planned; CHAIN_MAX],
+    reads: Box<[Planned]>,
     len: usize,
     /// Of all READs, and of those since the last that gives a completion.
     bytes: usize,
@@ -82,7 +85,7 @@ pub(crate) struct Chain {
 impl Chain {
     pub(crate) fn new() -> Self {
         Self {
-            reads: [Planned::default(); CHAIN_MAX],
+            reads: vec![Planned::default(); CHAIN_MAX].into(),
             len: 0,
             bytes: 0,
             quiet_bytes: 0,
@@ -134,11 +137,13 @@ impl Chain {
         if let Some(last) = self.reads[..self.len].last_mut() {
             last.signaled = true;
         }
-        // The lists are built on the stack: one READ is not to pay for thirty-two.
+        // The lists are built on the stack: one READ is not to pay for many.
         match self.len {
             0 | 1 => self.post_up_to::<F, T, 1>(first_number, memory, post),
             2 => self.post_up_to::<F, T, 2>(first_number, memory, post),
             3..=8 => self.post_up_to::<F, T, 8>(first_number, memory, post),
+            9..=32 => self.post_up_to::<F, T, 32>(first_number, memory, post),
+            33..=96 => self.post_up_to::<F, T, 96>(first_number, memory, post),
             _ => self.post_up_to::<F, T, CHAIN_MAX>(first_number, memory, post),
         }
     }

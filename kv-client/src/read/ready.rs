@@ -7,7 +7,6 @@ use kv_fabric::ReadStatus;
 
 use super::counters::add;
 use super::engine::Engine;
-use super::flight::{Flight, Flying};
 use super::lane::Lane;
 use super::plan::CHAIN_MAX;
 use super::waits::LANES_MAX;
@@ -18,6 +17,8 @@ use crate::{ClientOptions, ReadError};
 
 /// Connections of one engine at most where none are asked for.
 const LANES_CHOSEN_MAX: usize = 8;
+/// Shortest wait before a server that has all the connections it takes is asked again.
+const LIMIT_WAIT: Duration = Duration::from_millis(100);
 /// Longest wait for a further connection: READs are under way on the others.
 const FURTHER_WAIT: Duration = Duration::from_secs(1);
 
@@ -80,7 +81,7 @@ impl<F: Fabric> Engine<F> {
                 let lane = &mut self.lanes[index];
                 // The wait for it was one for the other connections too.
                 lane.retry_at_ns = after(boot_ns(), lane.backoff.next().max(FURTHER_WAIT));
-                if matches!(why, NotReady::Never(_)) {
+                if matches!(why, NotReady::Never(_) | NotReady::Later(_)) {
                     // Those that there are do. What flies names its lane by place: only the last ones may go.
                     self.lanes_max = self.connected().max(1);
                     while self.lanes.len() > 1 && self.lanes.last().is_some_and(|lane| !lane.is_connected()) {
@@ -127,6 +128,7 @@ impl<F: Fabric> Engine<F> {
         match self.make_ready() {
             Ok(()) => {
                 self.ready_backoff = Backoff::new(super::PASS_WAITS.0, super::PASS_WAITS.1);
+                self.not_ready = None;
                 return true;
             }
             Err(NotReady::Never(ReadError::Timeout)) => {
@@ -135,9 +137,14 @@ impl<F: Fabric> Engine<F> {
                 self.no_session = false;
             }
             Err(NotReady::Never(error)) => self.finish_all(error),
-            Err(NotReady::Again) => {
+            Err(why @ (NotReady::Again | NotReady::Later(_))) => {
+                let mut wait = self.ready_backoff.next();
+                if let NotReady::Later(error) = why {
+                    self.not_ready = Some(error);
+                    wait = wait.max(LIMIT_WAIT);
+                }
                 let now = boot_ns();
-                self.ready_at_ns = self.ready_at_ns.max(after(now, self.ready_backoff.next()));
+                self.ready_at_ns = self.ready_at_ns.max(after(now, wait));
                 self.look(now);
             }
         }
@@ -154,7 +161,7 @@ impl<F: Fabric> Engine<F> {
         for index in 0..self.lanes.len() {
             if self.lanes[index].generation != up.generation {
                 self.lose(index, Trouble::Lost);
-                self.lanes[index].reset();
+                self.lanes[index].clear();
             }
         }
         if self.footing.generation != up.generation {
@@ -189,6 +196,14 @@ impl<F: Fabric> Engine<F> {
     ) -> Result<(), NotReady> {
         let lane = &mut self.lanes[index];
         lane.connect(self.core.shared(), &self.options, up, dataset, deadline)?;
+        // The server's end may take fewer at once than this one's device.
+        let agreed = lane.reads_at_once();
+        if agreed < self.at_once {
+            self.at_once = agreed;
+            self.lanes_max = lanes_max(&self.options, agreed);
+            self.chain_max = chain_max(agreed, self.lanes_max);
+        }
+        let lane = &self.lanes[index];
         add(&self.counters.connections, 1);
         add(&self.counters.reconnects, u64::from(lane.connections > 1));
         Ok(())
@@ -206,74 +221,8 @@ impl<F: Fabric> Engine<F> {
         }
         self.leave();
     }
-
-    /// Destroys a connection; what was in flight on it meets `trouble`.
-    pub(super) fn lose(&mut self, index: usize, trouble: Trouble) {
-        let lane = &mut self.lanes[index];
-        if !lane.is_connected() && lane.flights.is_empty() {
-            return;
-        }
-        lane.disconnect();
-        lane.ring.clear();
-        let got_on = std::mem::take(&mut lane.got_on);
-        if got_on {
-            lane.backoff = Backoff::new(super::PASS_WAITS.0, super::PASS_WAITS.1);
-        }
-        if matches!(trouble, Trouble::Fabric(_)) {
-            lane.retry_at_ns = after(boot_ns(), lane.backoff.next());
-        }
-        while let Some(flight) = self.lanes[index].flights.pop_front() {
-            self.lost(flight, trouble, got_on);
-        }
-        // What was half asked for is begun again: its rest must not come by another connection.
-        for fetch in 0..self.fetches.len() as u32 {
-            let it = &self.fetches[fetch as usize];
-            let item = it.item;
-            let current = self.items[item as usize].attempt == it.attempt;
-            if it.lane == Some(index as u32) && it.queued && !it.over && current {
-                self.meet(item, trouble, got_on);
-                self.after(item);
-            }
-        }
-    }
-
-    fn lost(&mut self, flight: Flight, trouble: Trouble, got_on: bool) {
-        self.flying -= 1;
-        let item = match flight.flying {
-            Flying::Page { page, .. } => return self.pages.push_back(page),
-            Flying::Buckets { item, .. } | Flying::Guess { item, .. } => item,
-            Flying::Piece { fetch, .. } => {
-                self.fetches[fetch as usize].pieces -= 1;
-                let item = self.fetches[fetch as usize].item;
-                self.release_fetch(fetch);
-                item
-            }
-        };
-        self.items[item as usize].flying -= 1;
-        self.meet(item, trouble, got_on);
-        self.after(item);
-    }
-
-    /// An item meets trouble with its connection.
-    fn meet(&mut self, index: u32, trouble: Trouble, got_on: bool) {
-        let item = &mut self.items[index as usize];
-        if item.is_settled() {
-            return;
-        }
-        item.trouble = Some(trouble);
-        item.failed += u32::from(!got_on && matches!(trouble, Trouble::Fabric(_)));
-    }
-
-    /// Whether something is in flight on `lane` for the item.
-    pub(super) fn flies_on(&self, lane: usize, index: u32) -> bool {
-        self.lanes[lane].flights.iter().any(|flight| match flight.flying {
-            Flying::Page { .. } => false,
-            Flying::Buckets { item, .. } | Flying::Guess { item, .. } => item == index,
-            Flying::Piece { fetch, .. } => self.fetches[fetch as usize].item == index,
-        })
-    }
 }
 
-fn after(now_ns: u64, wait: Duration) -> u64 {
+pub(super) fn after(now_ns: u64, wait: Duration) -> u64 {
     now_ns.saturating_add(u64::try_from(wait.as_nanos()).unwrap_or(u64::MAX))
 }

@@ -3,8 +3,6 @@
 //! It pays for short ones: a READ more costs more than copying a few KiB. They land in the ring and are copied to where
 //! they belong.
 
-use std::sync::Arc;
-
 use kv_fabric::Fabric;
 use kv_proto::layout::{KEY_MAX_BYTES, Locator, wire_len};
 
@@ -14,7 +12,6 @@ use super::fill::Step;
 use super::flight::{Flight, Flying};
 use super::item::Fetch;
 use super::plan::{Piece, Planned};
-use crate::tables::View;
 
 /// Longest value that is fetched with a neighbour, bytes.
 const VALUE_MAX_BYTES: u64 = 4096;
@@ -49,8 +46,9 @@ pub(super) fn follows(first: &Locator, second: &Locator) -> bool {
 }
 
 impl<F: Fabric> Engine<F> {
-    /// Records at the front of the queue that lie one behind the other, and the bytes from the first to the last.
-    fn run_at_front(&self, view: &View) -> (usize, u64) {
+    /// Records at the front of the queue that lie one behind the other.
+    fn run_at_front(&self) -> usize {
+        let view = &self.footing.view;
         let mut run = (0, 0);
         let mut first = None;
         for &index in self.records.iter().take(RUN_RECORDS) {
@@ -76,7 +74,7 @@ impl<F: Fabric> Engine<F> {
             }
             run = (run.0 + 1, len);
         }
-        run
+        run.0
     }
 
     /// Plans records that lie one behind the other as one READ; `None` if there are no two.
@@ -86,12 +84,24 @@ impl<F: Fabric> Engine<F> {
         if !is_short(&self.fetches[first as usize]) {
             return None;
         }
-        let view = Arc::clone(&self.footing.view);
-        let (records, len) = self.run_at_front(&view);
         let locator = self.fetches[first as usize].locator;
         let start = locator.offset_bytes();
-        let row = view.row(locator.segment).filter(|_| records > 1)?;
-        let (from, _) = row.place(start)?;
+        let (mut records, mut len) = (0, 0);
+        for place in 0..self.run_at_front() {
+            let Some(&fetch) = self.records.get(place) else {
+                break;
+            };
+            if !self.find_slot(fetch) {
+                break;
+            }
+            let locator = &self.fetches[fetch as usize].locator;
+            (records, len) = (
+                place + 1,
+                locator.offset_bytes() + locator.wire_len_bytes() - start,
+            );
+        }
+        let row = self.footing.view.row(locator.segment).filter(|_| records > 1)?;
+        let (identity, (from, _)) = (row.identity, row.place(start)?);
         if len > self.shared().fabric.read_max_bytes() as u64 || self.chain_room(lane) == 0 {
             return None;
         }
@@ -107,7 +117,7 @@ impl<F: Fabric> Engine<F> {
             let Some(&index) = self.records.front() else { break };
             let fetch = &mut self.fetches[index as usize];
             let at = span.offset + (fetch.locator.offset_bytes() - start) as usize;
-            fetch.identity = row.identity;
+            fetch.identity = identity;
             fetch.lane = Some(lane as u32);
             fetch.prefix_asked = true;
             fetch.next = fetch.cover.end;
@@ -120,7 +130,7 @@ impl<F: Fabric> Engine<F> {
                 end: fetch.cover.end,
             };
             let item = fetch.item;
-            self.items[item as usize].flying += 1;
+            self.takes_off(item);
             self.drop_queued(index);
             // The last one gives the span back.
             self.fly(

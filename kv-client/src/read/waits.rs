@@ -1,7 +1,7 @@
 //! What items wait for while others are read on, and how the engine waits when there is nothing to do.
 
 use std::cmp::Reverse;
-use std::collections::BinaryHeap;
+use std::collections::{BTreeMap, BinaryHeap};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -41,9 +41,9 @@ pub(crate) struct Waits {
     refresh: bool,
     /// Directory entries to forget after it.
     suspects: Vec<u32>,
-    loads: Vec<(u32, Turn)>,
-    /// Items that need a page of the directory.
-    pub(super) pages: Vec<(u32, Turn)>,
+    /// Items that wait for the image of a segment, and for a page of the directory.
+    loads: BTreeMap<u32, Vec<Turn>>,
+    pub(super) pages: BTreeMap<u32, Vec<Turn>>,
 }
 
 /// For how long the engine has had nothing to do.
@@ -85,8 +85,8 @@ impl Waits {
             renewing: false,
             refresh: false,
             suspects: Vec::new(),
-            loads: Vec::new(),
-            pages: Vec::new(),
+            loads: BTreeMap::new(),
+            pages: BTreeMap::new(),
         })
     }
 
@@ -112,10 +112,10 @@ impl<F: Fabric> Engine<F> {
     fn waiting(&mut self, index: u32) -> Turn {
         let item = &mut self.items[index as usize];
         item.state = State::Waiting;
-        Turn {
-            item: index,
-            attempt: item.attempt,
-        }
+        let (attempt, since_ns) = (item.attempt, item.since_ns);
+        // Others that get on are of no use to it any more.
+        self.has_until(since_ns);
+        Turn { item: index, attempt }
     }
 
     /// Begins the item again a little later.
@@ -157,9 +157,9 @@ impl<F: Fabric> Engine<F> {
     /// Has the server load a segment's image; the item looks again after the answer, whatever it is.
     pub(super) fn wait_for_load(&mut self, index: u32, segment: u32) {
         let turn = self.waiting(index);
-        let asked = self.waits.loads.iter().any(|(other, _)| *other == segment);
-        self.waits.loads.push((segment, turn));
-        if asked {
+        let waiters = self.waits.loads.entry(segment).or_default();
+        waiters.push(turn);
+        if waiters.len() > 1 {
             return;
         }
         self.waits.asked += 1;
@@ -192,13 +192,7 @@ impl<F: Fabric> Engine<F> {
     }
 
     fn loaded(&mut self, segment: u32) {
-        let mut index = 0;
-        while let Some(&(other, turn)) = self.waits.loads.get(index) {
-            if other != segment {
-                index += 1;
-                continue;
-            }
-            self.waits.loads.swap_remove(index);
+        for turn in self.waits.loads.remove(&segment).unwrap_or_default() {
             if self.at_turn(turn).is_some() {
                 self.wait_a_little(turn.item);
             }
@@ -248,13 +242,7 @@ impl<F: Fabric> Engine<F> {
 
     /// Begins the items that waited for a page of the directory.
     pub(super) fn page_came(&mut self, page: u32) {
-        let mut index = 0;
-        while let Some(&(other, turn)) = self.waits.pages.get(index) {
-            if other != page {
-                index += 1;
-                continue;
-            }
-            self.waits.pages.swap_remove(index);
+        for turn in self.waits.pages.remove(&page).unwrap_or_default() {
             if self.at_turn(turn).is_some() {
                 self.begin(turn.item);
                 self.after(turn.item);
@@ -264,13 +252,7 @@ impl<F: Fabric> Engine<F> {
 
     /// A page of the directory is not what the view says: a renewal tells what changed.
     pub(super) fn page_torn(&mut self, page: u32) {
-        let mut index = 0;
-        while let Some(&(other, turn)) = self.waits.pages.get(index) {
-            if other != page {
-                index += 1;
-                continue;
-            }
-            self.waits.pages.swap_remove(index);
+        for turn in self.waits.pages.remove(&page).unwrap_or_default() {
             if self.at_turn(turn).is_some() {
                 self.recover(turn.item, Trouble::TornDirectory);
             }
@@ -280,10 +262,11 @@ impl<F: Fabric> Engine<F> {
     /// Has the item wait for a page of the directory, which is READ.
     pub(super) fn wait_for_page(&mut self, index: u32, page: u32) {
         let turn = self.waiting(index);
-        if !self.waits.pages.iter().any(|(other, _)| *other == page) {
+        let waiters = self.waits.pages.entry(page).or_default();
+        waiters.push(turn);
+        if waiters.len() == 1 {
             self.pages.push_back(page);
         }
-        self.waits.pages.push((page, turn));
     }
 
     /// Nothing could be done: looks again soon, or sleeps once polling has not helped for a while.

@@ -3,9 +3,9 @@
 use std::time::Duration;
 
 use crate::harness::{TestFabric, World, options, value};
-use kv_client::{ClientOptions, Counters, GlobalLocator, ReadError};
+use kv_client::{ClientOptions, ConnectionLimit, Counters, GlobalLocator, ReadError};
 use kv_fabric::local::Local;
-use kv_fabric::sim::Sim;
+use kv_fabric::sim::{Sim, SimFaults};
 use kv_fabric::verbs::Verbs;
 
 fn since(before: Counters, after: Counters) -> Counters {
@@ -352,28 +352,39 @@ fn neighbours_come_by_one_read_over_verbs() {
 #[test]
 fn connections_are_made_as_they_are_needed_and_allowed() {
     const COUNT: u64 = 1500;
+    let over =
+        |faults: SimFaults, edit: &dyn Fn(&mut kv_client::ClientOptions), server_limit: u16, len: usize| {
+            let world =
+                World::<Sim>::with(|_, options| options.data_connections_per_session_max = server_limit);
+            world.fabric.set_faults(faults);
+            let writer = world.dataset("d");
+            let items: Vec<_> = (0..COUNT.min(60_000_000 / len as u64))
+                .map(|index| (format!("key {index}"), value(index, len)))
+                .collect();
+            assert!(writer.put_many(&items).iter().all(Result::is_ok));
+            let mut options = options("reader");
+            edit(&mut options);
+            let dataset = world.session(options).open("d").unwrap();
+            let mut reader = dataset.reader().unwrap();
+            let keys: Vec<_> = items.iter().map(|(key, _)| key.as_bytes()).collect();
+            assert_eq!(reader.get(keys[0]).unwrap(), items[0].1);
+            assert_eq!(dataset.counters().connections, 1, "one value needs one");
+            for (got, (_, value)) in reader.get_many(&keys).into_iter().zip(&items) {
+                assert!(got.unwrap() == **value);
+            }
+            let counters = dataset.counters();
+            assert_eq!(counters.reconnects, 0, "{counters:?}");
+            counters.connections
+        };
     let made = |edit: &dyn Fn(&mut kv_client::ClientOptions), server_limit: u16, len: usize| {
-        let world = World::<Sim>::with(|_, options| options.data_connections_per_session_max = server_limit);
-        let writer = world.dataset("d");
-        let items: Vec<_> = (0..COUNT.min(60_000_000 / len as u64))
-            .map(|index| (format!("key {index}"), value(index, len)))
-            .collect();
-        assert!(writer.put_many(&items).iter().all(Result::is_ok));
-        let mut options = options("reader");
-        edit(&mut options);
-        let dataset = world.session(options).open("d").unwrap();
-        let mut reader = dataset.reader().unwrap();
-        let keys: Vec<_> = items.iter().map(|(key, _)| key.as_bytes()).collect();
-        assert_eq!(reader.get(keys[0]).unwrap(), items[0].1);
-        assert_eq!(dataset.counters().connections, 1, "one value needs one");
-        for (got, (_, value)) in reader.get_many(&keys).into_iter().zip(&items) {
-            assert!(got.unwrap() == **value);
-        }
-        let counters = dataset.counters();
-        assert_eq!(counters.reconnects, 0, "{counters:?}");
-        counters.connections
+        over(SimFaults::default(), edit, server_limit, len)
     };
-    // 64 under way, 16 at once on one.
+    // 64 under way, 16 at once on one; and where the server's end takes but 12, so many.
+    let fewer = SimFaults {
+        server_reads_at_once: 12,
+        ..SimFaults::default()
+    };
+    assert_eq!(over(fewer, &|_| {}, 64, 5000), 6);
     assert_eq!(made(&|_| {}, 64, 5000), 4);
     assert_eq!(made(&|options| options.depth = 16, 64, 5000), 1);
     assert_eq!(made(&|options| options.data_connections = 1, 64, 5000), 1);
@@ -393,11 +404,74 @@ fn a_reader_past_the_limit_is_refused_politely() {
     let [mut first, mut second, mut third] = std::array::from_fn(|_| dataset.reader().unwrap());
     assert_eq!(first.get(b"k").unwrap(), b"v");
     assert_eq!(second.get(b"k").unwrap(), b"v");
-    assert_eq!(third.get(b"k").unwrap_err(), ReadError::NoResources);
+    let limit = ReadError::ConnectionLimit(ConnectionLimit::Session);
+    assert_eq!(third.get(b"k").unwrap_err(), limit);
     assert_eq!(second.get(b"k").unwrap(), b"v");
     drop(first);
     assert_eq!(third.get(b"k").unwrap(), b"v");
     assert_eq!(dataset.counters().sessions, 1);
+}
+
+/// The server's limits: told as what they are, at once where only the session itself can help, else at the deadline. Who has
+/// a connection reads by it, and asks no more.
+#[test]
+fn past_the_servers_limits_a_client_is_told_which() {
+    let made = |own: u16, all: usize| {
+        let world = World::<Sim>::with(|_, options| {
+            options.data_connections_per_session_max = own;
+            options.data_connections_max = all;
+        });
+        let writer = world.dataset("d");
+        let items: Vec<_> = (0..600)
+            .map(|index| (format!("key {index}"), value(index, 5000)))
+            .collect();
+        assert!(writer.put_many(&items).iter().all(Result::is_ok));
+        (world, items)
+    };
+    let reader = |world: &World<Sim>| {
+        let mut hasty = options("reader");
+        hasty.deadline = Duration::from_secs(1);
+        world.session(hasty).open("d").unwrap()
+    };
+    let all_come = |dataset: &kv_client::on::DatasetOn<Sim>, items: &[(String, Vec<u8>)]| {
+        let keys: Vec<_> = items.iter().map(|(key, _)| key).collect();
+        for (got, (_, value)) in dataset.get_many(&keys).into_iter().zip(items) {
+            assert!(got.unwrap() == *value);
+        }
+    };
+    let (world, items) = made(2, 100);
+    let [first, second] = [reader(&world), reader(&world)];
+    // Of one session: the limit is its own.
+    let clone = first.clone();
+    all_come(&first, &items);
+    let limit = ReadError::ConnectionLimit(ConnectionLimit::ServerSession);
+    assert_eq!(clone.get(b"key 0"), Err(limit));
+    all_come(&first, &items);
+    all_come(&second, &items);
+    assert_eq!(
+        (first.counters().connections, second.counters().connections),
+        (2, 2)
+    );
+
+    let (world, items) = made(100, 3);
+    let [first, second, third] = std::array::from_fn(|_| reader(&world));
+    assert!(second.get(b"key 0").is_ok());
+    all_come(&first, &items);
+    assert_eq!(first.counters().connections, 2);
+    all_come(&second, &items);
+    assert_eq!(second.counters().connections, 1);
+    let limit = ReadError::ConnectionLimit(ConnectionLimit::Server);
+    assert_eq!(third.get(b"key 0"), Err(limit));
+    let text = limit.to_string();
+    assert!(text.contains("--all-data-connections"), "{text}");
+    std::thread::scope(|scope| {
+        let waits = scope.spawn(|| third.get(b"key 0"));
+        drop(first);
+        assert!(waits.join().unwrap().unwrap() == items[0].1);
+    });
+    all_come(&third, &items);
+    all_come(&second, &items);
+    assert_eq!(third.counters().sessions, 1);
 }
 
 #[test]
@@ -519,4 +593,75 @@ fn a_stale_directory_is_noticed_and_refreshed_over_local() {
 #[test]
 fn a_stale_directory_is_noticed_and_refreshed_over_sim() {
     a_table_that_grew::<Sim>();
+}
+
+/// A batch is one doorbell for each connection, as far as its queue holds it: by a call, and by tickets.
+fn doorbells_of_a_batch<F: TestFabric>() {
+    const BATCH: usize = 256;
+    let world = World::<F>::with(|_, options| {
+        options.lease_ms = 600_000;
+        options.max_lag_ms = 600_000;
+    });
+    let writer = world.dataset("d");
+    let items: Vec<_> = (0..BATCH as u64)
+        .map(|index| (format!("key {index}"), value(index, 5000)))
+        .collect();
+    assert!(writer.put_many(&items).iter().all(Result::is_ok));
+    let keys: Vec<_> = items.iter().map(|(key, _)| key).collect();
+    let places: Vec<_> = writer
+        .locate_many(&keys)
+        .into_iter()
+        .map(Result::unwrap)
+        .collect();
+    for (depth, doorbells) in [(256, 1), (64, 4)] {
+        let one = ClientOptions {
+            depth,
+            data_connections: 1,
+            ..options("reader")
+        };
+        let dataset = world.session(one).open("d").unwrap();
+        let mut reader = dataset.reader().unwrap();
+        let spent = |work: &mut dyn FnMut()| {
+            work();
+            let before = dataset.counters();
+            work();
+            since(before, dataset.counters())
+        };
+        let call = spent(&mut || {
+            for (got, (_, value)) in reader.get_many_at(&places, Some(&keys)).iter().zip(&items) {
+                assert!(got.as_ref().unwrap() == value);
+            }
+        });
+        // More may have come free before the second chain.
+        assert!((1..=doorbells).contains(&call.doorbells), "{depth}: {call:?}");
+        assert_eq!(call.reads_posted, BATCH as u64);
+        let tickets = spent(&mut || {
+            for at in &places {
+                reader.submit_at(at, None).unwrap();
+            }
+            while let Some(done) = reader.wait() {
+                assert!(done.result.is_ok());
+            }
+        });
+        // Values of this length come in no more than one READ each.
+        assert!(
+            tickets.doorbells <= doorbells || depth < 256,
+            "{depth}: {tickets:?}"
+        );
+        println!(
+            "depth {depth}: {} doorbells by a call, {} by tickets",
+            call.doorbells, tickets.doorbells
+        );
+    }
+}
+
+#[test]
+fn a_batch_is_one_doorbell_over_sim() {
+    doorbells_of_a_batch::<Sim>();
+}
+
+#[test]
+#[ignore = "needs an RDMA device: VKV_TEST_DEVICE=rxe0"]
+fn a_batch_is_one_doorbell_over_verbs() {
+    doorbells_of_a_batch::<Verbs>();
 }

@@ -290,8 +290,11 @@ fn connections_that_fail_at_the_limit_lose_nothing() {
     let mut other = dataset.reader().unwrap();
     let rounds = |reader: &mut kv_client::on::ReaderOn<Sim>| {
         for _ in 0..8 {
-            for got in reader.get_many(&keys) {
-                assert!(matches!(got, Ok(_) | Err(ReadError::NoResources)), "{got:?}");
+            for (got, key) in reader.get_many(&keys).into_iter().zip(&keys) {
+                match got {
+                    Ok(value) => assert_eq!(self::key(tell(&value)), *key),
+                    Err(error) => assert!(matches!(error, ReadError::ConnectionLimit(_)), "{error}"),
+                }
             }
         }
     };
@@ -516,4 +519,221 @@ fn values_outlive_their_session() {
     for (index, value) in values {
         assert_eq!(tell(&value), index);
     }
+}
+
+/// A value that waited behind others had used its time up when its turn came, and took its connection along.
+#[test]
+fn tickets_that_wait_behind_others_have_the_time_that_those_take() {
+    let seed = seed_from_env(24).unwrap();
+    let _hint = ReplayHint(seed);
+    let fabric = Sim::new(SimOptions {
+        seed,
+        ..SimOptions::default()
+    });
+    let world = World::over(|_| Arc::new(fabric), |_, _| {});
+    filled(&world);
+    let settings = ClientOptions {
+        deadline: Duration::from_secs(2),
+        data_connections: 1,
+        depth: 32,
+        ..options("reader")
+    };
+    let dataset = world.session(settings).open("d").unwrap();
+    let mut reader = dataset.reader().unwrap();
+    let small: Vec<_> = (0..KEYS).filter(|index| len(*index) < 100_000).collect();
+    let places: Vec<_> = small
+        .iter()
+        .map(|index| dataset.locate(&key(*index)).unwrap())
+        .collect();
+    world.fabric.set_faults(SimFaults {
+        read_delay: 1.0,
+        read_delay_max: Duration::from_millis(600),
+        ..SimFaults::default()
+    });
+    // One after the other: neighbours would come together. All of it takes longer than the deadline of one.
+    let asked: HashMap<_, _> = (0..small.len())
+        .map(|index| index * 7 % small.len())
+        .map(|index| (reader.submit_at(&places[index], None).unwrap(), small[index]))
+        .collect();
+    let begun = Instant::now();
+    for _ in 0..asked.len() {
+        let done = reader.wait().unwrap();
+        assert!(
+            done.result.is_ok(),
+            "after {:?}: {:?}",
+            begun.elapsed(),
+            done.result
+        );
+        assert_eq!(tell(&done.value), asked[&done.ticket]);
+    }
+    assert!(begun.elapsed() > Duration::from_secs(2), "it shows nothing");
+    assert_eq!(dataset.counters().reconnects, 0);
+}
+
+#[test]
+fn tickets_have_a_limit_that_is_told() {
+    let world = World::<Local>::new();
+    let dataset = filled(&world);
+    let mut reader = dataset.reader().unwrap();
+    let mut submitted = 0;
+    while reader.submit(b"absent").is_ok() {
+        submitted += 1;
+    }
+    assert_eq!(
+        (submitted, reader.submit(b"absent")),
+        (1 << 16, Err(ReadError::Busy))
+    );
+    for _ in 0..submitted {
+        assert_eq!(reader.wait().unwrap().result, Err(ReadError::NotFound));
+    }
+    assert!(reader.submit(b"absent").is_ok());
+}
+
+/// A key of the caller's whose bytes cannot be had.
+struct Panics;
+
+impl AsRef<[u8]> for Panics {
+    fn as_ref(&self) -> &[u8] {
+        panic!("the caller's own")
+    }
+}
+
+/// The tickets of a reader were forgotten when a call beside them unwound: `wait` told that there were none.
+#[test]
+fn a_call_that_panics_leaves_the_tickets() {
+    let world = World::<Local>::new();
+    let dataset = filled(&world);
+    let mut reader = dataset.reader().unwrap();
+    assert_eq!(tell(&reader.get(&key(7)).unwrap()), 7);
+    let buffer = dataset.allocate(4096).unwrap();
+    let first = reader.submit(&key(7)).unwrap();
+    let second = reader.submit_into(&key(8), buffer, 0).unwrap();
+    let unwound = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+        reader.get_many(&[Panics]);
+    }));
+    assert!(unwound.is_err() && reader.outstanding() == 2);
+    let done = [reader.wait().unwrap(), reader.wait().unwrap()];
+    assert!(done.iter().any(|done| done.ticket == first) && reader.wait().is_none());
+    for done in done {
+        assert!(
+            matches!(done.result, Ok(_) | Err(ReadError::Fabric(_))),
+            "{:?}",
+            done.result
+        );
+        assert_eq!(done.buffer.is_some(), done.ticket == second);
+    }
+    assert_eq!(tell(&reader.get(&key(7)).unwrap()), 7);
+}
+
+/// The batch of a tensor: each value at its own place, and nothing beside them.
+fn batches<F: TestFabric>() {
+    const STRIDE: usize = 16_384;
+    let world = World::<F>::new();
+    let dataset = filled(&world);
+    let mut reader = dataset.reader().unwrap();
+    let small: Vec<_> = (0..KEYS).filter(|index| len(*index) < 16_000).take(150).collect();
+    let mut keys: Vec<_> = small.iter().map(|index| key(*index)).collect();
+    keys[3] = b"absent".to_vec();
+    let count = keys.len();
+    let mut offsets: Vec<_> = (0..count).map(|place| 100 + place * STRIDE).collect();
+    // There is no room for the sixth.
+    offsets[6] = offsets[5] + 10;
+    let mut buffer = dataset.allocate(100 + count * STRIDE).unwrap();
+    for round in 0..3 {
+        buffer.bytes_mut().fill(0xAA);
+        let lens = match round {
+            0 => dataset.get_many_into(&keys, &mut buffer, &offsets),
+            _ => reader.get_many_into(&keys, &mut buffer, &offsets),
+        };
+        let mut end = 0;
+        for (place, got) in lens.iter().enumerate() {
+            let value_len = len(small[place]) + 8;
+            match place {
+                3 => assert_eq!(*got, Err(ReadError::NotFound)),
+                5 => {
+                    let needed_bytes = value_len as u64;
+                    assert_eq!(*got, Err(ReadError::TooLarge { needed_bytes }));
+                    end = offsets[6];
+                    continue;
+                }
+                _ => {
+                    assert_eq!(*got, Ok(value_len), "{place}");
+                    let value = &buffer.bytes()[offsets[place]..offsets[place] + value_len];
+                    assert_eq!(tell(value), small[place]);
+                }
+            }
+            assert!(
+                buffer.bytes()[end..offsets[place]]
+                    .iter()
+                    .all(|byte| *byte == 0xAA)
+            );
+            end = offsets[place] + got.unwrap_or(0);
+        }
+        assert!(buffer.bytes()[end..].iter().all(|byte| *byte == 0xAA));
+    }
+    let [mut fewer, mut beyond, mut down] = [offsets.clone(), offsets.clone(), offsets.clone()];
+    fewer.pop();
+    *beyond.last_mut().unwrap() = buffer.len() + 1;
+    down.swap(7, 8);
+    for wrong in [fewer, beyond, down] {
+        let lens = reader.get_many_into(&keys, &mut buffer, &wrong);
+        assert_eq!(lens, vec![Err(ReadError::BadPlaces); count]);
+    }
+    assert!(reader.get_many_into::<&str>(&[], &mut buffer, &[]).is_empty());
+}
+
+#[test]
+fn a_batch_goes_to_its_places_by_one_call_over_local() {
+    batches::<Local>();
+}
+
+#[test]
+fn a_batch_goes_to_its_places_by_one_call_over_sim() {
+    batches::<Sim>();
+}
+
+#[test]
+#[ignore = "needs an RDMA device: VKV_TEST_DEVICE=rxe0"]
+fn a_batch_goes_to_its_places_by_one_call_over_verbs() {
+    batches::<Verbs>();
+}
+
+/// Memory that is registered with another session was posted all the same: the device refused it, again and again, and with each
+/// try the connection was lost for all.
+fn other_sessions<F: TestFabric>() {
+    let world = World::<F>::new();
+    let dataset = filled(&world);
+    let mut reader = dataset.reader().unwrap();
+    assert_eq!(tell(&reader.get(&key(7)).unwrap()), 7);
+    let fabric = F::client(&world.fabric, &world.address);
+    let other = kv_client::on::SessionOn::connect(fabric, &world.address, options("reader")).unwrap();
+    let other = other.open("d").unwrap();
+    let mut buffer = other.allocate(4096).unwrap();
+    let at = dataset.locate(&key(7)).unwrap();
+    let refused = Err(ReadError::OtherSession);
+    assert_eq!(dataset.get_into(&key(7), &mut buffer, 0), refused);
+    assert_eq!(reader.get_into(&key(7), &mut buffer, 0), refused);
+    assert_eq!(reader.get_at_into(&at, None, &mut buffer, 0), refused);
+    assert_eq!(reader.get_many_into(&[key(7)], &mut buffer, &[0]), vec![refused]);
+    assert_eq!(dataset.get_many_into(&[key(7)], &mut buffer, &[0]), vec![refused]);
+    let (error, buffer) = reader.submit_into(&key(7), buffer, 0).unwrap_err();
+    assert_eq!(error, ReadError::OtherSession);
+    let (error, mut buffer) = reader.submit_at_into(&at, None, buffer, 0).unwrap_err();
+    assert_eq!(error, ReadError::OtherSession);
+    assert!(reader.wait().is_none());
+    let spent = dataset.counters();
+    assert_eq!((spent.reconnects, spent.retries), (0, 0), "{spent:?}");
+    let len = other.get_into(&key(7), &mut buffer, 0).unwrap();
+    assert_eq!(tell(&buffer.bytes()[..len]), 7);
+}
+
+#[test]
+fn buffers_of_another_session_are_refused_over_local() {
+    other_sessions::<Local>();
+}
+
+#[test]
+#[ignore = "needs an RDMA device: VKV_TEST_DEVICE=rxe0"]
+fn buffers_of_another_session_are_refused_over_verbs() {
+    other_sessions::<Verbs>();
 }

@@ -7,7 +7,7 @@
 use std::ptr::NonNull;
 use std::time::{Duration, Instant};
 
-use kv_client::{Client, ClientOptions, Server, Target};
+use kv_client::{Client, ClientError, ClientOptions, Server, Target};
 use kv_fabric::local::Local;
 use kv_fabric::verbs::Verbs;
 
@@ -178,4 +178,80 @@ fn memory_is_registered_once_over_local() {
 #[ignore = "needs an RDMA device: VKV_TEST_DEVICE=rxe0"]
 fn memory_is_registered_once_over_verbs() {
     registered_once::<Verbs>();
+}
+
+/// A server that takes connections and says nothing. Each thread waited for the attempts of those before it, and then for its
+/// own.
+#[test]
+fn threads_that_connect_to_a_dead_server_share_one_attempt() {
+    const THREADS: usize = 8;
+    use rustix::net::{AddressFamily, SocketAddrUnix, SocketType};
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("dead");
+    let listener = rustix::net::socket(AddressFamily::UNIX, SocketType::SEQPACKET, None).unwrap();
+    rustix::net::bind(&listener, &SocketAddrUnix::new(&path).unwrap()).unwrap();
+    rustix::net::listen(&listener, 64).unwrap();
+    let uri = format!("local:{}?dataset=d", path.display());
+    let barrier = std::sync::Barrier::new(THREADS);
+    std::thread::scope(|scope| {
+        for _ in 0..THREADS {
+            scope.spawn(|| {
+                let settings = ClientOptions {
+                    connect_timeout: Duration::from_secs(2),
+                    ..options("reader")
+                };
+                barrier.wait();
+                let error = Client::connect(&uri, settings).err().unwrap();
+                assert!(
+                    matches!(error, ClientError::Timeout { .. } | ClientError::Fabric(_)),
+                    "{error}"
+                );
+            });
+        }
+    });
+    rustix::io::ioctl_fionbio(&listener, true).unwrap();
+    let attempts = std::iter::from_fn(|| rustix::net::accept(&listener).ok()).count();
+    assert_eq!(attempts, 1);
+}
+
+/// Pieces of one registration take values by tickets.
+#[test]
+fn pieces_of_registered_memory_are_moved_in_and_come_back() {
+    let world = World::<Local>::new();
+    let writer = world.dataset("d");
+    let values: Vec<_> = (0..20).map(|index| value(index, 5000)).collect();
+    for (index, value) in values.iter().enumerate() {
+        writer.put(format!("key {index}").as_bytes(), value).unwrap();
+    }
+    let client = Client::connect(&uri(&world), options("reader")).unwrap();
+    let mut reader = client.reader().unwrap();
+    let mut tensor = vec![0_u8; 20 * 5000];
+    let start = NonNull::new(tensor.as_mut_ptr()).unwrap();
+    // SAFETY: `tensor` outlives it and its pieces, and is looked at only when they are gone.
+    let mut rest = unsafe { client.register(start, tensor.len()) }.unwrap();
+    assert!(rest.split_off(tensor.len() + 1).is_none());
+    let mut tickets = Vec::new();
+    for index in 0..20 {
+        let after = rest.split_off(5000).unwrap();
+        let piece = std::mem::replace(&mut rest, after);
+        assert_eq!(piece.len(), 5000);
+        tickets.push(
+            reader
+                .submit_into(format!("key {index}").as_bytes(), piece, 0)
+                .unwrap(),
+        );
+    }
+    assert!(rest.is_empty());
+    for _ in 0..20 {
+        let done = reader.wait().unwrap();
+        assert!(tickets.contains(&done.ticket) && done.result == Ok(5000));
+        assert_eq!(done.buffer.unwrap().memory().unwrap().len(), 5000);
+    }
+    let buffer = client.allocate(5000).unwrap();
+    reader.submit_into(b"key 3", buffer, 0).unwrap();
+    let buffer = reader.wait().unwrap().buffer.unwrap().buffer().unwrap();
+    assert!(buffer[..] == values[3]);
+    assert_eq!(client.counters().registrations, 1);
+    drop((rest, reader, client));
+    assert!(tensor.chunks(5000).eq(values.iter().map(|value| &value[..])));
 }

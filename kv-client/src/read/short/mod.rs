@@ -33,7 +33,7 @@ pub(super) struct Short {
     /// Where buckets, prefix, and a value for the heap arrive.
     span: Span,
     /// Where its value goes, where that is a slot.
-    slot: Option<Slot>,
+    pub(super) slot: Option<Slot>,
     brings: Brings,
 }
 
@@ -262,6 +262,11 @@ impl<F: Fabric> Engine<F> {
         W: Fn(usize) -> Wish<'k>,
         T: FnMut(usize, Result<Got, ReadError>),
     {
+        // Their places are asked for again only when nothing more can come there.
+        if matches!(call.want, Want::Place { .. }) {
+            self.await_destroyed();
+        }
+        self.condemned.clear();
         self.flying -= self.lanes[lane].shorts.len();
         let lost = self.lanes[lane].shorts.drain(..);
         call.left.extend(lost.map(|short| (short.user, None)));
