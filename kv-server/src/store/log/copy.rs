@@ -124,8 +124,14 @@ impl<D: Domain> Log<D> {
         hash: KeyHash,
         is_key: impl Fn(&Locator) -> bool,
     ) -> Result<Option<Locator>, StorageError> {
-        self.dataset.mend(hash)?;
-        self.dataset.read_index().find(hash, is_key)
+        let found = self.dataset.read_index().find(hash, &is_key);
+        match found {
+            Err(StorageError::Mending) => {
+                self.dataset.mend(hash)?;
+                self.dataset.read_index().find(hash, is_key)
+            }
+            found => found,
+        }
     }
 
     /// Has the index name a durable copy of what lies as `from_footprint` says, unless its key has another value by now.
