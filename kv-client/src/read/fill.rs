@@ -274,16 +274,19 @@ impl<F: Fabric> Engine<F> {
         let fetch = &self.fetches[index as usize];
         let item = fetch.item;
         let locator = fetch.locator;
+        let record = locator.offset_bytes();
         // Looked up again below: holding it, or all of the view, costs more.
-        if let Err(why) = self.footing.view.row_for(&locator) {
-            let trouble = match why {
-                NoPlace::Unknown => Trouble::NoPlace,
-                NoPlace::Loading => Trouble::Loading(locator.segment),
-                NoPlace::None => Trouble::NoImage,
-            };
-            return self.refuse_record(index, trouble);
-        }
-        let record = fetch.locator.offset_bytes();
+        let follow = match self.footing.view.row_for(&locator) {
+            Ok(row) => row.place(record).map_or(0, |(_, follow)| follow),
+            Err(why) => {
+                let trouble = match why {
+                    NoPlace::Unknown => Trouble::NoPlace,
+                    NoPlace::Loading => Trouble::Loading(locator.segment),
+                    NoPlace::None => Trouble::NoImage,
+                };
+                return self.refuse_record(index, trouble);
+            }
+        };
         let prefix_len = fetch.locator.prefix_len_bytes();
         let (start, end) = (fetch.next, fetch.cover.end.min(fetch.next + self.piece_bytes));
         let with_prefix = !fetch.prefix_asked;
@@ -292,8 +295,13 @@ impl<F: Fabric> Engine<F> {
         let value_len = (end - start) as usize;
         let first_of_item = with_prefix && part.is_none();
         let read_max = self.shared().fabric.read_max_bytes();
-        // Each cut at the end of an extent or at the longest READ costs one more.
-        let reads_max = (head_len + value_len) / read_max + 4;
+        let len = head_len + value_len;
+        let reads_max = if with_prefix && start == 0 && len as u64 <= follow.min(read_max as u64) {
+            1
+        } else {
+            // Each cut at the end of an extent or at the longest READ costs one more.
+            len / read_max + 4
+        };
         if self.chain_room(lane) < reads_max.min(PIECE_READS_MAX) {
             return Step::Full;
         }

@@ -113,7 +113,7 @@ fn more_than_there_are_slots<F: TestFabric>(counted: bool) {
     let dataset = world.session(options("reader")).open("d").unwrap();
     let mut reader = dataset.reader().unwrap();
     let mut tickets = Vec::with_capacity(8000);
-    for (range, count, doorbells) in [(0..40, 300, 0.3), (40..440, 8000, 0.1)] {
+    for (range, count, doorbells) in [(0..40, 300, 0.5), (40..440, 8000, 0.2)] {
         let before = dataset.counters();
         let mut all = || {
             // No two of them are neighbours.
