@@ -3,11 +3,11 @@
 use std::ffi::OsStr;
 use std::fs;
 use std::net::IpAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use clap::ValueEnum;
-use kv_client::Server as Session;
+use kv_client::{ReadError, Server as Session};
 use serde::{Deserialize, Serialize};
 
 use crate::Error;
@@ -81,8 +81,13 @@ struct Report {
     device: String,
     described: String,
     kernel: String,
+    /// Files that are stored.
     samples: u64,
     bytes: u64,
+    /// Files that could not be stored.
+    failed: u64,
+    /// Links and special files.
+    skipped: u64,
     verified: u64,
     mismatched: u64,
     seed: u64,
@@ -127,13 +132,7 @@ pub(crate) fn run(args: &Args) -> Result<bool, Error> {
     eprintln!("demo: storing {} files, {} MB", samples.len(), bytes / 1_000_000);
     stage.kv(&["dataset", "create", &uri].map(OsStr::new))?;
     let started = Instant::now();
-    // A tar is one value here, as every other file.
-    stage.kv(&[
-        "ingest".as_ref(),
-        "--as-files".as_ref(),
-        uri.as_ref(),
-        args.input.as_os_str(),
-    ])?;
+    let ingested = ingest(&stage, &uri, &args.input)?;
     let ingest = started.elapsed();
     eprintln!("demo: killing the server and starting it again");
     server.kill()?;
@@ -141,8 +140,9 @@ pub(crate) fn run(args: &Args) -> Result<bool, Error> {
     server = stage.start()?;
     let restart = started.elapsed();
     let uri = stage.uri(&server.address, Some(DATASET));
-    let mut report = fetch_all(args, &stage, &server, &uri, &samples)?;
-    report.bytes = bytes;
+    let mut report = fetch_all(args, &stage, &server, &uri, samples)?;
+    report.failed = ingested.failed;
+    report.skipped = ingested.skipped;
     report.ingest_mb_s = bytes as f64 / 1e6 / ingest.as_secs_f64();
     report.restart_s = restart.as_secs_f64();
     let ended = server.terminate()?;
@@ -154,7 +154,34 @@ pub(crate) fn run(args: &Args) -> Result<bool, Error> {
         fs::write(path, serde_json::to_string_pretty(&report)? + "\n")
             .map_err(|error| format!("cannot write {}: {error}", path.display()))?;
     }
-    Ok(report.mismatched == 0 && report.verified == report.samples)
+    Ok(report.mismatched == 0 && report.verified == report.samples && report.failed == 0)
+}
+
+/// What the ingest says of itself.
+#[derive(Debug, Deserialize)]
+struct Ingested {
+    failed: u64,
+    skipped: u64,
+    remaining: u64,
+}
+
+/// Stores the files. Those that cannot be stored are named by the command, and the others go on.
+fn ingest(stage: &Stage, uri: &str, input: &Path) -> Result<Ingested, Error> {
+    let figures = stage.scratch("ingest.json");
+    // A tar is one value here, as every other file.
+    let ended = stage.kv(&[
+        "ingest".as_ref(),
+        "--as-files".as_ref(),
+        "--json".as_ref(),
+        figures.as_ref(),
+        uri.as_ref(),
+        input.as_os_str(),
+    ]);
+    let ingested = fs::read(&figures).ok();
+    match ingested.and_then(|text| serde_json::from_slice::<Ingested>(&text).ok()) {
+        Some(ingested) if ended.is_ok() || ingested.failed > 0 && ingested.remaining == 0 => Ok(ingested),
+        _ => Err(ended.err().unwrap_or_else(|| "kv ingest wrote no figures".into())),
+    }
 }
 
 fn stage(args: &Args, bytes: u64, samples: u64) -> Result<Stage, Error> {
@@ -213,16 +240,26 @@ fn fetch_all(
     stage: &Stage,
     server: &Server,
     uri: &str,
-    samples: &[Sample],
+    samples: Vec<Sample>,
 ) -> Result<Report, Error> {
     let session = Session::connect(&uri.parse()?, stage.options()?)?;
     let client = session.open(DATASET)?;
     // Locators first, and one sample by each way, so that every connection stands before anything is counted.
     let keys: Vec<&[u8]> = samples.iter().map(|sample| sample.key.as_slice()).collect();
-    let locators = client
-        .locate_many(&keys)
+    let located = client.locate_many(&keys);
+    // Those that could not be stored are counted already.
+    let is_there =
+        |found: &Result<_, ReadError>| !matches!(found, Err(ReadError::NotFound | ReadError::BadKey { .. }));
+    let (samples, locators): (Vec<Sample>, Vec<_>) = samples
         .into_iter()
-        .collect::<Result<Vec<_>, _>>()?;
+        .zip(located)
+        .filter(|(_, found)| is_there(found))
+        .unzip();
+    let locators = locators.into_iter().collect::<Result<Vec<_>, _>>()?;
+    if samples.is_empty() {
+        return Err("no file could be stored".into());
+    }
+    let samples = &samples[..];
     fetch::pass(&client, &samples[..1], None, args.seed)?;
     wait_until_loaded(&session)?;
     let device = args.device.clone().unwrap_or_default();
@@ -300,7 +337,9 @@ fn report(
         described: String::new(),
         kernel: environment.kernel.clone(),
         samples: samples.len() as u64,
-        bytes: 0,
+        bytes: samples.iter().map(|sample| sample.len_bytes).sum(),
+        failed: 0,
+        skipped: 0,
         verified: samples.len() as u64 - mismatched,
         mismatched,
         seed: args.seed,
@@ -340,7 +379,15 @@ fn print_table(report: &Report) {
         ("kernel", report.kernel.clone()),
         (
             "samples",
-            format!("{} files, {:.1} MB", report.samples, report.bytes as f64 / 1e6),
+            format!(
+                "{} files, {:.1} MB{}",
+                report.samples,
+                report.bytes as f64 / 1e6,
+                match report.failed {
+                    0 => String::new(),
+                    failed => format!("; {failed} could not be stored (named above)"),
+                }
+            ),
         ),
         (
             "verified",

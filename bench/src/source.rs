@@ -37,7 +37,7 @@ pub(crate) fn samples(input: &Path) -> Result<Vec<Sample>, Error> {
         samples.push(Sample {
             key: key.as_os_str().as_bytes().to_vec(),
             path: entry.path().to_path_buf(),
-            len_bytes: entry.path().metadata()?.len(),
+            len_bytes: entry.metadata()?.len(),
         });
     }
     samples.sort_by(|a, b| a.key.cmp(&b.key));

@@ -88,6 +88,11 @@ impl Stage {
         )
     }
 
+    /// A file that is removed with the stage.
+    pub(crate) fn scratch(&self, name: &str) -> PathBuf {
+        self.scratch.path().join(name)
+    }
+
     /// Runs the `kv` command with the key.
     pub(crate) fn kv(&self, args: &[&OsStr]) -> Result<(), Error> {
         let key = ["--key".as_ref(), self.keys.as_os_str()];

@@ -99,10 +99,8 @@ pub enum ConnectionLimit {
 #[derive(Debug, Clone, thiserror::Error)]
 #[non_exhaustive]
 pub enum ClientError {
-    /// A URI that names no server.
-    #[error(
-        "`{value}` is no server: {why} (rdma://host[:port]/dataset or local:/path/to/socket?dataset=name)"
-    )]
+    /// A URI that names no server, or no dataset that can be.
+    #[error("`{value}`: {why} (rdma://host[:port]/dataset or local:/path/to/socket?dataset=name)")]
     Target {
         /// The URI.
         value: String,
@@ -121,7 +119,7 @@ pub enum ClientError {
     #[error(transparent)]
     Fabric(Arc<FabricError>),
     /// The server refused.
-    #[error("{what}: {text} ({})", .status.text())]
+    #[error("{what}: {}", refusal(text, *status))]
     Refused {
         /// What was asked.
         what: String,
@@ -213,5 +211,64 @@ pub enum ClientError {
 impl From<FabricError> for ClientError {
     fn from(error: FabricError) -> Self {
         Self::Fabric(Arc::new(error))
+    }
+}
+
+/// A refusal for a person: the server's words, its reason where they do not say it, and what to do.
+fn refusal(text: &str, status: Status) -> String {
+    let (says_it, remedy) = match status {
+        Status::NoDataset => (
+            true,
+            " (`kv dataset ls` lists those that the key may open; `kv dataset create` makes one)",
+        ),
+        Status::Forbidden => (
+            true,
+            " (use a key whose role and datasets allow it; whoever runs the server has its key file)",
+        ),
+        Status::AuthFailed => (
+            true,
+            " (give the key file of this server; it reads its own anew on SIGHUP)",
+        ),
+        Status::Exists
+        | Status::BadName
+        | Status::BadKey
+        | Status::TooLarge
+        | Status::NoSpace
+        | Status::NoMemory
+        | Status::ShuttingDown
+        | Status::NotFound => (true, ""),
+        _ => (text.contains(status.text()), ""),
+    };
+    match says_it && !text.is_empty() {
+        true => format!("{text}{remedy}"),
+        false if text.is_empty() => format!("{}{remedy}", status.text()),
+        false => format!("{text} ({}){remedy}", status.text()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_refusal_says_once_why_and_what_to_do() {
+        let said = |text: &str, status| {
+            let (what, text) = ("opening".to_owned(), text.to_owned());
+            ClientError::Refused { what, text, status }.to_string()
+        };
+        let text = Status::Forbidden.text();
+        let forbidden = said(text, Status::Forbidden);
+        assert_eq!(forbidden.matches(text).count(), 1, "{forbidden}");
+        assert!(forbidden.contains("use a key"), "{forbidden}");
+        let unknown = said("there is no dataset \"x\"", Status::NoDataset);
+        assert!(
+            !unknown.contains("no such") && unknown.contains("kv dataset ls"),
+            "{unknown}"
+        );
+        assert_eq!(
+            said("the log's queue is full", Status::Limit),
+            "opening: the log's queue is full (a limit of the server is reached)"
+        );
+        assert_eq!(said("", Status::Busy), "opening: the server is busy: ask again");
     }
 }

@@ -1,6 +1,8 @@
 //! Access keys, and the file that holds them.
 
 use std::fmt;
+use std::fs::File;
+use std::io::Read;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
@@ -50,7 +52,7 @@ impl AccessKey {
     /// The key `name` of the key file `path`; its first key where no name is given.
     ///
     /// The file is TOML: `[[key]]` tables with `name` and `secret` (64 hexadecimal digits). A file that other users can
-    /// read is used, with a warning.
+    /// read is used, with a warning; it may be a pipe.
     ///
     /// # Errors
     /// [`ClientError::KeyFile`] if it cannot be read, is no key file, or has no such key.
@@ -59,15 +61,20 @@ impl AccessKey {
             path: path.to_owned(),
             why,
         };
-        let unreadable = |error: std::io::Error| wrong(format!("{error} (name it with --keys)"));
-        let metadata = std::fs::metadata(path).map_err(unreadable)?;
-        if !metadata.is_file() || metadata.len() > FILE_MAX_BYTES {
-            return Err(wrong("it is no key file".to_owned()));
-        }
-        if metadata.permissions().mode() & 0o077 != 0 {
+        let unreadable = |error: std::io::Error| wrong(error.to_string());
+        let file = File::open(path).map_err(unreadable)?;
+        let metadata = file.metadata().map_err(unreadable)?;
+        // A pipe has no length, and is of whoever made it.
+        if metadata.is_file() && metadata.permissions().mode() & 0o077 != 0 {
             tracing::warn!(path = %path.display(), "the key file can be read by other users: chmod 600 it");
         }
-        let text = std::fs::read_to_string(path).map_err(unreadable)?;
+        let mut text = String::new();
+        let read = file.take(FILE_MAX_BYTES + 1).read_to_string(&mut text);
+        if read.map_err(unreadable)? as u64 > FILE_MAX_BYTES {
+            return Err(wrong(format!(
+                "it is longer than {FILE_MAX_BYTES} bytes, which no key file is"
+            )));
+        }
         Self::parse(&text, name).map_err(wrong)
     }
 
@@ -152,6 +159,8 @@ mod tests {
             let error = AccessKey::parse(&text, None).unwrap_err();
             assert!(!error.contains("2233"), "{error}");
         }
+        let endless = AccessKey::load(Path::new("/dev/zero"), None).unwrap_err();
+        assert!(endless.to_string().contains("longer than"), "{endless}");
         let missing = AccessKey::load(Path::new("/nonexistent/keys.toml"), None).unwrap_err();
         assert!(
             missing.to_string().contains("/nonexistent/keys.toml"),

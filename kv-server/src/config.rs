@@ -6,7 +6,9 @@ use std::str::FromStr;
 
 use clap::{Args, Parser, Subcommand};
 use kv_proto::auth::Role;
-use kv_proto::layout::{PART_MAX_BYTES, SEGMENT_DEFAULT_BYTES, SEGMENT_MAX_BYTES, SEGMENT_MIN_BYTES};
+use kv_proto::layout::{
+    EXTENT_BYTES, PART_MAX_BYTES, SEGMENT_DEFAULT_BYTES, SEGMENT_MAX_BYTES, SEGMENT_MIN_BYTES,
+};
 
 use crate::control::{Options, keys};
 use crate::error::StorageError;
@@ -17,6 +19,8 @@ use crate::store::{Compaction, PART_MIN_BYTES, SCRUB_SHARE_DEFAULT, StoreOptions
 pub const PORT_DEFAULT: u16 = 7471;
 /// Least staging memory of a session that writes, bytes.
 const STAGING_MIN_BYTES: u64 = 64 << 10;
+/// Least memory beside two extents of images, bytes: what sessions and the index of a small dataset take.
+const MEMORY_MIN_BYTES: u64 = 32 << 20;
 /// Most staging memory of a session that writes, bytes.
 const STAGING_MAX_BYTES: u64 = 1 << 30;
 /// Shortest lease, ms: below this, scheduling alone would end sessions.
@@ -319,6 +323,7 @@ impl Serve {
     /// # Errors
     /// A text that names the option that cannot be.
     pub fn options(&self) -> Result<Options, String> {
+        let memory_min_bytes = MEMORY_MIN_BYTES + 2 * self.segment_bytes.0.min(EXTENT_BYTES);
         let bounds = [
             (
                 "--staging-bytes",
@@ -333,6 +338,12 @@ impl Serve {
                 SEGMENT_MAX_BYTES,
             ),
             ("--part-bytes", self.part_bytes, PART_MIN_BYTES, PART_MAX_BYTES),
+            (
+                "--memory-budget",
+                self.memory_budget.unwrap_or(Size(memory_min_bytes)),
+                memory_min_bytes,
+                machine_memory_bytes(),
+            ),
         ];
         for (flag, size, least, most) in bounds {
             if !(least..=most).contains(&size.0) {
@@ -454,6 +465,8 @@ mod tests {
             ["--part-bytes", "16383"],
             ["--part-bytes", "33M"],
             ["--gather-budget", "127M"],
+            ["--memory-budget", "1K"],
+            ["--memory-budget", "100T"],
         ] {
             let text = options([flag, size]).unwrap_err();
             assert!(text.starts_with(&format!("{flag} {size}: give ")), "{text}");
@@ -461,6 +474,7 @@ mod tests {
         options(["--gather-budget", "128M"]).unwrap();
         let few = options(["--all-data-connections", "3"]).unwrap();
         assert_eq!(few.data_connections_max, 3);
+        options(["--memory-budget", "160M"]).unwrap();
         assert_eq!(options(["--max-lag-ms", "10000"]).unwrap().max_lag_ms, 10_000);
         assert!(
             options(["--max-lag-ms", "9999"])

@@ -51,7 +51,7 @@ pub enum StorageError {
         source: Arc<io::Error>,
     },
     /// Another server has the data directory.
-    #[error("data directory {} is in use by another server{} (stop it, or give --data another directory)", path.display(), pid_text(*pid))]
+    #[error("data directory {} is in use {} (stop it, or give --data another directory)", path.display(), by(path, *pid))]
     InUse {
         /// The directory.
         path: PathBuf,
@@ -112,6 +112,9 @@ pub enum StorageError {
     /// There is no such dataset, or it was dropped.
     #[error("there is no dataset {0:?}")]
     NoDataset(String),
+    /// It was dropped while it was open.
+    #[error("the dataset was dropped")]
+    Dropped,
     /// A dataset of this name exists.
     #[error("a dataset {0:?} exists")]
     Exists(String),
@@ -177,8 +180,21 @@ pub enum StorageError {
     ShuttingDown,
 }
 
-fn pid_text(pid: Option<u32>) -> String {
-    pid.map(|pid| format!(" (process {pid})")).unwrap_or_default()
+/// Who has a data directory; its lock holds the number of the server that last took it, and others can have it open.
+fn by(path: &Path, pid: Option<u32>) -> String {
+    match pid {
+        None => "by another server".to_owned(),
+        Some(pid) if Path::new(&format!("/proc/{pid}")).exists() => {
+            format!("by another server (process {pid})")
+        }
+        Some(pid) => {
+            let lock = path.join("lock");
+            format!(
+                "by a process that is not process {pid}, its last server, which is gone; `fuser -v {}` names it",
+                lock.display()
+            )
+        }
+    }
 }
 
 impl StorageError {
@@ -216,6 +232,27 @@ impl StorageError {
         }
     }
 
+    /// What a client is told: where things lie on the server is not for it.
+    #[must_use]
+    pub fn for_client(&self) -> String {
+        match self {
+            Self::Io { call, source, .. } | Self::Forbidden { call, source, .. } => {
+                format!("the server's storage failed: {call}: {source} (its log names the file)")
+            }
+            Self::NoSpace { .. } => {
+                "the server's disk is full (free space on its file system; what was answered \
+                                     before is kept)"
+                    .to_owned()
+            }
+            Self::Unwritable { .. }
+            | Self::InUse { .. }
+            | Self::NotADataDirectory { .. }
+            | Self::FormatVersion { .. }
+            | Self::Damaged { .. } => "the server's storage failed (its log says why)".to_owned(),
+            other => other.to_string(),
+        }
+    }
+
     /// The status that a client is answered.
     #[must_use]
     pub const fn status(&self) -> Status {
@@ -231,7 +268,7 @@ impl StorageError {
             Self::NoSpace { .. } => Status::NoSpace,
             Self::Memory { .. } | Self::Fabric(_) => Status::NoMemory,
             Self::Busy(_) | Self::Arriving | Self::Freeing | Self::Mending => Status::Busy,
-            Self::NoDataset(_) => Status::NoDataset,
+            Self::NoDataset(_) | Self::Dropped => Status::NoDataset,
             Self::Exists(_) => Status::Exists,
             Self::BadName(_) => Status::BadName,
             Self::BadKey { .. } => Status::BadKey,
@@ -248,5 +285,50 @@ impl StorageError {
 impl From<FabricError> for StorageError {
     fn from(error: FabricError) -> Self {
         Self::Fabric(Arc::new(error))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_client_is_told_where_things_lie() {
+        let path = || PathBuf::from("/nvme/data");
+        let source = || Arc::new(io::Error::from(io::ErrorKind::Other));
+        let call = "write to";
+        let errors = [
+            StorageError::io(call, &path(), io::Error::from(io::ErrorKind::Other)),
+            StorageError::io(call, &path(), io::Error::from(io::ErrorKind::PermissionDenied)),
+            StorageError::io(call, &path(), io::Error::from(io::ErrorKind::StorageFull)),
+            StorageError::Unwritable {
+                path: path(),
+                source: source(),
+            },
+            StorageError::InUse {
+                path: path(),
+                pid: None,
+            },
+            StorageError::NotADataDirectory {
+                path: path(),
+                found: "x".to_owned(),
+            },
+            StorageError::FormatVersion {
+                path: path(),
+                found: 7,
+            },
+            StorageError::Damaged {
+                path: path(),
+                source: DecodeError::Trailing { what: "x", extra: 1 },
+            },
+        ];
+        for error in errors {
+            assert!(error.to_string().contains("/nvme/data"), "{error}");
+            let told = error.for_client();
+            assert!(
+                told.starts_with("the server's ") && !told.contains("/nvme"),
+                "{told}"
+            );
+        }
     }
 }

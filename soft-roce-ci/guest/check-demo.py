@@ -1,5 +1,6 @@
 #!/usr/bin/env python3
-"""Checks the counts in a demo's JSON: what must hold on every machine. Times are not judged."""
+"""Checks the counts in a demo's JSON: what must hold on every machine, and NAME=NUMBER of more arguments. Times are not
+judged."""
 
 import json
 import sys
@@ -15,6 +16,10 @@ def hold(what, holds):
         wrong.append(what)
 
 
+for what in sys.argv[2:]:
+    name, _, number = what.partition("=")
+    hold(f"{what}, it is {demo[name]}", demo[name] == int(number))
+hold("failed is 0", demo["failed"] == 0)
 hold("mismatched is 0", demo["mismatched"] == 0)
 hold("verified = samples > 0", demo["verified"] == demo["samples"] > 0)
 hold("reads_per_get_known is 1.00", demo["reads_per_get_known"] == 1.0)

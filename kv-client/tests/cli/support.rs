@@ -82,14 +82,58 @@ impl From<Output> for Said {
 }
 
 impl Said {
-    /// Fails unless the exit code is `code` and every text is on stderr.
+    /// Fails unless the exit code is `code` and stderr holds these lines, in any order, and no other; `*` in a line
+    /// stands for any text. How far a command is may be said besides, on a slow machine.
     #[track_caller]
-    pub(crate) fn expect(&self, code: i32, on_stderr: &[&str]) -> &Self {
+    pub(crate) fn expect(&self, code: i32, lines: &[&str]) -> &Self {
         assert_eq!(self.code, Some(code), "{self:?}");
+        let is_progress = |line: &&str| line.starts_with("storing ") || line.starts_with("verifying ");
+        let mut said: Vec<&str> = self.stderr.lines().filter(|line| !is_progress(line)).collect();
+        for line in lines {
+            let found = said.iter().position(|said| is_like(said, line));
+            said.remove(found.unwrap_or_else(|| panic!("no line is {line:?}: {self:#?}")));
+        }
+        assert!(said.is_empty(), "nobody expects {said:#?}: {self:#?}");
+        self
+    }
+
+    /// Fails unless the command line was refused, with every text on stderr: of what is wrong with one, clap says more
+    /// than a line.
+    #[track_caller]
+    pub(crate) fn refused_by_clap(&self, on_stderr: &[&str]) -> &Self {
+        assert_eq!(self.code, Some(2), "{self:?}");
         for text in on_stderr {
             assert!(self.stderr.contains(text), "{text:?} is not in {:?}", self.stderr);
         }
         self
+    }
+}
+
+/// Whether a line is like a pattern, in which `*` stands for any text.
+fn is_like(line: &str, pattern: &str) -> bool {
+    let mut parts = pattern.split('*');
+    let Some(mut rest) = line.strip_prefix(parts.next().unwrap_or_default()) else {
+        return false;
+    };
+    let Some(last) = parts.next_back() else {
+        return rest.is_empty();
+    };
+    for part in parts {
+        match rest.find(part) {
+            Some(at) => rest = &rest[at + part.len()..],
+            None => return false,
+        }
+    }
+    rest.ends_with(last)
+}
+
+#[test]
+fn patterns_match_whole_lines() {
+    for pattern in ["abc", "a*", "*c", "*", "a*c", "*b*", "abc*"] {
+        assert!(is_like("abc", pattern), "{pattern}");
+    }
+    for pattern in ["ab", "bc", "a*b", "b*", "*d*", "abc*c", ""] {
+        assert!(!is_like("abc", pattern), "{pattern}");
     }
 }
 

@@ -67,7 +67,7 @@ impl Listener {
             _ => Path::new("."),
         };
         // Held until the socket listens: two servers that start at once would each take the other's for a dead one's.
-        let _lock = lock(folder).map_err(fail)?;
+        let _lock = lock(folder, LOCK_WAIT_MAX).map_err(fail)?;
         let socket = socket::new().map_err(fail)?;
         match rustix::net::bind(&socket, &at) {
             Err(Errno::ADDRINUSE) => {
@@ -105,15 +105,28 @@ impl Drop for Listener {
     }
 }
 
-fn lock(folder: &Path) -> io::Result<File> {
-    let folder = File::open(folder)?;
-    let deadline = Instant::now() + LOCK_WAIT_MAX;
+/// Takes the folder's lock, waiting at most `patience` for who has it.
+fn lock(folder: &Path, patience: Duration) -> io::Result<File> {
+    let shown = folder.display();
+    let file = File::open(folder).map_err(|error| {
+        let why = format!("its folder {shown}: {error} (make the folder, or choose another path)");
+        io::Error::new(error.kind(), why)
+    })?;
+    let deadline = Instant::now() + patience;
     loop {
-        match rustix::fs::flock(&folder, FlockOperation::NonBlockingLockExclusive) {
+        match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
             Err(Errno::WOULDBLOCK) if Instant::now() < deadline => std::thread::sleep(RETRY_AFTER),
+            // Whoever may read the folder can take its lock.
+            Err(Errno::WOULDBLOCK) => {
+                let why = format!(
+                    "another process holds the lock of its folder {shown} (`fuser -v {shown}` names it; stop it, or choose a \
+                     path in a folder of your own)"
+                );
+                return Err(io::Error::new(io::ErrorKind::WouldBlock, why));
+            }
             result => {
                 result?;
-                return Ok(folder);
+                return Ok(file);
             }
         }
     }
@@ -161,5 +174,24 @@ pub(super) fn connect(address: &str, deadline: Instant) -> Result<OwnedFd, Fabri
             }
             Err(error) => return Err(failed(Stage::Connect, address, error)),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_folder_that_somebody_has_locked_is_named() {
+        let folder = tempfile::tempdir().unwrap();
+        let said = |folder: &Path| lock(folder, Duration::ZERO).unwrap_err().to_string();
+        let name = folder.path().display().to_string();
+        let held = lock(folder.path(), Duration::ZERO).unwrap();
+        let why = said(folder.path());
+        assert!(why.contains(&name) && why.contains("fuser -v"), "{why}");
+        drop(held);
+        lock(folder.path(), Duration::ZERO).unwrap();
+        let why = said(&folder.path().join("none"));
+        assert!(why.contains(&name) && why.contains("make the folder"), "{why}");
     }
 }

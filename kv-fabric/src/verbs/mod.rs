@@ -288,7 +288,12 @@ fn unavailable(error: &rdma::Error) -> FabricError {
         rdma::Error::NoDevice { .. } => no_device(),
         other => FabricError::Unavailable {
             what: other.to_string(),
-            remedy: "see kv doctor".to_owned(),
+            remedy: match other.errno() {
+                Some(libc::EACCES | libc::EPERM) => {
+                    "let this user open it: a udev rule, or the group `rdma`; see kv doctor".to_owned()
+                }
+                _ => "see kv doctor".to_owned(),
+            },
         },
     }
 }
@@ -366,16 +371,12 @@ fn remedy(errno: Option<i32>, stage: Stage) -> Option<&'static str> {
 }
 
 fn memory_error(action: &'static str, len_bytes: usize, error: rdma::Error) -> FabricError {
-    let remedy = if error.errno() == Some(libc::ENOMEM) {
-        "raise the limit of locked memory: ulimit -l unlimited, or LimitMEMLOCK=infinity"
-    } else {
-        "see kv doctor"
-    };
     FabricError::Memory {
         action,
         len_bytes,
+        // It says which limit of locked memory to raise.
         source: io_error(error),
-        remedy: remedy.to_owned(),
+        remedy: "see kv doctor".to_owned(),
     }
 }
 
@@ -410,5 +411,36 @@ mod tests {
         assert!(!text(libc::EIO, Stage::Listen).contains("doctor"));
         let unknown = parse("no-port", Stage::Resolve).unwrap_err().to_string();
         assert!(unknown.contains("HOST:PORT"), "{unknown}");
+    }
+
+    /// What `kv` and `kv-server` print, for a device node that the user may not open and for a limit that is too low.
+    #[test]
+    fn what_this_user_may_not_do_is_said_with_a_remedy() {
+        let denied = rdma::Error::Verb {
+            call: "ibv_open_device",
+            what: "rxe0; it takes reading and writing /dev/infiniband/uverbs0".to_owned(),
+            source: std::io::Error::from_raw_os_error(libc::EACCES),
+        };
+        assert_eq!(
+            unavailable(&denied).to_string(),
+            "ibv_open_device (rxe0; it takes reading and writing /dev/infiniband/uverbs0): Permission denied (os error 13) \
+             (let this user open it: a udev rule, or the group `rdma`; see kv doctor)"
+        );
+        let limited = rdma::Error::Register {
+            addr: 0x1000,
+            len_bytes: 8192,
+            access: rdma::Access::REMOTE_READ,
+            hint: "; the limit of locked memory is 64 KiB: raise it (ulimit -l unlimited, or LimitMEMLOCK=infinity)".to_owned(),
+            source: std::io::Error::from_raw_os_error(libc::ENOMEM),
+        };
+        let line = memory_error("register", 8192, limited).to_string();
+        assert!(
+            line.starts_with("cannot register 8192 bytes: registering 8192 bytes at 0x1000 with "),
+            "{line}"
+        );
+        assert!(line.ends_with(
+            ": Cannot allocate memory (os error 12); the limit of locked memory is 64 KiB: raise it (ulimit -l unlimited, or \
+             LimitMEMLOCK=infinity) (see kv doctor)"
+        ), "{line}");
     }
 }

@@ -3,6 +3,7 @@
 
 use kv_proto::bucket::{IndexScope, candidates, judge_bucket, judge_directory_entry};
 use kv_proto::crc::crc32c;
+use kv_proto::footer::{encode_list, parse_list};
 use kv_proto::hash::KeyHash;
 use kv_proto::layout::{Bucket, DirectoryEntry, Locator, RecordHeader};
 use kv_proto::parts::{judge_part, part_locator};
@@ -12,7 +13,7 @@ use kv_proto::record::{
 };
 use kv_proto::segment_list::{encode_segments, parse_segments};
 use libfuzzer_sys::fuzz_target;
-use zerocopy::FromBytes;
+use zerocopy::{FromBytes, IntoBytes};
 
 const HASH_KEY: [u8; 16] = [7; 16];
 
@@ -105,7 +106,19 @@ fn segments(bytes: &[u8]) {
     }
 }
 
+fn lists(bytes: &[u8]) {
+    // They begin at a multiple of 8 in memory.
+    let mut words = vec![0_u64; bytes.len().div_ceil(8)];
+    words.as_mut_bytes()[..bytes.len()].copy_from_slice(bytes);
+    if let Ok((entries, operations)) = parse_list(&words.as_bytes()[..bytes.len()]) {
+        let mut again = Vec::new();
+        encode_list(entries, operations, &mut again);
+        assert_eq!(again, bytes);
+    }
+}
+
 fuzz_target!(|bytes: &[u8]| {
+    lists(bytes);
     records(bytes);
     index(bytes);
     segments(bytes);

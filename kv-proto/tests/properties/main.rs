@@ -6,6 +6,7 @@
 
 #[path = "../common/mod.rs"]
 mod common;
+mod footers;
 mod frames;
 mod index;
 mod judges;

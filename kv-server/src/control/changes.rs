@@ -143,6 +143,8 @@ impl<F: Fabric> Control<F> {
                 self.dropped(dropped.dataset, dropped.number);
                 // Gone all the same, and released; but not yet for good.
                 dropped.synced.map(|()| Answer::Drop {}).map_err(|error| {
+                    tracing::error!(%error, dataset = %name, "a dataset may be back after a power cut");
+                    let error = error.for_client();
                     let text = format!(
                         "dataset {name:?} is dropped, but after a power cut it may be back, maybe empty, and is then to be dropped \
                          again: {error}"

@@ -22,7 +22,10 @@ pub(super) const PAYLOAD_BYTES: usize = FRAME_MAX_BYTES - FRAME_HEADER_BYTES;
 
 impl From<StorageError> for Refusal {
     fn from(error: StorageError) -> Self {
-        Self::new(error.status(), error.to_string())
+        if error.status() == Status::Io {
+            tracing::error!(%error, "a request failed");
+        }
+        Self::new(error.status(), error.for_client())
     }
 }
 

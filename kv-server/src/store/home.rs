@@ -1,7 +1,8 @@
 //! The data directory itself: who has it, its superblock, and the numbers that are durable in it.
 
-use std::fs::{File, OpenOptions};
+use std::fs::{DirBuilder, File, OpenOptions, Permissions};
 use std::io::{self, Read, Seek, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 
@@ -163,7 +164,17 @@ fn make_root(
         .ancestors()
         .take_while(|path| !path.as_os_str().is_empty() && path.try_exists().is_ok_and(|there| !there))
         .collect();
-    std::fs::create_dir_all(root).map_err(unwritable)?;
+    if missing.is_empty() && !root.is_dir() {
+        return Err(unwritable(io::Error::other("it is no directory")));
+    }
+    if let Some(above) = root.parent() {
+        std::fs::create_dir_all(above).map_err(&unwritable)?;
+    }
+    // Others could read values in it, and take its lock.
+    match DirBuilder::new().mode(0o700).create(root) {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists && root.is_dir() => {}
+        made => made.map_err(unwritable)?,
+    }
     for made in missing {
         let above = made.parent().filter(|above| !above.as_os_str().is_empty());
         files.sync_directory(above.unwrap_or(Path::new(".")))?;
@@ -191,8 +202,11 @@ fn take_lock(root: &Path, unwritable: impl Fn(io::Error) -> StorageError) -> Res
         .write(true)
         .create(true)
         .truncate(false)
+        .mode(0o600)
         .open(&path)
         .map_err(&unwritable)?;
+    // One that was made before may be for others to read, and then they can take it. Not ours: whose it is knows best.
+    let _ = file.set_permissions(Permissions::from_mode(0o600));
     flock(root, &path, &mut file)?;
     // For people only: the flock is what counts.
     file.set_len(0).map_err(&unwritable)?;

@@ -108,16 +108,16 @@ fn log(setup: &Setup) -> String {
     std::fs::read_to_string(log_path(setup)).unwrap_or_default()
 }
 
-/// One clear line on standard error and a status that is not zero.
+/// One clear line on standard error, nothing else there, and a status that is not zero.
 fn fails(output: &Output) -> String {
     let text = String::from_utf8(output.stderr.clone()).unwrap();
     assert!(!output.status.success(), "{text}");
-    let lines: Vec<&str> = text
-        .lines()
-        .filter(|line| line.starts_with("kv-server: "))
-        .collect();
-    assert_eq!(lines.len(), 1, "{text}");
-    lines[0].to_owned()
+    let line = text.strip_suffix('\n').unwrap_or_else(|| panic!("{text:?}"));
+    assert!(
+        line.starts_with("kv-server: ") && !line.contains(|char: char| char.is_control()),
+        "{text:?}"
+    );
+    line.to_owned()
 }
 
 fn what_was_answered_survives_sigkill_on<F: TestFabric>() {
@@ -234,13 +234,32 @@ fn a_second_signal_ends_it_at_once() {
     eventually("it began to stop", || {
         log(&setup).contains("stopping").then_some(())
     });
-    process.signal(Signal::TERM);
-    assert_eq!(process.end().code(), Some(130), "{}", log(&setup));
+    // A repetition of the first is not taken for one, so it is sent until it is taken.
+    let ended = eventually("a second signal is taken", || {
+        process.signal(Signal::TERM);
+        process.child.try_wait().unwrap()
+    });
+    assert_eq!(ended.code(), Some(130), "{}", log(&setup));
     raw.wait_end();
     // Nothing is left that keeps the next one from starting.
     Process::<Local>::start(&setup, &[])
         .session(&setup.reader)
         .renew(0);
+}
+
+/// Whoever ends a process and its group, as `timeout` does, sends one signal twice.
+#[test]
+fn a_signal_that_comes_twice_at_once_is_taken_for_one() {
+    let setup = Setup::new();
+    let mut process: Process = Process::start(&setup, &[]);
+    // A session makes it take leave, which takes time.
+    let mut raw = process.session(&setup.reader);
+    // Two of one number would be one to a process that is stopped.
+    for signal in [Signal::STOP, Signal::INT, Signal::TERM, Signal::CONT] {
+        process.signal(signal);
+    }
+    raw.wait_end();
+    assert_eq!(process.end().code(), Some(0), "{}", log(&setup));
 }
 
 #[test]
@@ -315,11 +334,46 @@ fn a_directory_that_is_in_use_is_said() {
         keys.to_str().unwrap(),
     ];
     let line = fails(&server(&arguments).output().unwrap());
-    assert!(
-        line.contains("in use") && line.contains(setup.store.data.to_str().unwrap()),
-        "{line}"
+    let data = setup.store.data.display();
+    let pid = process.child.id();
+    assert_eq!(
+        line,
+        format!(
+            "kv-server: data directory {data} is in use by another server (process {pid}) (stop it, or give --data another \
+             directory)"
+        )
     );
     process.session(&setup.reader).renew(0);
+}
+
+/// Whoever could read the lock could take it, and kept every server from starting; what they said named a process that
+/// was long gone.
+#[test]
+fn nobody_else_can_take_the_lock_and_who_has_it_can_be_found() {
+    use std::os::unix::fs::PermissionsExt;
+    let setup = Setup::new();
+    let data = &setup.store.data;
+    let mode = |path: &Path| std::fs::metadata(path).unwrap().permissions().mode() & 0o777;
+    drop(Process::<Local>::start(&setup, &[]));
+    assert_eq!((mode(data), mode(&data.join("lock"))), (0o700, 0o600));
+    // One that was made by a server before this one; a directory that is there stays as it is.
+    std::fs::set_permissions(data.join("lock"), PermissionsExt::from_mode(0o644)).unwrap();
+    std::fs::set_permissions(data, PermissionsExt::from_mode(0o755)).unwrap();
+    drop(Process::<Local>::start(&setup, &[]));
+    assert_eq!((mode(data), mode(&data.join("lock"))), (0o755, 0o600));
+
+    let lock = std::fs::File::open(data.join("lock")).unwrap();
+    lock.lock().unwrap();
+    let mut gone = Command::new("true").spawn().unwrap();
+    gone.wait().unwrap();
+    std::fs::write(data.join("lock"), format!("{}\n", gone.id())).unwrap();
+    let line = refused(&setup, |_| {});
+    let path = data.join("lock").display().to_string();
+    assert!(
+        line.contains(&format!("process {}, its last server, which is gone", gone.id())),
+        "{line}"
+    );
+    assert!(line.contains(&format!("`fuser -v {path}` names it")), "{line}");
 }
 
 #[test]
@@ -356,9 +410,29 @@ fn what_cannot_be_served_is_said_in_one_line() {
     let line = run(&folder.join("bad"), &listen, &keys, &[]);
     assert!(line.contains("bad"), "{line}");
     let line = run(&data, "rdma://192.0.2.1:7471", &keys, &[]);
-    assert!(line.len() > 20, "{line}");
+    // Where there is a device, it has another address.
+    let has_device =
+        std::fs::read_dir("/sys/class/infiniband").is_ok_and(|mut devices| devices.next().is_some());
+    let no_device = "kv-server: this machine has no RDMA device (use local: between processes of this machine, load Soft-RoCE \
+                     (soft-roce-ci/run), or see kv doctor)";
+    assert!(
+        line == no_device || has_device && line.contains("192.0.2.1:7471"),
+        "{line}"
+    );
     let line = run(&data, "local:/nonexistent/socket", &keys, &[]);
-    assert!(line.contains("/nonexistent/socket"), "{line}");
+    for words in [
+        "/nonexistent/socket",
+        "No such file",
+        "make the folder, or choose another path",
+    ] {
+        assert!(line.contains(words), "{line}");
+    }
+    std::fs::write(folder.join("file"), "").unwrap();
+    let line = run(&folder.join("file"), &listen, &keys, &[]);
+    assert!(
+        line.contains("file: it is no directory (give --data a directory"),
+        "{line}"
+    );
     let line = run(&data, &listen, &keys, &["--staging-bytes", "1K"]);
     assert!(line.contains("--staging-bytes 1K"), "{line}");
 }
@@ -564,6 +638,35 @@ fn keygen_makes_entries_that_are_read_back() {
     assert!(line.contains("\"b\" is there twice"), "{line}");
     assert!(!keygen(&["--name", "c", "--role", "root"]).status.success());
     assert!(keys::Keys::load(&file).unwrap().get(b"c").is_none());
+}
+
+/// A secret that reaches nobody is a failure, and one in a file is for its owner.
+#[test]
+fn keygen_loses_no_key_and_shows_it_to_nobody() {
+    use std::os::unix::fs::PermissionsExt;
+    let keygen = ["keygen", "--name", "k", "--role", "read"];
+    let full = std::fs::File::options().write(true).open("/dev/full").unwrap();
+    let line = fails(&server(&keygen).stdout(full).output().unwrap());
+    assert!(
+        line.contains("No space left") && line.contains("--out FILE"),
+        "{line}"
+    );
+    let (reader, writer) = std::io::pipe().unwrap();
+    drop(reader);
+    let line = fails(&server(&keygen).stdout(writer).output().unwrap());
+    assert!(line.contains("Broken pipe"), "{line}");
+
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("keys.toml");
+    std::fs::write(&file, "").unwrap();
+    std::fs::set_permissions(&file, PermissionsExt::from_mode(0o644)).unwrap();
+    let out = ["--out", file.to_str().unwrap()];
+    assert!(server(&[&keygen[..], &out].concat()).status().unwrap().success());
+    assert_eq!(
+        std::fs::metadata(&file).unwrap().permissions().mode() & 0o777,
+        0o600
+    );
+    assert!(keys::Keys::load(&file).unwrap().get(b"k").is_some());
 }
 
 /// CPU ticks and voluntary switches of all threads of a process: what it used, and how often it woke.

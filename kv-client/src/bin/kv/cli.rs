@@ -1,5 +1,6 @@
 //! The command line: what all subcommands share.
 
+use std::cell::OnceCell;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -21,7 +22,8 @@ Start here:
   kv verify rdma://node7/images train/ --key admin.toml
   export VKV_KEY_FILE=admin.toml                 instead of --key every time
 
-Exit codes: 0 done; 1 failed, wholly or in part; 2 wrong command line; 130 interrupted.";
+Exit codes: 0 done; 1 failed, wholly or in part; 2 wrong command line; 130 and 143 interrupted by
+SIGINT and SIGTERM.";
 
 /// Stores training samples on a verbs-kv server and reads them back by one-sided RDMA READs.
 #[derive(Parser)]
@@ -85,6 +87,9 @@ pub(crate) struct Common {
     /// Id of this client, for retries across processes [default: random]
     #[arg(long, value_name = "NUMBER", value_parser = client_id, global = true)]
     client_id: Option<u64>,
+    /// The key, once it was read: a pipe is read once, and a warning said once.
+    #[arg(skip)]
+    loaded: OnceCell<AccessKey>,
 }
 
 fn seconds(text: &str) -> Result<Duration, String> {
@@ -121,12 +126,25 @@ pub(crate) fn dataset_of<'a>(target: &'a Target, uri: &str) -> Result<&'a str, F
 }
 
 impl Common {
-    fn options(&self) -> Result<ClientOptions, Failure> {
+    fn load(&self) -> Result<AccessKey, Failure> {
         let path = self.key.as_deref().ok_or_else(|| {
             Failure::usage("no key file (give --key FILE or set VKV_KEY_FILE; `kv-server keygen` makes one)")
         })?;
-        let key = AccessKey::load(path, self.key_name.as_deref())
-            .map_err(|error| Failure::new(error.to_string()))?;
+        AccessKey::load(path, self.key_name.as_deref()).map_err(|error| {
+            Failure::new(format!(
+                "{error} (give --key FILE or set VKV_KEY_FILE; --key-name NAME chooses a key of it)"
+            ))
+        })
+    }
+
+    fn options(&self) -> Result<ClientOptions, Failure> {
+        let key = match self.loaded.get() {
+            Some(key) => key.clone(),
+            None => {
+                let key = self.load()?;
+                self.loaded.get_or_init(|| key).clone()
+            }
+        };
         let mut options = ClientOptions::new(key);
         options.client_id = self.client_id;
         options.connect_timeout = self.timeout;
@@ -185,26 +203,28 @@ pub(crate) struct InputArguments {
 impl InputArguments {
     /// Scans the paths and says what is left out; two inputs of one key are a failure.
     pub(crate) fn scan(&self, quiet: bool) -> Result<crate::source::Sources, Failure> {
-        use crate::output::{count, say};
+        use crate::output::{count, say, say_some};
         use crate::source::scan::{Tars, check_distinct, scan};
         use std::os::unix::ffi::OsStrExt;
         let tars = if self.as_files { Tars::None } else { self.tars };
         let sources = scan(&self.paths, self.prefix.as_bytes(), tars);
         check_distinct(&sources).map_err(Failure::new)?;
         if !quiet {
-            for problem in &sources.skipped {
-                say(format_args!("kv: skipped {}: {}", problem.origin, problem.why));
-            }
+            say_some("kv: skipped ", sources.skipped.iter());
             if sources.nested_tars > 0 {
                 let tars = count(sources.nested_tars, "tar");
                 say(format_args!(
                     "kv: {tars} inside directories: each is one value (--tars all stores the members)"
                 ));
             }
+            if sources.compressed_tars > 0 {
+                let tars = count(sources.compressed_tars, "compressed tar");
+                say(format_args!(
+                    "kv: {tars}: each is one value (unpack them to .tar to store the members)"
+                ));
+            }
         }
-        for problem in &sources.failed {
-            say(format_args!("kv: {}: {}", problem.origin, problem.why));
-        }
+        say_some("kv: ", sources.failed.iter());
         Ok(sources)
     }
 }

@@ -6,6 +6,7 @@ use std::io::{self, IsTerminal, Write};
 use std::path::{Path, PathBuf};
 
 use clap::Args;
+use kv_client::ReadError;
 
 use crate::cli::Common;
 use crate::failure::{Ended, Failure, OK};
@@ -58,8 +59,17 @@ pub(crate) fn run(arguments: Arguments, common: &Common) -> Ended {
         Some((offset, len)) => client.get_range(&key, offset, len),
         None => client.get(&key),
     };
-    let value = got
-        .map_err(|error| Failure::new(format!("getting {} from {}: {error}", shown(&key), arguments.uri)))?;
+    let value = got.map_err(|error| {
+        let remedy = match &error {
+            ReadError::NotFound => " (`kv ls` lists the keys)",
+            _ => "",
+        };
+        Failure::new(format!(
+            "getting {} from {}: {error}{remedy}",
+            shown(&key),
+            arguments.uri
+        ))
+    })?;
     match &arguments.output {
         Some(path) => write_file(path, &value)
             .map_err(|error| Failure::new(format!("writing {}: {error}", shown_path(path))))?,

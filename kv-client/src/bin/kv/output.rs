@@ -10,6 +10,28 @@ use serde::Serialize;
 
 use crate::failure::Failure;
 
+/// Most things of one kind that are named one by one on stderr.
+pub(crate) const NAMED_MAX: u64 = 100;
+
+/// Says that so many things of a kind were named.
+pub(crate) fn named_above(count: u64) -> String {
+    match count > NAMED_MAX {
+        true => format!("the first {NAMED_MAX} of them named above"),
+        false => "named above".to_owned(),
+    }
+}
+
+/// A line on stderr for each of `things`, but only the first ones of many.
+pub(crate) fn say_some<T: Display>(what: &str, things: impl ExactSizeIterator<Item = T>) {
+    let more = (things.len() as u64).saturating_sub(NAMED_MAX);
+    things
+        .take(NAMED_MAX as usize)
+        .for_each(|thing| say(format_args!("{what}{thing}")));
+    if more > 0 {
+        say(format_args!("{what}{more} more"));
+    }
+}
+
 /// A line on stderr; a closed stderr is nobody's loss.
 pub(crate) fn say(text: impl Display) {
     let _ = writeln!(io::stderr().lock(), "{text}");

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
-use crate::output::{clock, say, size};
+use crate::output::{NAMED_MAX, clock, say, size};
 
 /// Between two lines where stderr is no terminal.
 const LINE_EVERY: Duration = Duration::from_secs(5);
@@ -27,6 +27,7 @@ const GUESS_MAX_SECONDS: f64 = 100.0 * 3600.0;
 struct Counts {
     items: AtomicU64,
     bytes: AtomicU64,
+    problems: AtomicU64,
 }
 
 /// The display of one command's progress; ends when it is dropped.
@@ -103,8 +104,17 @@ impl Progress {
         )
     }
 
-    /// A line on stderr, above the bar.
-    pub(crate) fn say(&self, text: &str) {
+    /// A line on stderr, above the bar, for something that is wrong; of many only the first ones.
+    pub(crate) fn problem(&self, text: &str) {
+        let before = self.counts.problems.fetch_add(1, Ordering::Relaxed);
+        if before > NAMED_MAX {
+            return;
+        }
+        let text = if before < NAMED_MAX {
+            text
+        } else {
+            "kv: more of this kind is counted and not named (--json FILE has a thousand)"
+        };
         match &self.bar {
             Some(bar) => bar.suspend(|| say(text)),
             None => say(text),

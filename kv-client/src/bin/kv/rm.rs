@@ -13,7 +13,7 @@ use kv_client::Client;
 use crate::cli::Common;
 use crate::failure::{Ended, Failure, OK};
 use crate::keys::{from_argument, judge, shown};
-use crate::output::{count, print, say};
+use crate::output::{count, named_above, print, say_some};
 
 /// Threads that delete.
 const JOBS: usize = 8;
@@ -109,7 +109,7 @@ pub(crate) fn run(arguments: &Arguments, common: &Common) -> Ended {
             if !arguments.yes && !found.is_empty() {
                 let begin = match prefix {
                     b"" => String::new(),
-                    _ => format!(" that begin with {}", shown(prefix)),
+                    _ => format!(" beginning with {}", shown(prefix)),
                 };
                 return Err(Failure::new(format!(
                     "{} holds {}{begin}: nothing was deleted (add --yes to delete them)",
@@ -125,9 +125,10 @@ pub(crate) fn run(arguments: &Arguments, common: &Common) -> Ended {
         missing,
         failure,
     } = delete(&client, &keys);
-    for key in &missing {
-        say(format_args!("kv: {}: there is no such key", shown(key)));
-    }
+    let lines = missing
+        .iter()
+        .map(|key| format!("{}: there is no such key", shown(key)));
+    say_some("kv: ", lines);
     if let Some(why) = failure {
         let before = count(deleted, "key");
         return Err(Failure::new(format!(
@@ -138,8 +139,9 @@ pub(crate) fn run(arguments: &Arguments, common: &Common) -> Ended {
     print(format_args!("deleted {}", count(deleted, "key")))?;
     if !missing.is_empty() {
         return Err(Failure::new(format!(
-            "{} not there (named above)",
-            count(missing.len() as u64, "key")
+            "{} not there ({})",
+            count(missing.len() as u64, "key"),
+            named_above(missing.len() as u64)
         )));
     }
     Ok(OK)

@@ -95,7 +95,7 @@ pub(crate) enum Ended {
 impl From<StorageError> for Ended {
     fn from(error: StorageError) -> Self {
         match error {
-            StorageError::ShuttingDown | StorageError::NoDataset(_) => Self::Gone,
+            StorageError::ShuttingDown | StorageError::NoDataset(_) | StorageError::Dropped => Self::Gone,
             // Any other, as that too many files are open, says nothing of the file.
             error if says_lost(&error) => Self::Unreadable(error),
             error => Self::Later(error),

@@ -158,7 +158,7 @@ fn refusal(state: &State, limit: usize) -> Result<(), StorageError> {
     match state.closed {
         Some(Close::Finish) => Err(StorageError::ShuttingDown),
         Some(Close::Broken) => Err(broken()),
-        Some(Close::Dropped) => Err(StorageError::NoDataset("dropped".to_owned())),
+        Some(Close::Dropped) => Err(StorageError::Dropped),
         None if state.ops.len() >= limit => Err(StorageError::Busy("the log's queue is full")),
         None => Ok(()),
     }
@@ -176,6 +176,14 @@ mod tests {
     use crate::store::arriving::Arriving;
     use crate::store::operations::{Begin, Operations};
     use crate::store::put::Put;
+
+    #[test]
+    fn what_comes_after_a_drop_is_told_of_it() {
+        let queue = Queue::default();
+        queue.close(Close::Dropped);
+        let refused = queue.check().unwrap_err().to_string();
+        assert_eq!(refused, "the dataset was dropped");
+    }
 
     #[test]
     fn one_sync_covers_so_many_bytes_unless_one_is_longer() {

@@ -17,6 +17,11 @@ const MTU_WANTED_BYTES: u32 = 4096;
 /// Ethernet frame that carries a packet of 4096 bytes: payload and RoCE's headers, rounded up.
 const NETDEV_MTU_WANTED_BYTES: u32 = 4500;
 
+/// What to do where there is no device.
+const WITHOUT_DEVICE: &str = "use local: between processes of this machine; for rdma:// install libibverbs1, librdmacm1 \
+                              and ibverbs-providers, and load the device's driver (rdma_rxe makes a device of a network \
+                              interface)";
+
 /// How bad a finding is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
@@ -71,12 +76,7 @@ pub(crate) fn libraries_and_devices(devices: &Devices, findings: &mut Vec<Findin
             let names: Vec<&str> = devices.iter().map(|device| &device.name[..]).collect();
             ok("devices", names.join(", "))
         }
-        Err(why) => Finding {
-            check: "devices".into(),
-            status: Status::Fail,
-            detail: why.clone(),
-            remedy: None,
-        },
+        Err(why) => fail("devices", why, WITHOUT_DEVICE),
     });
 }
 

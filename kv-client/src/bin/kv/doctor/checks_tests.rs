@@ -69,6 +69,11 @@ fn a_machine_without_rdma_says_so_and_names_local() {
     let devices: Devices = Err("libibverbs.so.1 cannot be opened".into());
     let findings = of(|findings| libraries_and_devices(&devices, findings));
     assert_eq!(statuses(&findings), [Status::Fail]);
+    let remedy = findings[0].remedy.as_ref().unwrap();
+    assert!(
+        remedy.contains("local:") && remedy.contains("libibverbs1"),
+        "{remedy}"
+    );
     assert!(!usable(&devices, &findings));
     let verdict = verdict(&devices, false, false);
     assert!(verdict.contains("no RDMA") && verdict.contains("local:") && !verdict.contains('\n'));

@@ -407,7 +407,7 @@ impl Work<'_> {
             why: why.to_owned(),
         };
         self.progress
-            .say(&format!("kv: {}: {}", problem.origin, problem.why));
+            .problem(&format!("kv: {}: {}", problem.origin, problem.why));
         let mut tally = self.tally();
         tally.failed += 1;
         if tally.problems.len() < PROBLEMS_KEPT_MAX {

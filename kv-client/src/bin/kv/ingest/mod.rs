@@ -13,7 +13,7 @@ use serde::Serialize;
 
 use crate::cli::{Common, InputArguments, dataset_of, end, target};
 use crate::failure::{Ended, FAILED, Failure, OK};
-use crate::output::{count, mb_s, print, round, say, size, write_json};
+use crate::output::{count, mb_s, named_above, print, round, say, size, write_json};
 use crate::progress::Progress;
 use crate::source::{Problem, Sources};
 use crate::stop::Stop;
@@ -156,7 +156,7 @@ fn remedy(error: &ClientError, arguments: &Arguments) -> &'static str {
         ClientError::Refused {
             status: Status::NoDataset,
             ..
-        } if !arguments.create => " (create it with --create or `kv dataset create`)",
+        } if !arguments.create => " (or give --create)",
         _ => "",
     }
 }
@@ -192,23 +192,28 @@ fn conclude(arguments: &Arguments, report: Report, stop: &Stop) -> Ended {
         write_json(path, &report)?;
     }
     print(summary(&report))?;
-    let resume = format!(
-        "{} not stored (run the same command again to go on: what is stored is not stored twice)",
-        count(report.remaining, "value")
-    );
+    let left = count(report.remaining, "value");
+    let resume = "run the same command again to go on: what is stored is not stored twice";
     if let Some(why) = stop.failure() {
-        return Err(Failure::new(format!("stopped: {why}: {resume}")));
+        // Not at once: who was refused would be refused again.
+        return Err(Failure::new(format!(
+            "stopped: {why}: {left} not stored (when that is remedied, {resume})"
+        )));
     }
     if let Some(signal) = stop.signal()
         && report.remaining > 0
     {
-        say(format_args!("kv: interrupted by signal {signal}: {resume}"));
+        say(format_args!(
+            "kv: interrupted by signal {signal}: {left} not stored ({resume})"
+        ));
         return Ok(128 + signal);
     }
     if report.failed > 0 {
         return Err(Failure::new(format!(
-            "{} of {} failed (named above)",
-            report.failed, report.found
+            "{} of {} failed ({})",
+            report.failed,
+            report.found,
+            named_above(report.failed)
         )));
     }
     Ok(if report.remaining == 0 { OK } else { FAILED })

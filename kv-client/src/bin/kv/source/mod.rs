@@ -10,6 +10,7 @@ mod tar_extended;
 pub(crate) mod tar_index;
 
 use std::ffi::OsStr;
+use std::fmt;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
@@ -71,6 +72,12 @@ pub(crate) struct Problem {
     pub(crate) why: String,
 }
 
+impl fmt::Display for Problem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.origin, self.why)
+    }
+}
+
 /// What a scan found.
 #[derive(Debug, Default)]
 pub(crate) struct Sources {
@@ -82,6 +89,8 @@ pub(crate) struct Sources {
     pub(crate) failed: Vec<Problem>,
     /// Tars below directories that are stored as files.
     pub(crate) nested_tars: u64,
+    /// Tars whose members cannot be read where they lie.
+    pub(crate) compressed_tars: u64,
     pub(crate) prefix_len_bytes: usize,
 }
 

@@ -67,6 +67,7 @@ impl Scan<'_> {
         let Some(name) = path.file_name() else {
             return self.fail(shown_path(path), "it has no file name".into());
         };
+        self.note_compressed(path);
         let input = self.input(path, InputKind::File);
         self.item(name.as_bytes(), input, 0, metadata.len());
     }
@@ -93,6 +94,7 @@ impl Scan<'_> {
                 self.skip(shown_path(path), special(kind));
                 continue;
             }
+            self.note_compressed(path);
             if is_tar(path) {
                 match self.tars {
                     Tars::All => {
@@ -116,6 +118,10 @@ impl Scan<'_> {
                 (_, Err(error)) => self.fail(shown_path(path), error.to_string()),
             }
         }
+    }
+
+    fn note_compressed(&mut self, path: &Path) {
+        self.found.compressed_tars += u64::from(self.tars != Tars::None && is_compressed_tar(path));
     }
 
     fn shard(&mut self, path: &Path) {
@@ -185,7 +191,17 @@ impl Scan<'_> {
 }
 
 fn is_tar(path: &Path) -> bool {
-    path.extension().is_some_and(|extension| extension == "tar")
+    path.extension()
+        .is_some_and(|extension| extension.eq_ignore_ascii_case("tar"))
+}
+
+fn is_compressed_tar(path: &Path) -> bool {
+    const SHORT: [&str; 6] = ["tgz", "tbz", "tbz2", "txz", "tzst", "tlz4"];
+    const LONG: [&str; 6] = ["gz", "bz2", "xz", "zst", "lz4", "z"];
+    let extension = path.extension().unwrap_or_default();
+    let is = |other: &&str| extension.eq_ignore_ascii_case(other);
+    SHORT.iter().any(|short| is(short))
+        || LONG.iter().any(|long| is(long)) && is_tar(&path.with_extension(""))
 }
 
 fn special(kind: FileType) -> &'static str {
@@ -326,6 +342,16 @@ mod tests {
         assert_eq!(keys(&dir.path().join("t"), Tars::Named), [b"s.tar"]);
         assert_eq!(keys(&dir.path().join("t"), Tars::All), [b"0.jpg", b"0.cls"]);
         assert_eq!(scan(&[dir.path().into()], b"", Tars::Named).nested_tars, 1);
+        let upper = dir.path().join("S.TAR");
+        fs::copy(&shard, &upper).unwrap();
+        assert_eq!(keys(&upper, Tars::Named), [b"0.jpg", b"0.cls"]);
+        for name in ["t/a.tar.gz", "t/b.tgz", "t/c.TAR.ZST", "t/d.gz", "t/tar", "t/tgz"] {
+            write(dir.path(), name.as_bytes(), b"");
+        }
+        let compressed = |path: &Path, tars| scan(&[path.into()], b"", tars).compressed_tars;
+        assert_eq!(compressed(&dir.path().join("t"), Tars::Named), 3);
+        assert_eq!(compressed(&dir.path().join("t/b.tgz"), Tars::All), 1);
+        assert_eq!(compressed(&dir.path().join("t"), Tars::None), 0);
     }
 
     #[test]

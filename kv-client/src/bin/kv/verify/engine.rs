@@ -282,7 +282,7 @@ impl<S: Store> Run<'_, S> {
 }
 
 fn note(found: &mut Found, progress: &Progress, problem: String) {
-    progress.say(&format!("kv: {problem}"));
+    progress.problem(&format!("kv: {problem}"));
     if found.problems.len() < PROBLEMS_KEPT_MAX {
         found.problems.push(problem);
     }

@@ -10,7 +10,7 @@ use serde::Serialize;
 
 use crate::cli::{Common, InputArguments, dataset_of, end, target};
 use crate::failure::{Ended, Failure, OK};
-use crate::output::{count, mb_s, print, round, say, size, write_json};
+use crate::output::{count, mb_s, named_above, print, round, say, size, write_json};
 use crate::progress::Progress;
 use crate::source::Sources;
 use crate::stop::Stop;
@@ -194,8 +194,9 @@ fn conclude(arguments: &Arguments, report: &Report, stop: &Stop) -> Ended {
     let wrong = report.mismatched + report.missing + report.failed + report.extra.unwrap_or(0);
     if wrong > 0 {
         return Err(Failure::new(format!(
-            "{} (named above)",
-            count(wrong, "difference")
+            "{} ({})",
+            count(wrong, "difference"),
+            named_above(wrong)
         )));
     }
     Ok(OK)
