@@ -138,25 +138,42 @@ fn write_ready(path: &Path, address: &Address) -> std::io::Result<()> {
 }
 
 fn obey(signals: &mut Signals, remote: &Remote, key_file: &Path) {
-    let mut told: Option<Instant> = None;
+    let mut first = None;
     for signal in signals.forever() {
         match signal {
             SIGHUP => match Keys::load(key_file) {
                 Ok(keys) => remote.set_keys(keys),
                 Err(error) => tracing::error!(%error, "the keys stay as they were"),
             },
-            _ => match told {
-                None => {
-                    told = Some(Instant::now());
-                    remote.stop();
-                }
-                Some(first) if first.elapsed() < REPEATED_WITHIN => {}
-                Some(_) => {
+            _ => match asked(&mut first, Instant::now()) {
+                Asked::First => remote.stop(),
+                Asked::Repeated => {}
+                Asked::Again => {
                     tracing::warn!("second signal: ending at once");
                     std::process::exit(EXIT_AT_ONCE);
                 }
             },
         }
+    }
+}
+
+/// Which of the signals that ask to end it is meant by one that comes.
+#[derive(Debug, PartialEq, Eq)]
+enum Asked {
+    First,
+    Repeated,
+    Again,
+}
+
+/// Judges a signal that comes at `now`; `first` is when the first one came.
+fn asked(first: &mut Option<Instant>, now: Instant) -> Asked {
+    match *first {
+        None => {
+            *first = Some(now);
+            Asked::First
+        }
+        Some(first) if now.duration_since(first) < REPEATED_WITHIN => Asked::Repeated,
+        Some(_) => Asked::Again,
     }
 }
 
@@ -200,4 +217,19 @@ fn append_secret(path: &Path, text: &str) -> std::io::Result<()> {
         file.set_permissions(Permissions::from_mode(0o600))?;
     }
     file.write_all(text.as_bytes())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_signal_that_comes_twice_at_once_is_one_and_a_later_one_is_another() {
+        let (mut first, start) = (None, Instant::now());
+        let mut after = |ms| asked(&mut first, start + Duration::from_millis(ms));
+        assert_eq!(
+            [after(0), after(0), after(999), after(1000)],
+            [Asked::First, Asked::Repeated, Asked::Repeated, Asked::Again]
+        );
+    }
 }

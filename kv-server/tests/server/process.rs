@@ -6,7 +6,7 @@ use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::common::{Raw, Setup, TestFabric, as_other_user, eventually};
+use crate::common::{NOBODY, Raw, Setup, TestFabric, as_other_user, eventually};
 use kv_fabric::local::Local;
 use kv_fabric::verbs::Verbs;
 use kv_proto::auth::Role;
@@ -224,29 +224,6 @@ fn sigterm_and_sigint_end_it_cleanly() {
     }
 }
 
-#[test]
-fn a_second_signal_ends_it_at_once() {
-    let setup = Setup::new();
-    let mut process: Process = Process::start(&setup, &[]);
-    // A session makes it take leave, which takes time.
-    let mut raw = process.session(&setup.reader);
-    process.signal(Signal::TERM);
-    eventually("it began to stop", || {
-        log(&setup).contains("stopping").then_some(())
-    });
-    // A repetition of the first is not taken for one, so it is sent until it is taken.
-    let ended = eventually("a second signal is taken", || {
-        process.signal(Signal::TERM);
-        process.child.try_wait().unwrap()
-    });
-    assert_eq!(ended.code(), Some(130), "{}", log(&setup));
-    raw.wait_end();
-    // Nothing is left that keeps the next one from starting.
-    Process::<Local>::start(&setup, &[])
-        .session(&setup.reader)
-        .renew(0);
-}
-
 /// Whoever ends a process and its group, as `timeout` does, sends one signal twice.
 #[test]
 fn a_signal_that_comes_twice_at_once_is_taken_for_one() {
@@ -400,6 +377,11 @@ fn what_cannot_be_served_is_said_in_one_line() {
     std::fs::write(
         folder.join("bad"),
         "[[key]]\nname = \"k\"\nsecret = \"12\"\nrole = \"read\"\ndatasets = []\n",
+    )
+    .unwrap();
+    std::fs::set_permissions(
+        folder.join("bad"),
+        std::os::unix::fs::PermissionsExt::from_mode(0o600),
     )
     .unwrap();
     let line = run(&data, &listen, &folder.join("bad"), &[]);
@@ -573,8 +555,10 @@ fn a_data_directory_that_the_user_may_not_use_is_said_with_a_remedy() {
     let data = &setup.store.data;
     let process: Process = Process::start(&setup, &[]);
     drop(process);
-    set(&folder.join("keys.toml"), 0o644);
     let root = rustix::process::geteuid().is_root();
+    if root {
+        std::os::unix::fs::chown(folder.join("keys.toml"), Some(NOBODY), Some(NOBODY)).unwrap();
+    }
     let as_other = |command: &mut Command| {
         let mut own = as_other_user(env!("CARGO_BIN_EXE_kv-server"), folder);
         own.args(command.get_args()).stdin(Stdio::null());

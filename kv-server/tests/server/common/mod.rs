@@ -77,6 +77,7 @@ impl Setup {
             .map(keys::entry_text)
             .concat();
         std::fs::write(&path, text).unwrap();
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600)).unwrap();
         path
     }
 
@@ -136,10 +137,12 @@ impl<F: TestFabric> Running<F> {
     }
 }
 
+/// The user that has nothing.
+pub const NOBODY: u32 = 65_534;
+
 /// A command, to be run by somebody who may do no more than anybody; in a folder of the test, which all may then use.
 /// Nobody is somebody else where root runs the test; where not, what the user locks itself out of does.
 pub fn as_other_user(binary: &str, folder: &Path) -> Command {
-    const NOBODY: u32 = 65_534;
     let everybody = std::fs::Permissions::from_mode(0o777);
     std::fs::set_permissions(folder, everybody).unwrap();
     // Where everybody may run it.
