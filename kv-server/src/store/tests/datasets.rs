@@ -37,7 +37,7 @@ fn datasets_are_created_renamed_and_dropped_durably() {
     assert!(rig.store.by_name("two").is_none());
     let token = rig.token();
     two.commit(put, 0, token);
-    assert!(matches!(rig.answer(token), Err(StorageError::NoDataset(_))));
+    assert!(matches!(rig.answer(token), Err(StorageError::Dropped)));
     assert!(matches!(
         two.begin_put(1, 2, b"late", 0),
         Err(StorageError::NoDataset(_))
