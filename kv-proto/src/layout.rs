@@ -57,6 +57,8 @@ pub const SEGMENT_MAGIC: u32 = 0x3153_4b56;
 pub const TRAILER_MAGIC: u32 = 0x3154_4b56;
 /// `magic` of a superblock: "VKD1" in memory order.
 pub const SUPERBLOCK_MAGIC: u32 = 0x3144_4b56;
+/// `magic` of the list of datasets: "VKA1" in memory order.
+pub const CATALOGUE_MAGIC: u32 = 0x3141_4b56;
 /// `magic` of a dataset's description: "VKN1" in memory order.
 pub const DATASET_MAGIC: u32 = 0x314e_4b56;
 /// `magic` of a checkpoint: "VKC1" in memory order.
@@ -143,6 +145,18 @@ const _: () = {
     assert!(offset_of!(RecordHeader, header_crc) == 60);
 };
 
+/// Flags of a [`SegmentHeader`].
+pub mod segment_flag {
+    /// The file has `limit_bytes` at least until a trailer ends it: a shorter one was cut.
+    pub const FULL_LENGTH: u16 = 1;
+}
+
+/// Flags of a [`SegmentTrailer`](super::layout::SegmentTrailer).
+pub mod trailer_flag {
+    /// The file was found cut short, and nobody accepted that yet: what lay behind `sealed_units` is not known.
+    pub const CUT: u16 = 1;
+}
+
 /// First 64 bytes of a segment file and of its image.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
@@ -151,7 +165,7 @@ pub struct SegmentHeader {
     pub magic: u32,
     /// [`MEDIA_FORMAT`].
     pub format: u16,
-    /// Zero.
+    /// Of [`segment_flag`]; a segment of an older day has none.
     pub flags: u16,
     /// Number of the segment: from the server's durable counter, never used again.
     pub segment: u32,
@@ -180,7 +194,7 @@ pub struct SegmentTrailer {
     pub magic: u32,
     /// [`MEDIA_FORMAT`].
     pub format: u16,
-    /// Zero.
+    /// Of [`trailer_flag`].
     pub flags: u16,
     /// Number of the segment.
     pub segment: u32,
@@ -477,6 +491,23 @@ pub struct DatasetDescription {
     pub crc: u32,
 }
 const _: () = assert!(size_of::<DatasetDescription>() == 128);
+
+/// Start of the file `catalogue`; `count` times a [`DatasetDescription`] follow, ordered by their ids.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct CatalogueHeader {
+    /// [`CATALOGUE_MAGIC`].
+    pub magic: u32,
+    /// [`MEDIA_FORMAT`].
+    pub format: u16,
+    /// Zero.
+    pub flags: u16,
+    /// Descriptions that follow.
+    pub count: u32,
+    /// CRC32C of the 12 bytes before and of the descriptions.
+    pub crc: u32,
+}
+const _: () = assert!(size_of::<CatalogueHeader>() == 16 && offset_of!(CatalogueHeader, crc) == 12);
 
 /// Start of the file `segments` in a dataset's directory; `count` numbers of 4 bytes follow, growing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]

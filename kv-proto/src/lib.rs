@@ -20,6 +20,7 @@ compile_error!("verbs-kv lays its structs out in little-endian order and does no
 
 pub mod auth;
 pub mod bucket;
+pub mod catalogue;
 pub mod control;
 pub mod crc;
 mod error;

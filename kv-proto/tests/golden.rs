@@ -11,6 +11,7 @@ use std::path::Path;
 use common::*;
 use kv_proto::auth::{Side, bound_client_id};
 use kv_proto::bucket::{candidates, judge_bucket, judge_directory_entry};
+use kv_proto::catalogue::encode_catalogue;
 use kv_proto::control::{
     ANSWER, Answer, Request, Status, decode_answer, decode_request, encode_answer, encode_refusal,
     encode_request,
@@ -31,7 +32,7 @@ fn media_structs(lines: &mut Lines) {
     let mut segment = SegmentHeader {
         magic: SEGMENT_MAGIC,
         format: MEDIA_FORMAT,
-        flags: 0,
+        flags: segment_flag::FULL_LENGTH,
         segment: 3,
         reserved: 0,
         identity: IDENTITY,
@@ -59,6 +60,9 @@ fn media_structs(lines: &mut Lines) {
     };
     trailer.crc = crc32c(&trailer.as_bytes()[..60]);
     push("SegmentTrailer", trailer.as_bytes());
+    trailer.flags = trailer_flag::CUT;
+    trailer.crc = crc32c(&trailer.as_bytes()[..60]);
+    push("SegmentTrailer of a file that was cut", trailer.as_bytes());
     let footer = FooterHeader {
         entries: 0x0a0b_0c0d,
         operations: 0x1a1b_1c1d,
@@ -133,6 +137,7 @@ fn media_structs(lines: &mut Lines) {
     };
     description.crc = crc32c(&description.as_bytes()[..124]);
     push("DatasetDescription", description.as_bytes());
+    push("CatalogueHeader, one dataset", &encode_catalogue(&[description]));
     push(
         "SegmentListHeader, two numbers",
         &encode_segments(dataset(), &[3, 0x0a0b_0c0d]),

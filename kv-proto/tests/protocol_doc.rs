@@ -130,6 +130,7 @@ fn structs() -> Vec<Struct> {
         Superblock { magic, format, flags, server, epoch, segment_next, reserved, crc }
         DatasetDescription { magic, format, name_len_bytes, dataset, hash_key, name, segment_bytes, part_bytes,
             reserved, crc }
+        CatalogueHeader { magic, format, flags, count, crc }
         SegmentListHeader { magic, format, flags, dataset, count, crc }
         SnapshotHeader { magic, format, name_len_bytes, generation, dataset, sequence, count, name, reserved,
             reserved2, crc }
@@ -292,6 +293,10 @@ fn status_kind_state_and_flag_numbers_are_the_codes() {
     assert_numbers(["Number", "State"], &states);
     let flags = named!(change_flag: TABLE, DIRECTORY, DROPPED, SNAPSHOTS);
     assert_numbers(["Bit", "Flag"], &flags);
+    let segment_flags = named!(segment_flag: FULL_LENGTH);
+    assert_numbers(["Bit", "Segment flag"], &segment_flags);
+    let trailer_flags = named!(trailer_flag: CUT);
+    assert_numbers(["Bit", "Trailer flag"], &trailer_flags);
     let connect = format!(
         "{} `CONTROL`, {} `DATA`",
         connect_kind::CONTROL,
@@ -318,6 +323,7 @@ fn constants() -> BTreeMap<String, u64> {
         layout::PART_MAX_BYTES, layout::DATASETS_PER_SESSION_MAX, layout::OPERATIONS_REMEMBERED,
         layout::GROUP_BUCKETS, layout::BUCKET_SLOTS, layout::GROUP_BYTES, layout::DIRECTORY_DEPTH_MAX,
         layout::STAMP_MOVED, layout::RECORD_MAGIC, layout::SEGMENT_MAGIC, layout::TRAILER_MAGIC,
+        layout::CATALOGUE_MAGIC,
         layout::SUPERBLOCK_MAGIC, layout::DATASET_MAGIC, layout::CHECKPOINT_MAGIC,
         layout::SEGMENT_LIST_MAGIC, layout::SNAPSHOT_MAGIC, layout::CONNECT_MAGIC, control::FRAME_MAX_BYTES, control::FRAME_HEADER_BYTES, control::ANSWER,
         control::HELLO_KIND, control::RECEIVES_DEFAULT, control::REFUSAL_TEXT_MAX_BYTES,

@@ -17,8 +17,8 @@ const DEADLINE: Duration = Duration::from_secs(60);
 const BATCH_KEYS: usize = 64;
 /// Operations of a writer that were answered before and are sent once more, in a round.
 const AGAIN_MAX: usize = 2;
-/// Figures of the server that say that something is gone.
-const DAMAGE: [&str; 2] = ["damaged", "lost"];
+/// Words in figures of the server that say that something is gone.
+const DAMAGE: [&str; 3] = ["damaged", "lost", "cut"];
 
 /// What a comparison and its retries gave.
 #[derive(Debug, Default, Clone, Copy)]
@@ -90,7 +90,10 @@ pub(crate) fn churned_names(session: &Session) -> Result<Vec<String>, Wrong> {
 
 /// Complains of figures that say that anything is damaged or gone.
 pub(crate) fn healthy(client: &Client) -> Result<(), Wrong> {
-    let figures = client.stat().map_err(said("stat"))?;
+    unharmed(&client.stat().map_err(said("stat"))?)
+}
+
+fn unharmed(figures: &[(String, u64)]) -> Result<(), Wrong> {
     let bad = |name: &str| name.split('_').any(|word| DAMAGE.contains(&word));
     match figures.iter().find(|(name, value)| bad(name) && *value != 0) {
         Some((name, value)) => Err(format!("the server says {name} {value}")),
@@ -262,5 +265,24 @@ impl Check<'_> {
             ));
         }
         self.finds(main, &operation.name)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_figure_of_harm_is_known() {
+        let figure = |name: &str, value| unharmed(&[("keys_count".to_owned(), 7), (name.to_owned(), value)]);
+        for name in [
+            "lost_segments_count",
+            "cut_segments_count",
+            "damaged_records_count",
+            "damaged_segment_lists_count",
+        ] {
+            assert_eq!(figure(name, 0), Ok(()));
+            assert_eq!(figure(name, 1), Err(format!("the server says {name} 1")));
+        }
     }
 }

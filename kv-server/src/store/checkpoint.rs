@@ -289,17 +289,21 @@ impl Work {
     ) -> Result<(), StorageError> {
         let files = &self.shared.files;
         encode(self.number, self.identity, chunk, bytes);
-        let file = match file {
-            Some(file) => file,
-            None => file.insert(files.create(&self.path)?),
+        let made = match file {
+            Some(_) => None,
+            None => Some(files.create(&self.path)?),
         };
-        files.write_at(file, &mut [IoSlice::new(bytes)], at)?;
-        files.sync(file, SyncKind::Checkpoint)?;
-        // Until one chunk was appended nothing says that the name stands durably: the file may be there all the same.
-        if at == 0
-            && let Some(directory) = self.path.parent()
-        {
-            files.sync_directory(directory)?;
+        let Some(to) = made.as_ref().or(file.as_ref()) else {
+            return Ok(());
+        };
+        files.write_at(to, &mut [IoSlice::new(bytes)], at)?;
+        files.sync(to, SyncKind::Checkpoint)?;
+        if made.is_some() {
+            // Until its name is durable too there is no chunk, and the next attempt makes the file anew.
+            if let Some(directory) = self.path.parent() {
+                files.sync_directory(directory)?;
+            }
+            *file = made;
         }
         Ok(())
     }

@@ -19,6 +19,7 @@ use super::index::{Index, Place, Replaced};
 use super::journal::{Change, Journal};
 use super::log::Queue;
 use super::operations::Operations;
+use super::owed::Owed;
 use super::segment::{ROW_BYTES, ROW_EXTENT_BYTES, Segment};
 use super::segment_list::SegmentList;
 use super::{Shared, lock, scrub};
@@ -39,7 +40,7 @@ pub(crate) struct Figures {
     pub(crate) failed: AtomicU64,
     pub(crate) damaged_records: AtomicU64,
     pub(crate) lost_segments: AtomicU64,
-    /// Not sealed at the start though a later one existed.
+    /// Whose file was found cut short, at this start or at an earlier one, and nobody accepted that.
     pub(crate) cut_segments: AtomicU64,
     pub(crate) groups_synced: AtomicU64,
     pub(crate) record_bytes: AtomicU64,
@@ -57,6 +58,8 @@ pub struct Dataset<D: Domain> {
     pub(crate) segments: RwLock<BTreeMap<u32, Arc<Segment<D>>>>,
     /// Which segments there should be at the next start.
     pub(crate) list: SegmentList,
+    /// What a full disk kept from being sealed.
+    pub(crate) owed: Mutex<Vec<Owed>>,
     pub(crate) journal: Mutex<Journal<Gone<D>>>,
     pub(crate) operations: Arc<Operations>,
     pub(crate) queue: Arc<Queue>,
@@ -79,6 +82,7 @@ pub(crate) struct Contents<D: Domain> {
     pub(crate) index: Index<D>,
     pub(crate) segments: BTreeMap<u32, Arc<Segment<D>>>,
     pub(crate) list: SegmentList,
+    pub(crate) owed: Vec<Owed>,
     pub(crate) operations: Operations,
     pub(crate) figures: Figures,
 }
@@ -101,6 +105,7 @@ impl<D: Domain> Dataset<D> {
             index: RwLock::new(contents.index),
             segments: RwLock::new(contents.segments),
             list: contents.list,
+            owed: Mutex::new(contents.owed),
             journal: Mutex::new(Journal::new()),
             operations: Arc::new(contents.operations),
             queue: Arc::default(),
@@ -158,7 +163,7 @@ impl<D: Domain> Dataset<D> {
     }
 
     /// Renames it durably. Callers take turns; who asks for the name does not wait for the disk.
-    pub(crate) fn rename(&self, to: &str) -> Result<(), StorageError> {
+    pub(crate) fn rename(&self, to: &str) -> Result<Description, StorageError> {
         let description = lock(&self.description).clone();
         let renamed = Description {
             name: to.to_owned(),
@@ -171,8 +176,8 @@ impl<D: Domain> Dataset<D> {
             }
             return Err(error);
         }
-        *lock(&self.description) = renamed;
-        Ok(())
+        *lock(&self.description) = renamed.clone();
+        Ok(renamed)
     }
 
     pub(crate) fn read_index(&self) -> RwLockReadGuard<'_, Index<D>> {

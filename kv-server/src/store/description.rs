@@ -16,7 +16,7 @@ use super::segment::HEADER_BYTES;
 use crate::error::StorageError;
 
 /// What does not change in a dataset, and its name.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Description {
     pub(crate) id: [u8; 16],
     pub(crate) hash_key: [u8; 16],
@@ -51,7 +51,7 @@ fn path_in(directory: &Path) -> PathBuf {
 }
 
 impl Description {
-    fn encode(&self) -> DatasetDescription {
+    pub(crate) fn encode(&self) -> DatasetDescription {
         let mut name = [0; DATASET_NAME_MAX_BYTES];
         name[..self.name.len()].copy_from_slice(self.name.as_bytes());
         let mut description = DatasetDescription {
@@ -104,7 +104,7 @@ impl Description {
         Self::decode(&description, id).map_err(|source| StorageError::Damaged { path, source })
     }
 
-    fn decode(description: &DatasetDescription, id: [u8; 16]) -> Result<Self, DecodeError> {
+    pub(crate) fn decode(description: &DatasetDescription, id: [u8; 16]) -> Result<Self, DecodeError> {
         const WHAT: &str = "dataset description";
         check_crc(WHAT, description.as_bytes(), description.crc)?;
         let range = |field, value| {

@@ -19,6 +19,7 @@ pub(crate) enum Call {
     Sync,
     SyncDirectory,
     Truncate,
+    Punch,
     Rename,
     Read,
     Remove,
@@ -34,6 +35,7 @@ impl Call {
             Self::Sync => "sync",
             Self::SyncDirectory => "sync directory",
             Self::Truncate => "truncate",
+            Self::Punch => "punch",
             Self::Rename => "rename",
             Self::Read => "read",
             Self::Remove => "remove",
@@ -188,6 +190,43 @@ impl Files {
         self.run(Call::Truncate, &file.path, || file.file.set_len(len))
     }
 
+    /// Gives what lies from byte `from` on back to the disk: it reads as zeroes, and the length stays.
+    pub(crate) fn punch(&self, file: &OpenFile, from: u64) -> Result<(), StorageError> {
+        let len = self.len(file)?;
+        if from >= len {
+            return Ok(());
+        }
+        self.run(Call::Punch, &file.path, || {
+            let flags = rustix::fs::FallocateFlags::PUNCH_HOLE | rustix::fs::FallocateFlags::KEEP_SIZE;
+            match rustix::fs::fallocate(&file.file, flags, from, len - from) {
+                // Some file systems have no other way. A crash in between looks like a file that was cut.
+                Err(rustix::io::Errno::OPNOTSUPP) => {
+                    file.file.set_len(from)?;
+                    file.file.set_len(len)
+                }
+                punched => Ok(punched?),
+            }
+        })
+    }
+
+    /// Where the last data of a file of `len` bytes ends: behind that is a hole.
+    pub(crate) fn data_end(&self, file: &OpenFile, len: u64) -> Result<u64, StorageError> {
+        use rustix::fs::SeekFrom;
+        self.run(Call::Read, &file.path, || {
+            let mut end = 0;
+            loop {
+                let data = match rustix::fs::seek(&file.file, SeekFrom::Data(end)) {
+                    Ok(data) => data,
+                    Err(rustix::io::Errno::NXIO) => return Ok(end),
+                    // Nothing says where holes are.
+                    Err(rustix::io::Errno::INVAL | rustix::io::Errno::OPNOTSUPP) => return Ok(len),
+                    Err(error) => return Err(error.into()),
+                };
+                end = rustix::fs::seek(&file.file, SeekFrom::Hole(data))?;
+            }
+        })
+    }
+
     /// Length of the file system of `path`, bytes.
     pub(crate) fn size_bytes(&self, path: &Path) -> Result<u64, StorageError> {
         let space = rustix::fs::statvfs(path)
@@ -235,6 +274,19 @@ impl Files {
         self.run(Call::Remove, path, || std::fs::remove_file(path))
     }
 
+    /// Removes what is in a directory.
+    pub(crate) fn empty_directory(&self, path: &Path) -> Result<(), StorageError> {
+        for name in self.names(path)? {
+            let entry = path.join(name);
+            if entry.is_dir() {
+                self.remove_directory(&entry)?;
+            } else {
+                self.remove(&entry)?;
+            }
+        }
+        Ok(())
+    }
+
     pub(crate) fn remove_directory(&self, path: &Path) -> Result<(), StorageError> {
         self.run(Call::Remove, path, || std::fs::remove_dir_all(path))
     }
@@ -251,11 +303,31 @@ impl Files {
         })
     }
 
+    /// Writes a file over in its place, durably: for what a disk without any room must hold.
+    pub(crate) fn overwrite(&self, path: &Path, bytes: &[u8]) -> Result<(), StorageError> {
+        let file = self.open(path)?;
+        self.write_at(&file, &mut [IoSlice::new(bytes)], 0)?;
+        self.sync(&file, SyncKind::of_whole(path))
+    }
+
     /// Makes a whole file of a name durable: `<path>.new`, fsync, rename, fsync of the directory.
     pub(crate) fn replace(&self, path: &Path, bytes: &[u8]) -> Result<OpenFile, StorageError> {
+        self.replace_sparse(path, bytes, bytes.len() as u64)
+    }
+
+    /// [`Files::replace`] by a file of `len` bytes, of which those behind `bytes` are a hole.
+    pub(crate) fn replace_sparse(
+        &self,
+        path: &Path,
+        bytes: &[u8],
+        len: u64,
+    ) -> Result<OpenFile, StorageError> {
         let new = path.with_added_extension_new();
         let made = self.create(&new).and_then(|file| {
             self.write_at(&file, &mut [IoSlice::new(bytes)], 0)?;
+            if len > bytes.len() as u64 {
+                self.truncate(&file, len)?;
+            }
             self.sync(&file, SyncKind::of_whole(path))?;
             self.rename(&new, path)?;
             Ok(file)

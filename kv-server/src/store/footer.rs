@@ -1,7 +1,9 @@
 //! FOOTERs: what a sealed segment holds, listed behind its records, so that a start need not read those.
 //!
-//! A segment is sealed in this order, so that it can end at any step: FOOTERs, sync, trailer, sync. Without a valid
-//! trailer its checkpoint and its records count; FOOTERs that are there all the same are written over.
+//! A segment is sealed in this order, so that it can end at any step: FOOTERs, sync, trailer, sync; then the file is cut
+//! behind the trailer, and synced. Until then it has its whole length: a shorter one without trailer was cut by somebody
+//! else. Without a valid trailer at its end its checkpoint and its records count; FOOTERs that are there all the same are written over. Where the disk is
+//! too full for them there are none: its records say the same.
 
 use std::io::IoSlice;
 
@@ -9,7 +11,8 @@ use kv_proto::DecodeError;
 use kv_proto::crc::{block_crcs, crc32c};
 use kv_proto::footer::{encode_list, list_len, parse_list};
 use kv_proto::layout::{
-    FooterEntry, OperationEntry, PART_MAX_BYTES, RecordHeader, SegmentTrailer, prefix_len, record_kind, units,
+    FooterEntry, OperationEntry, PART_MAX_BYTES, RecordHeader, SegmentTrailer, prefix_len, record_kind,
+    trailer_flag, units, wire_len,
 };
 use kv_proto::record::{
     RecordMeta, check_prefix, encode_prefix, header_prefix_len, judge_value, parse_header,
@@ -30,6 +33,10 @@ pub(crate) struct Ending<'a> {
     pub(crate) file: &'a OpenFile,
     pub(crate) number: u32,
     pub(crate) identity: u64,
+    /// Whether its file was cut short: then nothing is said of what it held, and its trailer says that.
+    pub(crate) cut: bool,
+    /// Length of the file until it is sealed, bytes; 0 of one that was cut, or grew as it was written.
+    pub(crate) whole_len: u64,
     /// End of what counts, bytes; the file has nothing behind it that is to stay.
     pub(crate) end: u64,
     /// Lowest and highest sequence of its records.
@@ -40,9 +47,59 @@ pub(crate) struct Ending<'a> {
 
 impl Ending<'_> {
     /// Seals the segment durably: `list` gives every record of it, in order, to the writer of its FOOTERs. Its trailer.
+    ///
+    /// Where the disk is full `make_room` says whether it freed any; after that the segment gets no FOOTERs.
+    ///
+    /// # Errors
+    /// Why it is not sealed; a full disk where not even its trailer fits.
     pub(crate) fn seal(
         &self,
-        list: impl FnOnce(&mut Writer<'_>) -> Result<(), StorageError>,
+        mut list: impl FnMut(&mut Writer<'_>) -> Result<(), StorageError>,
+        operations: &[OperationEntry],
+        mut make_room: impl FnMut() -> bool,
+    ) -> Result<SegmentTrailer, StorageError> {
+        if self.cut {
+            // FOOTERs might make it as long as a whole one, and nothing would say that it is not.
+            return self.without_footers();
+        }
+        loop {
+            match self.with_footers(&mut list, operations) {
+                Err(error) if error.is_full() => {
+                    // It has better use for what is there of them.
+                    self.clear()?;
+                    if !make_room() {
+                        tracing::warn!(%error, segment = self.number, "no room to list the records of a segment: each start reads them until they are compacted, or listed by `kv-server check --repair`");
+                        return self.without_footers();
+                    }
+                }
+                sealed => return sealed,
+            }
+        }
+    }
+
+    /// Seals the segment with its trailer alone.
+    ///
+    /// # Errors
+    /// Why it is not sealed.
+    pub(crate) fn without_footers(&self) -> Result<SegmentTrailer, StorageError> {
+        self.finish(self.end, 0)
+    }
+
+    /// Takes out what lies behind the records, where sealing failed.
+    ///
+    /// # Errors
+    /// Why it is still there, in part.
+    pub(crate) fn clear(&self) -> Result<(), StorageError> {
+        if self.files.len(self.file)? < self.whole_len {
+            // It failed at its very end: without trailer it is not to look like a file that was cut.
+            self.files.truncate(self.file, self.whole_len)?;
+        }
+        self.files.punch(self.file, self.end)
+    }
+
+    fn with_footers(
+        &self,
+        list: &mut impl FnMut(&mut Writer<'_>) -> Result<(), StorageError>,
         operations: &[OperationEntry],
     ) -> Result<SegmentTrailer, StorageError> {
         let mut writer = Writer {
@@ -55,10 +112,21 @@ impl Ending<'_> {
         list(&mut writer)?;
         writer.finish(operations)?;
         self.files.sync(self.file, SyncKind::Footers)?;
-        let trailer = segment::trailer(self.number, self.identity, self.end, writer.count, self.sequences);
+        self.finish(writer.at, writer.count)
+    }
+
+    fn finish(&self, at: u64, footers: u32) -> Result<SegmentTrailer, StorageError> {
+        let flags = if self.cut { trailer_flag::CUT } else { 0 };
+        let names = (self.number, self.identity);
+        let trailer = segment::trailer(names, self.end, footers, self.sequences, flags);
         self.files
-            .write_at(self.file, &mut [IoSlice::new(trailer.as_bytes())], writer.at)?;
+            .write_at(self.file, &mut [IoSlice::new(trailer.as_bytes())], at)?;
         self.files.sync(self.file, SyncKind::Trailer)?;
+        let end = at + HEADER_BYTES;
+        if self.files.len(self.file)? > end {
+            self.files.truncate(self.file, end)?;
+            self.files.sync(self.file, SyncKind::Trailer)?;
+        }
         Ok(trailer)
     }
 }
@@ -176,6 +244,25 @@ pub(crate) fn read(
         return Err(damaged(range("footer_count", u64::from(trailer.footer_count))));
     }
     Ok(())
+}
+
+/// End of the FOOTERs of a segment that begin at `from`, by their headers alone, which `header_at` gives; `None` where
+/// there are none.
+pub(crate) fn chain_end(
+    identity: u64,
+    from: u64,
+    mut header_at: impl FnMut(u64) -> Option<RecordHeader>,
+) -> Option<u64> {
+    let (mut at, mut count) = (from, 0);
+    while let Some(header) = header_at(at)
+        && header.kind == record_kind::FOOTER
+        && header.segment_identity == identity
+        && header.part == count
+    {
+        at += units(wire_len(0, u64::from(header.value_len_bytes))) * 64;
+        count += 1;
+    }
+    (count > 0).then_some(at)
 }
 
 fn range(field: &'static str, value: u64) -> DecodeError {

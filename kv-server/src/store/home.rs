@@ -23,8 +23,8 @@ const IGNORED_NAMES: [&str; 4] = ["lock", "lost+found", "superblock.new", "datas
 /// A data directory that this process has.
 pub(crate) struct Home {
     root: PathBuf,
-    /// Held for its flock, until [`Home::leave`].
-    held: Mutex<Option<File>>,
+    /// Held for their flocks, until [`Home::leave`].
+    held: Mutex<Vec<File>>,
     epoch: u64,
     numbers: Mutex<Numbers>,
 }
@@ -54,20 +54,26 @@ impl Home {
         }
         let held = take_lock(root, unwritable)?;
         let path = root.join("superblock");
-        let mut superblock = if exists(&path)? {
-            read_superblock(files, &path)?
-        } else {
+        let is_new = !exists(&path)?;
+        let mut superblock = if is_new {
             fresh_superblock()?
+        } else {
+            read_superblock(files, &path)?
         };
         superblock.epoch += 1;
         seal_superblock(&mut superblock);
         let replaced = match files.replace(&path, superblock.as_bytes()) {
             // What is kept for this is in the way.
-            Err(StorageError::NoSpace { .. }) if root.join("reserve").exists() => {
+            Err(error) if error.is_full() && root.join("reserve").exists() => {
                 files.remove(&root.join("reserve"))?;
                 files.replace(&path, superblock.as_bytes())
             }
             replaced => replaced,
+        };
+        let replaced = match replaced {
+            // What is there is served; its bytes have their place on the device, in one sector.
+            Err(error) if error.is_full() && !is_new => files.overwrite(&path, superblock.as_bytes()),
+            replaced => replaced.map(drop),
         };
         replaced.map_err(|error| match error {
             StorageError::Forbidden { source, .. } => StorageError::Unwritable {
@@ -90,7 +96,7 @@ impl Home {
         }
         Ok(Self {
             root: root.to_owned(),
-            held: Mutex::new(Some(held)),
+            held: Mutex::new(held),
             epoch: superblock.epoch,
             numbers: Mutex::new(Numbers {
                 superblock,
@@ -101,7 +107,7 @@ impl Home {
 
     /// Lets another server have the directory: nothing is written any more, whoever still holds a dataset.
     pub(crate) fn leave(&self) {
-        if let Some(held) = lock(&self.held).take() {
+        for held in lock(&self.held).drain(..) {
             // Closing it is not enough while a child that this process forks has it open too.
             let _ = rustix::fs::flock(&held, FlockOperation::Unlock);
         }
@@ -195,7 +201,7 @@ fn foreign_name(files: &Files, root: &Path) -> Result<Option<String>, StorageErr
         .find(|name| !IGNORED_NAMES.contains(&name.as_str()) || (name == "datasets" && datasets_used)))
 }
 
-fn take_lock(root: &Path, unwritable: impl Fn(io::Error) -> StorageError) -> Result<File, StorageError> {
+fn take_lock(root: &Path, unwritable: impl Fn(io::Error) -> StorageError) -> Result<Vec<File>, StorageError> {
     let path = root.join("lock");
     let mut file = OpenOptions::new()
         .read(true)
@@ -208,23 +214,48 @@ fn take_lock(root: &Path, unwritable: impl Fn(io::Error) -> StorageError) -> Res
     // One that was made before may be for others to read, and then they can take it. Not ours: whose it is knows best.
     let _ = file.set_permissions(Permissions::from_mode(0o600));
     flock(root, &path, &mut file)?;
-    // For people only: the flock is what counts.
-    file.set_len(0).map_err(&unwritable)?;
-    file.rewind().map_err(&unwritable)?;
-    file.write_all(format!("{}\n", std::process::id()).as_bytes())
-        .map_err(unwritable)?;
-    Ok(file)
+    let mut held = Vec::from_iter(lock_directory(root)?);
+    // For people only, and a full disk may have no room for it: the flock is what counts.
+    let _ = file
+        .set_len(0)
+        .and_then(|()| file.rewind())
+        .and_then(|()| file.write_all(format!("{}\n", std::process::id()).as_bytes()));
+    held.push(file);
+    Ok(held)
 }
 
-/// Takes the lock of a directory without changing a byte of it; nothing where no server ever ran there.
-pub(crate) fn take_lock_quietly(root: &Path) -> Result<Option<File>, StorageError> {
+/// Takes the lock of a directory without changing a byte of it; nothing where no server ever ran there, and its file system
+/// locks no directories.
+pub(crate) fn take_lock_quietly(root: &Path) -> Result<Vec<File>, StorageError> {
     let path = root.join("lock");
-    let mut file = match File::open(&path) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-        opened => opened.map_err(|error| StorageError::io("open", &path, error))?,
-    };
-    flock(root, &path, &mut file)?;
-    Ok(Some(file))
+    let mut held = Vec::new();
+    match File::open(&path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        opened => {
+            let mut file = opened.map_err(|error| StorageError::io("open", &path, error))?;
+            flock(root, &path, &mut file)?;
+            held.push(file);
+        }
+    }
+    held.extend(lock_directory(root)?);
+    Ok(held)
+}
+
+/// Locks the directory itself: the file `lock` can be removed while a server runs, and then another one be made. `None`
+/// where its file system locks no directories.
+fn lock_directory(root: &Path) -> Result<Option<File>, StorageError> {
+    let directory = File::open(root).map_err(|error| StorageError::io("open", root, error))?;
+    match rustix::fs::flock(&directory, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => Ok(Some(directory)),
+        Err(rustix::io::Errno::WOULDBLOCK) => Err(StorageError::InUse {
+            path: root.to_owned(),
+            pid: None,
+        }),
+        Err(error) => {
+            tracing::debug!(%error, path = %root.display(), "the directory itself cannot be locked");
+            Ok(None)
+        }
+    }
 }
 
 fn flock(root: &Path, path: &Path, file: &mut File) -> Result<(), StorageError> {

@@ -20,6 +20,7 @@ use crate::error::StorageError;
 
 mod arriving;
 mod budget;
+mod catalogue;
 #[doc(hidden)]
 pub mod changes;
 pub mod check;
@@ -41,6 +42,7 @@ mod log;
 mod open;
 mod operations;
 mod options;
+mod owed;
 mod put;
 mod recover;
 mod reserve;
@@ -57,6 +59,7 @@ use arriving::Arriving;
 pub use arriving::Kind;
 use budget::Budget;
 pub(crate) use budget::Charge;
+use catalogue::Catalogue;
 pub use compact::Compaction;
 use compact::Signal;
 pub use completions::{Committed, Completion, Completions};
@@ -119,6 +122,8 @@ pub(crate) fn is_own_file(name: &str) -> bool {
 pub(crate) struct Shared {
     pub(crate) files: Files,
     pub(crate) home: Home,
+    /// Which datasets there should be at the next start.
+    pub(crate) catalogue: Catalogue,
     pub(crate) budget: Arc<Budget>,
     pub(crate) arriving: Arc<Arriving>,
     /// Number of the latest change of any dataset.
@@ -245,10 +250,12 @@ impl<D: Domain> Store<D> {
             segments: BTreeMap::new(),
             list: SegmentList::new(&directory, id),
             operations: Operations::of(&self.shared.operations),
+            owed: Vec::new(),
             figures: Figures::default(),
         };
-        self.add(description, directory.clone(), domain, contents, 1)
+        self.add(description.clone(), directory.clone(), domain, contents, 1)
             .inspect_err(|_| self.unmake_directory(&directory))?;
+        self.shared.catalogue.put(&self.shared.files, description);
         Ok(id)
     }
 
@@ -314,7 +321,7 @@ impl<D: Domain> Store<D> {
         join(&dataset);
         let number = dataset.note(Change::Dropped);
         dataset.dropped_at.store(number, Ordering::Release);
-        self.remove(gone);
+        self.remove(dataset.id, gone);
         Ok(Dropped {
             dataset: dataset.id,
             number,
@@ -323,12 +330,21 @@ impl<D: Domain> Store<D> {
     }
 
     /// Removes the files of a dropped dataset. It may take long, and who drops has sessions to serve.
-    fn remove(&self, gone: PathBuf) {
+    fn remove(&self, id: [u8; 16], gone: PathBuf) {
         let shared = Arc::clone(&self.shared);
         let thread = std::thread::Builder::new()
             .name("kv-remove".to_owned())
             .spawn(move || {
-                if let Err(error) = shared.files.remove_directory(&gone) {
+                let files = &shared.files;
+                // Its files first: the disk may be too full for a list without it. Its name last: it tells that it is not
+                // missing.
+                let removed = files.empty_directory(&gone).and_then(|()| {
+                    if shared.catalogue.remove(files, &id) {
+                        files.remove_directory(&gone)?;
+                    }
+                    Ok(())
+                });
+                if let Err(error) = removed {
                     tracing::warn!(%error, "files of a dropped dataset stay until the next start");
                 }
             });
@@ -355,7 +371,8 @@ impl<D: Domain> Store<D> {
         if lock(&self.datasets).names.contains_key(to) {
             return Err(StorageError::Exists(to.to_owned()));
         }
-        dataset.rename(to)?;
+        let renamed = dataset.rename(to)?;
+        self.shared.catalogue.put(&self.shared.files, renamed);
         let mut datasets = lock(&self.datasets);
         datasets.names.remove(from);
         datasets.names.insert(to.to_owned(), dataset.id);
@@ -445,6 +462,7 @@ impl<D: Domain> Store<D> {
             ("fdatasyncs_count", shared.files.syncs()),
         ]
         .into_iter()
+        .chain(shared.catalogue.figures())
         .map(|(name, value)| (name.to_owned(), value))
         .collect()
     }
@@ -477,6 +495,7 @@ impl<D: Domain> Store<D> {
             // A panic there was reported where it happened, and leaves only files.
             let _ = thread.join();
         }
+        self.shared.catalogue.bring_up_to_date(&self.shared.files);
     }
 }
 

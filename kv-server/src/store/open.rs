@@ -10,6 +10,7 @@ use kv_proto::layout::EXTENT_BYTES;
 
 use super::arriving::Arriving;
 use super::budget::Budget;
+use super::catalogue::Catalogue;
 use super::compact::{self, Signal};
 use super::dataset::Contents;
 use super::description::{Description, parse_directory_name};
@@ -69,6 +70,7 @@ impl<D: Domain> Store<D> {
         options.check()?;
         options.check_gather(options.part_bytes.min(options.segment_bytes / 4))?;
         let home = Home::open(&files, &options.data)?;
+        let catalogue = Catalogue::open(&files, &options.data)?;
         let reserve = Reserve::open(&files, &options.data, options.compaction.disk_reserve_bytes)?;
         if files.free_bytes(&options.data)? < reserve.held_bytes() / 2 {
             // Segments are sealed at the start.
@@ -77,6 +79,7 @@ impl<D: Domain> Store<D> {
         let shared = Arc::new(Shared {
             files,
             home,
+            catalogue,
             budget: Budget::new(options.memory_budget_bytes),
             arriving: Arc::new(Arriving::new(options.gather_budget_bytes)),
             retired: AtomicU64::new(0),
@@ -130,10 +133,16 @@ impl<D: Domain> Store<D> {
         let shared = &self.shared;
         let root = shared.home.datasets();
         let mut found = Vec::new();
+        let (mut there, mut dropped) = (BTreeMap::new(), BTreeMap::new());
         for name in shared.files.names(&root)? {
             let path = root.join(&name);
-            if name.ends_with(".new") || name.ends_with(".dropped") {
+            if name.ends_with(".new") {
                 shared.files.remove_directory(&path)?;
+                continue;
+            }
+            if let Some(name) = name.strip_suffix(".dropped") {
+                shared.files.empty_directory(&path)?;
+                dropped.insert(path, parse_directory_name(name));
                 continue;
             }
             let Some(id) = parse_directory_name(&name) else {
@@ -141,16 +150,28 @@ impl<D: Domain> Store<D> {
                 continue;
             };
             match Description::read(&shared.files, &path, id) {
-                Ok(description) => found.push((Opened::new(shared, &path, id)?, description, path)),
+                Ok(description) => {
+                    there.insert(id, Some(description.clone()));
+                    found.push((Opened::new(shared, &path, id)?, description, path));
+                }
                 Err(error) if !says_lost(&error) => return Err(error),
                 Err(error) => {
                     tracing::error!(%error, "a dataset is lost: its description cannot be read; its files are kept");
+                    there.insert(id, None);
                     // Its numbers are used all the same.
                     drop(Opened::new(shared, &path, id)?);
                 }
             }
         }
-        let found = self.without_twins(found)?;
+        let found = self.without_twins(found, &mut there)?;
+        let ids = dropped.values().flatten().copied().collect();
+        shared.catalogue.settle(&shared.files, there, &ids);
+        for (path, id) in &dropped {
+            // Until the list is without it the name tells that it is not missing.
+            if id.is_none_or(|id| shared.catalogue.remove(&shared.files, &id)) {
+                shared.files.remove_directory(path)?;
+            }
+        }
         let needed_bytes = found.iter().map(|(opened, ..)| opened.image_bytes()).sum();
         if needed_bytes > shared.budget.allowed_bytes() {
             return Err(StorageError::Memory {
@@ -179,7 +200,11 @@ impl<D: Domain> Store<D> {
 
     /// Of datasets that have one name, the one with segments: a CREATE that failed may have left another, which is
     /// empty and goes.
-    fn without_twins(&self, found: Vec<FoundDataset>) -> Result<Vec<FoundDataset>, StorageError> {
+    fn without_twins(
+        &self,
+        found: Vec<FoundDataset>,
+        there: &mut BTreeMap<[u8; 16], Option<Description>>,
+    ) -> Result<Vec<FoundDataset>, StorageError> {
         let mut by_name: BTreeMap<String, FoundDataset> = BTreeMap::new();
         for this in found {
             let name = this.1.name.clone();
@@ -200,6 +225,7 @@ impl<D: Domain> Store<D> {
             };
             tracing::warn!(%name, path = %empty.2.display(), "an empty dataset of the same name is removed");
             self.shared.files.remove_directory(&empty.2)?;
+            there.remove(&empty.1.id);
             by_name.insert(name, kept);
         }
         Ok(by_name.into_values().collect())

@@ -10,7 +10,7 @@ use kv_fabric::Domain;
 use kv_proto::control::{RemoteAddress, SegmentRow};
 use kv_proto::layout::{
     EXTENT_BYTES, Locator, MEDIA_FORMAT, RecordHeader, SEGMENT_MAGIC, SegmentHeader, SegmentTrailer,
-    TRAILER_MAGIC, segment_state,
+    TRAILER_MAGIC, segment_flag, segment_state, trailer_flag,
 };
 use kv_proto::record::{check_prefix, parse_header};
 use kv_proto::{DecodeError, crc::crc32c};
@@ -90,6 +90,10 @@ pub(crate) struct Segment<D: Domain> {
     /// What compaction knows of it.
     pub(crate) standing: Standing,
     sequences: Mutex<Option<(u64, u64)>>,
+    /// Lowest sequence of what its file may hold behind what is published; [`u64::MAX`] where that is nothing.
+    unpublished: AtomicU64,
+    /// Of segments with parts that such records name.
+    holds: Mutex<Vec<Pin>>,
     pins: Arc<()>,
     generation: AtomicU32,
     extents: RwLock<Vec<Arc<Readable<D>>>>,
@@ -114,6 +118,8 @@ impl<D: Domain> Segment<D> {
             tally: Tally::default(),
             standing: Standing::default(),
             sequences: Mutex::default(),
+            unpublished: AtomicU64::new(u64::MAX),
+            holds: Mutex::default(),
             pins: Arc::default(),
             generation: AtomicU32::new(IMAGE_GENERATION),
             extents: RwLock::default(),
@@ -236,6 +242,33 @@ impl<D: Domain> Segment<D> {
 
     pub(crate) fn set_sequences(&self, sequences: Option<(u64, u64)>) {
         *lock(&self.sequences) = sequences;
+    }
+
+    /// Lowest sequence of records that its file may hold behind what is published: a group that failed left them. The
+    /// next start believes what it finds there.
+    pub(crate) fn unpublished(&self) -> Option<u64> {
+        let lowest = self.unpublished.load(Ordering::Acquire);
+        (lowest != u64::MAX).then_some(lowest)
+    }
+
+    pub(crate) fn set_unpublished(&self, lowest: u64) {
+        self.unpublished.fetch_min(lowest, Ordering::AcqRel);
+    }
+
+    /// Keeps segments from being compacted for as long as its own file is there.
+    pub(crate) fn hold(&self, pins: Vec<Pin>) {
+        lock(&self.holds).extend(pins);
+    }
+
+    pub(crate) fn take_holds(&self) -> Vec<Pin> {
+        std::mem::take(&mut lock(&self.holds))
+    }
+
+    /// Lowest sequence of all that its file may hold.
+    pub(crate) fn lowest_on_disk(&self) -> u64 {
+        let published = self.sequences().map(|(lowest, _)| lowest);
+        let lowest = published.into_iter().chain(self.unpublished()).min();
+        lowest.unwrap_or(0)
     }
 
     /// Keeps it from being compacted: it holds parts of a value that no head names yet.
@@ -410,7 +443,7 @@ pub(crate) fn header(
     let mut header = SegmentHeader {
         magic: SEGMENT_MAGIC,
         format: MEDIA_FORMAT,
-        flags: 0,
+        flags: segment_flag::FULL_LENGTH,
         segment: number,
         reserved: 0,
         identity,
@@ -459,26 +492,26 @@ pub(crate) fn check_header(
     {
         return range("limit_bytes", header.limit_bytes);
     }
-    if header.flags != 0 || header.reserved != 0 || header.reserved2 != 0 {
+    if header.flags & !segment_flag::FULL_LENGTH != 0 || header.reserved != 0 || header.reserved2 != 0 {
         return range("reserved", 1);
     }
     Ok(())
 }
 
-/// Trailer of a segment that ends at `end`, where so many FOOTERs begin.
+/// Trailer of a segment that ends at `end`, where so many FOOTERs begin, with flags of [`trailer_flag`].
 pub(crate) fn trailer(
-    number: u32,
-    identity: u64,
+    (number, identity): (u32, u64),
     end: u64,
     footers: u32,
     sequences: Option<(u64, u64)>,
+    flags: u16,
 ) -> SegmentTrailer {
     let (sequence_min, sequence_max) = sequences.unwrap_or_default();
     let sealed_units = (end / 64) as u32;
     let mut trailer = SegmentTrailer {
         magic: TRAILER_MAGIC,
         format: MEDIA_FORMAT,
-        flags: 0,
+        flags,
         segment: number,
         sealed_units,
         identity,
@@ -489,8 +522,13 @@ pub(crate) fn trailer(
         reserved: [0; 12],
         crc: 0,
     };
-    trailer.crc = crc32c(&trailer.as_bytes()[..60]);
+    seal_trailer(&mut trailer);
     trailer
+}
+
+/// Gives a trailer its CRC.
+pub(crate) fn seal_trailer(trailer: &mut SegmentTrailer) {
+    trailer.crc = crc32c(&trailer.as_bytes()[..60]);
 }
 
 /// Whether `trailer` seals the segment with this header in a file of `file_len` bytes.
@@ -504,6 +542,7 @@ pub(crate) fn trailer_is_valid(trailer: &SegmentTrailer, header: &SegmentHeader,
     check_crc("segment trailer", trailer.as_bytes(), trailer.crc).is_ok()
         && trailer.magic == TRAILER_MAGIC
         && trailer.format == MEDIA_FORMAT
+        && trailer.flags & !trailer_flag::CUT == 0
         && trailer.segment == header.segment
         && trailer.identity == header.identity
         && trailer.footer_units == footers_begin

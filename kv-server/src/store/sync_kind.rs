@@ -6,7 +6,7 @@
 use std::path::Path;
 use std::sync::OnceLock;
 
-use super::{description, parse_segment_name, segment_list};
+use super::{catalogue, description, parse_segment_name, segment_list};
 
 /// What a sync makes durable.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -31,6 +31,8 @@ pub enum SyncKind {
     Description,
     /// The list of a dataset's segments, before it gets its name.
     SegmentList,
+    /// The list of all datasets, before it gets its name.
+    Catalogue,
     /// Names in the directory of a dataset.
     DatasetDirectory,
     /// Names of datasets.
@@ -41,7 +43,7 @@ pub enum SyncKind {
 
 impl SyncKind {
     /// Every kind, with its name.
-    pub const ALL: [(&'static str, Self); 13] = [
+    pub const ALL: [(&'static str, Self); 14] = [
         ("records", Self::Records),
         ("footers", Self::Footers),
         ("trailer", Self::Trailer),
@@ -52,6 +54,7 @@ impl SyncKind {
         ("superblock", Self::Superblock),
         ("description", Self::Description),
         ("segment-list", Self::SegmentList),
+        ("catalogue", Self::Catalogue),
         ("dataset-directory", Self::DatasetDirectory),
         ("datasets-directory", Self::DatasetsDirectory),
         ("root-directory", Self::RootDirectory),
@@ -81,6 +84,8 @@ impl SyncKind {
             Self::Description
         } else if name == segment_list::NAME {
             Self::SegmentList
+        } else if name == catalogue::NAME {
+            Self::Catalogue
         } else {
             Self::Superblock
         }
@@ -135,6 +140,7 @@ mod tests {
             SyncKind::of_whole(&Path::new(id).join("segments")),
             SyncKind::SegmentList
         );
+        assert_eq!(SyncKind::of_whole(Path::new("d/catalogue")), SyncKind::Catalogue);
         assert_eq!(
             SyncKind::of_whole(Path::new("d/superblock")),
             SyncKind::Superblock

@@ -8,7 +8,7 @@ use crate::common::{Raw, Setup, TestFabric, as_other_user};
 use kv_fabric::local::Local;
 use kv_server::control::{Keys, Options, Server};
 
-fn check(data: &Path, more: &[&str]) -> Output {
+pub(crate) fn check(data: &Path, more: &[&str]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_kv-server"))
         .args(["check", "--data", data.to_str().unwrap()])
         .args(more)

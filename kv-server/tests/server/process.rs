@@ -507,7 +507,7 @@ fn a_segment_file_that_is_gone_is_named_at_each_start() {
 }
 
 #[test]
-fn a_sealed_segment_that_was_cut_is_named_by_the_start_that_finds_it() {
+fn a_sealed_segment_that_was_cut_is_named_at_every_start_until_that_is_accepted() {
     let setup = Setup::new();
     for operation in 1..3 {
         let mut process: Process = Process::start(&setup, &[]);
@@ -523,7 +523,13 @@ fn a_sealed_segment_that_was_cut_is_named_by_the_start_that_finds_it() {
     let path = crate::check::segment(&setup.store.data).with_file_name("00000001.segment");
     let cut = std::fs::OpenOptions::new().write(true).open(&path).unwrap();
     cut.set_len(500).unwrap();
-    for named in [true, false] {
+    for start in 0..3 {
+        let named = start < 2;
+        if !named {
+            let repaired = crate::check::check(&setup.store.data, &["--repair"]);
+            let said = String::from_utf8_lossy(&repaired.stdout);
+            assert!(said.contains("that it was cut short is accepted"), "{said}");
+        }
         let before = log(&setup).len();
         let mut process: Process = Process::start(&setup, &[]);
         let said = log(&setup)[before..].to_owned();

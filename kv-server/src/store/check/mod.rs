@@ -5,6 +5,7 @@
 
 use std::collections::BTreeSet;
 use std::mem::offset_of;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use kv_proto::crc::crc32c;
@@ -17,6 +18,7 @@ use super::recover::says_lost;
 use super::{checkpoint, is_own_file, parse_segment_name, segment_path};
 use crate::error::StorageError;
 
+mod catalogue;
 mod dataset;
 mod listed;
 mod repair;
@@ -83,6 +85,7 @@ pub(crate) fn check_with(
         names: Vec::new(),
     };
     directory.superblock(&mut reporter, &data.join("superblock"))?;
+    directory.catalogue(&mut reporter, data)?;
     for name in names.iter().filter(|name| name.ends_with(".new")) {
         directory.leftover(&mut reporter, &data.join(name), None)?;
     }
@@ -90,7 +93,7 @@ pub(crate) fn check_with(
         directory.datasets(&mut reporter, &root)?;
     }
     // Where nobody ever had it there was nothing to hold: somebody may have come.
-    if held.is_none() && take_lock_quietly(data)?.is_some() {
+    if held.is_empty() && !take_lock_quietly(data)?.is_empty() {
         let path = data.to_owned();
         return Err(StorageError::InUse { path, pid: None });
     }
@@ -108,7 +111,8 @@ fn total_bytes(files: &Files, directory: &Path) -> Result<u64, StorageError> {
         };
         total += match meta.is_dir() {
             true => total_bytes(files, &path)?,
-            false => meta.len(),
+            // Not the hole at the end of a segment that is not sealed.
+            false => meta.len().min(meta.blocks() * 512),
         };
     }
     Ok(total)

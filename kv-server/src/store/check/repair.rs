@@ -2,11 +2,11 @@
 
 use std::io::IoSlice;
 
-use kv_proto::layout::OperationEntry;
+use kv_proto::layout::{OperationEntry, trailer_flag};
 use zerocopy::IntoBytes;
 
 use super::super::operations::Operations;
-use super::super::recover::take_operation;
+use super::super::recover::{SegmentFile, take_operation};
 use super::super::segment::{self, HEADER_BYTES};
 use super::super::sync_kind::SyncKind;
 use super::dataset::Checking;
@@ -31,6 +31,9 @@ impl Checking<'_, '_> {
             let what = "its header is written anew".to_owned();
             self.tell(Level::Repaired, Some(number), &file.path, Some(0), None, what, "");
         }
+        for Judged { file, .. } in judged.iter_mut().filter(|it| it.cut) {
+            self.accept_cut(file)?;
+        }
         let Some(hash_key) = self.hash_key.filter(|_| judged.iter().any(|it| it.unsealed)) else {
             return Ok(());
         };
@@ -46,7 +49,15 @@ impl Checking<'_, '_> {
                 continue;
             }
             // Nothing of its records is written anew: they were just read.
-            file.seal(self.files, scanned.end, &scanned, &entries, &operations)?;
+            let lists = (&entries[..], &operations[..]);
+            file.seal(self.files, scanned.end, &scanned, lists, || false)?;
+            if file.trailer.is_none_or(|trailer| trailer.footer_count == 0) {
+                let what = "the disk is full: its records cannot be listed".to_owned();
+                let remedy = "they are read at each start; free some space, and repair again";
+                let number = Some(file.header.segment);
+                self.tell(Level::Note, number, &file.path, None, None, what, remedy);
+                continue;
+            }
             let what = format!(
                 "FOOTERs and trailer of {} records are written anew",
                 entries.len()
@@ -62,6 +73,36 @@ impl Checking<'_, '_> {
                 "",
             );
         }
+        Ok(())
+    }
+
+    /// Has a segment count as whole whose file was cut short.
+    fn accept_cut(&mut self, file: &mut SegmentFile) -> Result<(), StorageError> {
+        let opened = self.files.open(&file.path)?;
+        if let Some(trailer) = &mut file.trailer {
+            trailer.flags &= !trailer_flag::CUT;
+            segment::seal_trailer(trailer);
+            let at = self.files.len(&opened)? - HEADER_BYTES;
+            let mut bytes = [IoSlice::new(trailer.as_bytes())];
+            self.files.write_at(&opened, &mut bytes, at)?;
+            self.files.sync(&opened, SyncKind::Trailer)?;
+        } else if file.is_full_length() {
+            // It is sealed where its records end, by what follows or by the next start, as after a crash.
+            self.files.truncate(&opened, file.header.limit_bytes)?;
+            self.files.sync(&opened, SyncKind::Recovered)?;
+        }
+        file.cut = false;
+        let what = "that it was cut short is accepted".to_owned();
+        let number = Some(file.header.segment);
+        self.tell(
+            Level::Repaired,
+            number,
+            &file.path,
+            Some(file.len),
+            None,
+            what,
+            "",
+        );
         Ok(())
     }
 

@@ -19,6 +19,7 @@ use super::super::recover::scan::{Found, Span, scan};
 use super::super::recover::{SegmentFile, says_lost};
 use super::super::segment::{HEADER_BYTES, widen};
 use super::dataset::{Checking, Part, Value};
+use super::report::Level;
 use super::source::Bytes;
 use super::tail;
 use crate::error::StorageError;
@@ -34,6 +35,8 @@ pub(super) struct Judged {
     pub(super) unsealed: bool,
     /// Whether its FOOTERs list just the records that it has.
     pub(super) agrees: bool,
+    /// Whether its file was cut short.
+    pub(super) cut: bool,
     /// Operations that its FOOTERs list, where all of those validate; of all but the newest of these none are kept.
     pub(super) operations: Option<Vec<OperationEntry>>,
 }
@@ -290,7 +293,7 @@ impl Checking<'_, '_> {
         let file_len = self.files.len(&opened)?;
         // The device is to be asked, not the page cache; and that has better uses than this.
         self.files.forget(&opened);
-        let bytes = Bytes::new(self.files, &opened, file_len);
+        let bytes = Bytes::new(self.files, &opened, file.data_end);
         let judged = match file.trailer.is_some() {
             true => self.sealed(file, &opened, &bytes, file_len)?,
             false => self.unsealed(file, &bytes, file_len, is_last)?,
@@ -324,7 +327,9 @@ impl Checking<'_, '_> {
         let mut listed = Listed::default();
         let mut at = file.len;
         let mut padding = Vec::new();
-        let read = footer::read(self.files, opened, &trailer, |entries, operations| {
+        let is_bare = trailer.footer_count == 0;
+        let footers = trailer;
+        let read = footer::read(self.files, opened, &footers, |entries, operations| {
             let value = list_len(entries.len(), operations.len()) as u64;
             let end = at + wire_len(0, value);
             at += units(wire_len(0, value)) * 64;
@@ -333,7 +338,24 @@ impl Checking<'_, '_> {
             listed.operations.extend_from_slice(operations);
         });
         let valid = read.is_ok();
-        if let Err(error) = read {
+        if file.cut {
+            self.cut(&file, file.len);
+        }
+        if is_bare && file.cut {
+            // Nothing is said of what it held.
+        } else if is_bare {
+            let what = "no FOOTERs list its records: the disk was full when it was sealed".to_owned();
+            let remedy = "the records are read instead, at each start; --repair lists them";
+            self.tell(
+                Level::Note,
+                Some(number),
+                &file.path,
+                Some(at),
+                None,
+                what,
+                remedy,
+            );
+        } else if let Err(error) = read {
             listed = Listed::default();
             let what = format!("a FOOTER does not validate: {error}");
             let remedy = "the records are read instead, at each start; --repair lists them anew";
@@ -373,6 +395,7 @@ impl Checking<'_, '_> {
             headless: seen.sound && file.header_damage.is_some(),
             unsealed: seen.sound && !(valid && agree),
             agrees: seen.sound && valid && agree,
+            cut: file.cut,
             operations: valid.then_some(listed.operations),
             file,
         })
@@ -380,7 +403,7 @@ impl Checking<'_, '_> {
 
     fn unsealed(
         &mut self,
-        file: SegmentFile,
+        mut file: SegmentFile,
         bytes: &Bytes<'_>,
         file_len: u64,
         is_last: bool,
@@ -405,8 +428,12 @@ impl Checking<'_, '_> {
         }
         let ends = tail::judge(bytes, &file, seen.end, file_len);
         self.tail(&file, &ends, is_last);
+        let older = !is_last && !file.is_full_length();
+        // Of an older file that is not sealed nothing else says that it is whole.
+        file.cut = !ends.is_sealed() && (file.cut || older && sound);
         Ok(Judged {
-            unsealed: sound && ends.is_sealed(),
+            unsealed: sound && (ends.is_sealed() || file.cut),
+            cut: file.cut,
             headless: false,
             agrees: false,
             operations: None,

@@ -3,15 +3,15 @@
 use std::mem::offset_of;
 
 use kv_proto::footer::list_len;
-use kv_proto::layout::{CheckpointHeader, RecordHeader, record_kind, units, wire_len};
+use kv_proto::layout::{CheckpointHeader, RecordHeader};
 use kv_proto::record::header_prefix_len;
 
-use super::super::checkpoint;
 use super::super::recover::{SegmentFile, says_lost};
 use super::super::segment::HEADER_BYTES;
+use super::super::{checkpoint, footer};
 use super::dataset::Checking;
 use super::report::Level;
-use super::segment::{Listed, header_at};
+use super::segment::{Listed, UNNAMED, header_at};
 use super::source::Bytes;
 use crate::error::StorageError;
 
@@ -41,22 +41,15 @@ impl Tail {
 
 /// Judges what lies behind `end`, where the records of an unsealed segment end.
 pub(super) fn judge(bytes: &Bytes<'_>, file: &SegmentFile, end: u64, file_len: u64) -> Tail {
-    let mut at = end;
-    let mut footers = 0;
-    while let Some(header) = header_at(bytes, at, file_len)
-        && header.kind == record_kind::FOOTER
-        && header.segment_identity == file.header.identity
-        && header.part == footers
-    {
-        at += units(wire_len(0, u64::from(header.value_len_bytes))) * 64;
-        footers += 1;
-    }
-    if footers > 0 {
+    let footers = footer::chain_end(file.header.identity, end, |at| header_at(bytes, at, file_len));
+    if let Some(at) = footers {
         return match at + HEADER_BYTES == file_len {
             true => Tail::Trailer { at },
             false => Tail::Listing { end },
         };
     }
+    // Behind that is a hole.
+    let file_len = file.data_end;
     let Some(first) = bytes.not_zero(end, file_len) else {
         return Tail::Nothing { end };
     };
@@ -79,6 +72,9 @@ impl Checking<'_, '_> {
     /// Tells how an unsealed segment ends.
     pub(super) fn tail(&mut self, file: &SegmentFile, tail: &Tail, is_last: bool) {
         let number = Some(file.header.segment);
+        if file.cut && !tail.is_sealed() {
+            return self.cut(file, file.data_end);
+        }
         let seals = "the next start of the server seals it there";
         let (level, at, what, remedy) = match *tail {
             Tail::Trailer { at } => (
@@ -93,11 +89,17 @@ impl Checking<'_, '_> {
                 "behind the last record that is whole lies one that is not, in its full length",
                 "torn by a power cut, or damaged: nothing tells; the next start of the server cuts it off",
             ),
-            _ if !is_last => (
+            _ if !is_last && !file.is_full_length() => (
                 Level::Damage,
                 file.len,
                 "not sealed though a later segment exists: its file was cut short, or a write to it had failed",
                 "what was cut off cannot be known; compare the dataset with its source",
+            ),
+            _ if !is_last => (
+                Level::Note,
+                file.len,
+                "not sealed: a write to it had failed, or the disk was full",
+                seals,
             ),
             Tail::Torn { end } => (
                 Level::Note,
@@ -113,6 +115,14 @@ impl Checking<'_, '_> {
             ),
         };
         self.tell(level, number, &file.path, Some(at), None, what.to_owned(), remedy);
+    }
+
+    /// Tells of a file that was cut short, of which there is what lies before `at`.
+    pub(super) fn cut(&mut self, file: &SegmentFile, at: u64) {
+        let what = "its file was cut short: what lay behind this is lost".to_owned();
+        let remedy = format!("{UNNAMED}; --repair accepts the loss");
+        let number = Some(file.header.segment);
+        self.tell(Level::Damage, number, &file.path, Some(at), None, what, &remedy);
     }
 
     /// What the checkpoint of an unsealed segment lists; every byte of it is judged.

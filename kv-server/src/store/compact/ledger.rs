@@ -10,7 +10,7 @@ use kv_proto::layout::{EXTENT_BYTES, segment_state};
 use super::super::index::Retired;
 use super::super::journal::Change;
 use super::super::recover::EPOCH_SEQUENCE_BITS;
-use super::super::segment::Segment;
+use super::super::segment::{Pin, Segment};
 use super::super::{Dataset, lock, segment_path};
 use super::choose::{Candidate, PRESSED_SHARE};
 use crate::error::StorageError;
@@ -22,6 +22,8 @@ pub(crate) struct Standing {
     drained: AtomicBool,
     /// It could not be read: it is left alone until the next start.
     suspect: AtomicBool,
+    /// Its file was cut short: it is left alone, for with it would go what says so.
+    cut: AtomicBool,
     /// One more than the files that were gone when its tombstones were judged; 0 while they were not.
     judged: AtomicU64,
     /// A trailer or FOOTER of it tells, durably, of all operations that were remembered when it was sealed.
@@ -35,6 +37,10 @@ impl Standing {
 
     pub(crate) fn set_suspect(&self) {
         self.suspect.store(true, Ordering::Release);
+    }
+
+    pub(crate) fn set_cut(&self) {
+        self.cut.store(true, Ordering::Release);
     }
 
     /// Notes that, now that it is sealed, it tells of all operations that are remembered.
@@ -53,6 +59,8 @@ struct Leftover {
     segment: u32,
     /// Lowest sequence in it.
     lowest: u64,
+    /// Of segments that records in it name.
+    _holds: Vec<Pin>,
 }
 
 /// What compaction did and knows of a dataset.
@@ -137,12 +145,20 @@ impl<D: Domain> Dataset<D> {
         let leftovers = leftovers
             .iter()
             .map(|left| OnDisk::Unreadable { lowest: left.lowest });
-        self.all_segments()
+        let segments = self.all_segments();
+        // What was published of such a file is read all the same: it says which tombstones a newer one hides.
+        let unpublished = segments
+            .iter()
+            .filter_map(|segment| segment.unpublished())
+            .map(|lowest| OnDisk::Unreadable { lowest });
+        let unpublished: Vec<_> = unpublished.collect();
+        segments
             .into_iter()
             .map(|segment| match segment.state() {
                 segment_state::LOST => OnDisk::Unreadable { lowest: 0 },
                 _ => OnDisk::Readable(segment),
             })
+            .chain(unpublished)
             .chain(leftovers)
             .collect()
     }
@@ -257,7 +273,8 @@ impl<D: Domain> Dataset<D> {
         let mut leftovers = lock(&self.compaction.leftovers);
         leftovers.push(Leftover {
             segment: segment.number,
-            lowest: segment.sequences().map_or(0, |(lowest, _)| lowest),
+            lowest: segment.lowest_on_disk(),
+            _holds: segment.take_holds(),
         });
         self.compaction
             .freed_bytes
@@ -333,5 +350,6 @@ impl<D: Domain> Segment<D> {
         matches!(self.state(), segment_state::SEALED | segment_state::LOADING)
             && !self.is_pinned()
             && !self.standing.suspect.load(Ordering::Acquire)
+            && !self.standing.cut.load(Ordering::Acquire)
     }
 }

@@ -12,6 +12,7 @@ use super::super::files::{Files, OpenFile};
 use super::super::footer::Ending;
 use super::super::journal::Change;
 use super::super::limits::FOOTER_ENTRIES_MAX;
+use super::super::owed::Owed;
 use super::super::segment::{self, HEADER_BYTES, Segment};
 use super::super::segment_path;
 use super::super::sync_kind::SyncKind;
@@ -85,15 +86,13 @@ impl<D: Domain> Active<D> {
     pub(crate) fn make_durable(&mut self, files: &Files, group: &Group) -> Result<(), Failed> {
         let start = self.durable;
         if let Err(error) = self.write(files, group) {
-            self.tail = start;
             // Room comes back; anything else may mean that the device does not keep what it takes.
             let closed = !matches!(error, StorageError::NoSpace { .. }) || self.cut(files, start).is_err();
             let error = if closed { error.into_unknown() } else { error };
-            return Err(Failed { error, closed });
+            return Err(self.failed(group, error, closed));
         }
         if let Err(error) = files.sync(&self.file, SyncKind::Records) {
-            self.tail = start;
-            return Err(Failed { error, closed: true });
+            return Err(self.failed(group, error, true));
         }
         for entry in &group.entries {
             self.segment.write(entry.offset, &entry.prefix);
@@ -111,9 +110,20 @@ impl<D: Domain> Active<D> {
         Ok(())
     }
 
-    /// Cuts what a failed group left behind: found at a restart it would count as written.
+    /// Takes a group back that was not made durable. Where the segment is `closed` its records may be in the file: the
+    /// next start believes them, and until then something has to keep hiding what they say.
+    fn failed(&mut self, group: &Group, error: StorageError, closed: bool) -> Failed {
+        self.tail = self.durable;
+        self.sequences = self.segment.sequences();
+        if closed && let Some(lowest) = group.lowest_sequence() {
+            self.segment.set_unpublished(lowest);
+        }
+        Failed { error, closed }
+    }
+
+    /// Takes out what a failed group left behind: found at a restart it would count as written.
     fn cut(&self, files: &Files, end: u64) -> Result<(), StorageError> {
-        files.truncate(&self.file, end)?;
+        files.punch(&self.file, end)?;
         files.sync(&self.file, SyncKind::Records)
     }
 
@@ -146,6 +156,7 @@ impl<D: Domain> Log<D> {
     /// list.
     pub(super) fn open_segment(&mut self) -> Result<(), StorageError> {
         let dataset = Arc::clone(&self.dataset);
+        dataset.pay_trailers()?;
         let shared = &dataset.shared;
         let limit = dataset.segment_bytes;
         let extent = self.take_extent(limit.min(EXTENT_BYTES))?;
@@ -212,7 +223,9 @@ impl<D: Domain> Log<D> {
         };
         let header = segment::header(number, identity, dataset.id, shared.home.epoch(), limit);
         let path = segment_path(&dataset.directory, number);
-        let file = shared.files.replace(&path, header.as_bytes()).inspect_err(|_| {
+        // Of its whole length, as a hole: so a file that somebody cut can be told from one that was not written further.
+        let made = shared.files.replace_sparse(&path, header.as_bytes(), limit);
+        let file = made.inspect_err(|_| {
             // Whether the name stands is not known after a failed sync of the directory: it is not used again.
             if path.exists() {
                 self.number_kept = None;
@@ -235,7 +248,8 @@ impl<D: Domain> Log<D> {
         Ok(())
     }
 
-    /// Ends the active segment with FOOTERs and trailer. Where that fails the next start does it.
+    /// Ends the active segment with FOOTERs and trailer. Where the disk is full it is given the trailer as soon as one
+    /// fits; where anything else fails the next start does it.
     pub(super) fn seal(&mut self) {
         if let Some(active) = &mut self.active {
             let files = &self.dataset.shared.files;
@@ -244,34 +258,40 @@ impl<D: Domain> Log<D> {
                 file: &active.file,
                 number: active.segment.number,
                 identity: active.segment.identity,
+                cut: false,
+                whole_len: active.limit,
                 end: active.durable,
                 sequences: active.sequences,
                 footer_entries: FOOTER_ENTRIES_MAX,
             };
             let checkpoint = &mut active.checkpoint;
             let operations = self.dataset.operations.entries();
-            let mut seal = || {
-                ending.seal(
-                    |footers| checkpoint.list(files, |entries| footers.push(entries)),
-                    &operations,
-                )
-            };
-            let sealed = seal().or_else(|error| {
-                // What is not sealed keeps those before it from being freed.
-                if matches!(error, StorageError::NoSpace { .. }) && self.dataset.give_reserve_up() {
-                    return seal();
-                }
-                Err(error)
-            });
+            // What is not sealed keeps those before it from being freed.
+            let sealed = ending.seal(
+                |footers| checkpoint.list(files, |entries| footers.push(entries)),
+                &operations,
+                || self.dataset.give_reserve_up(),
+            );
             match sealed {
-                Ok(_) => {
-                    active.segment.standing.set_tells_operations();
+                Ok(trailer) => {
+                    if trailer.footer_count > 0 {
+                        active.segment.standing.set_tells_operations();
+                    }
                     checkpoint.remove(files);
                 }
                 Err(error) => {
                     tracing::warn!(%error, segment = active.segment.number, "the segment could not be sealed; it is closed without");
-                    // A full disk has better use for what is there of its FOOTERs; the next start writes them.
-                    let _ = files.truncate(&active.file, active.durable);
+                    let _ = ending.clear();
+                    if error.is_full() {
+                        self.dataset.owe_trailer(Owed {
+                            path: active.file.path().to_owned(),
+                            number: active.segment.number,
+                            identity: active.segment.identity,
+                            cut: false,
+                            end: active.durable,
+                            sequences: active.sequences,
+                        });
+                    }
                 }
             }
         }

@@ -1,16 +1,17 @@
 //! Records that become durable together.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use kv_fabric::Domain;
 use kv_proto::hash::KeyHash;
 use kv_proto::layout::{FooterEntry, Locator, OperationEntry, record_kind};
-use kv_proto::record::{RecordMeta, encode_prefix};
+use kv_proto::record::{RecordMeta, encode_prefix, parse_head};
 
-use super::super::Committed;
 use super::super::operations;
 use super::super::put::PutState;
 use super::super::segment::Pin;
+use super::super::{Committed, Dataset};
 use super::Op;
 use super::active::Active;
 use super::copy::Landing;
@@ -141,6 +142,31 @@ impl Group {
 
     pub(crate) fn bytes(&self) -> u64 {
         self.bytes
+    }
+
+    /// Keeps the other segments from being compacted that hold parts of its large values.
+    pub(crate) fn pin_parts<D: Domain>(&self, dataset: &Dataset<D>) -> Vec<Pin> {
+        let mut named = BTreeSet::new();
+        for entry in &self.entries {
+            if entry.record.kind == record_kind::HEAD
+                && let Ok((_, parts)) = parse_head(&entry.record.value)
+            {
+                let own = entry.committed.locator.segment;
+                let others = parts.iter().map(|part| part.segment);
+                named.extend(others.filter(|segment| *segment != own));
+            }
+        }
+        let segments = named.into_iter().filter_map(|number| dataset.segment(number));
+        segments.map(|segment| segment.pin()).collect()
+    }
+
+    /// Lowest sequence of its records: copies keep that of their source.
+    pub(crate) fn lowest_sequence(&self) -> Option<u64> {
+        let records = self
+            .entries
+            .iter()
+            .filter(|entry| !matches!(entry.then, Then::Filler));
+        records.map(|entry| entry.committed.sequence).min()
     }
 
     pub(crate) fn has_deletes(&self) -> bool {

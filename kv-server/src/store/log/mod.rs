@@ -94,6 +94,9 @@ impl<D: Domain> Log<D> {
                 }
                 Taken::Closed(Close::Finish, _) => {
                     self.seal();
+                    if let Err(error) = self.dataset.pay_trailers() {
+                        tracing::warn!(%error, "a full disk leaves a segment to be sealed by the next start");
+                    }
                     return;
                 }
                 Taken::Closed(Close::Broken | Close::Dropped, ops) => {
@@ -263,6 +266,8 @@ impl<D: Domain> Log<D> {
             Err(failed) => {
                 tracing::error!(error = %failed.error, segment = active.segment.number, "a group of writes failed");
                 if failed.closed {
+                    // The next start may believe its heads: their parts stay as long as they do.
+                    active.segment.hold(group.pin_parts(&self.dataset));
                     self.close_active();
                 }
                 self.dataset.write_index().forget_promises();

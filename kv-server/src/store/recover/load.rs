@@ -7,16 +7,19 @@ use std::sync::Arc;
 use kv_fabric::Domain;
 use kv_proto::DecodeError;
 use kv_proto::layout::{
-    EXTENT_BYTES, FooterEntry, OperationEntry, SEGMENT_MAX_BYTES, SegmentHeader, SegmentTrailer,
+    EXTENT_BYTES, FooterEntry, OperationEntry, RecordHeader, SEGMENT_MAX_BYTES, SegmentHeader,
+    SegmentTrailer, segment_flag, trailer_flag,
 };
+use kv_proto::record::parse_header;
 use zerocopy::{FromZeros, IntoBytes};
 
 use super::super::budget::Charge;
 use super::super::checkpoint;
 use super::super::files::{Files, OpenFile};
-use super::super::footer::Ending;
+use super::super::footer::{self, Ending};
 use super::super::index::Readable;
 use super::super::limits::{FOOTER_ENTRIES_MAX, READ_PIECE_BYTES};
+use super::super::owed::Owed;
 use super::super::segment::{self, HEADER_BYTES, extent_lens};
 use super::super::sync_kind::SyncKind;
 use super::scan::{Found, Scanned, Span, scan};
@@ -32,11 +35,19 @@ pub(crate) struct SegmentFile {
     pub(crate) header: SegmentHeader,
     /// What seals it, if it is sealed.
     pub(crate) trailer: Option<SegmentTrailer>,
-    /// Bytes that may be records: without FOOTERs and trailer, and within the segment's limit.
+    /// Bytes that may be records: without FOOTERs, trailer and the hole that ends the file, and within the segment's limit.
     pub(crate) len: u64,
+    /// Where its data ends, bytes.
+    pub(crate) data_end: u64,
+    /// Whether its file was cut short, as far as it tells by itself, and nobody accepted that.
+    pub(crate) cut: bool,
     pub(crate) path: PathBuf,
     /// Why its header does not validate, where its trailer says what it did.
     pub(crate) header_damage: Option<DecodeError>,
+}
+
+fn is_full_length(header: &SegmentHeader) -> bool {
+    header.flags & segment_flag::FULL_LENGTH != 0
 }
 
 impl SegmentFile {
@@ -71,6 +82,7 @@ impl SegmentFile {
             Err(error @ DecodeError::Checksum { .. }) => {
                 // Without this segment older values of its keys would be served.
                 header = segment::header(number, trailer.identity, dataset, 0, SEGMENT_MAX_BYTES);
+                header.flags = 0;
                 if header.identity == 0 || !segment::trailer_is_valid(&trailer, &header, file_len) {
                     return Err(damaged(error));
                 }
@@ -79,15 +91,50 @@ impl SegmentFile {
             Err(error) => return Err(damaged(error)),
         };
         let trailer = segment::trailer_is_valid(&trailer, &header, file_len).then_some(trailer);
+        let full_length = is_full_length(&header);
+        let (data_end, cut) = match trailer {
+            Some(trailer) => (file_len, trailer.flags & trailer_flag::CUT != 0),
+            None if full_length => {
+                let data_end = files.data_end(&file, file_len)?;
+                (data_end.max(HEADER_BYTES), file_len < header.limit_bytes)
+            }
+            None => (file_len, false),
+        };
         Ok(Self {
             header_damage,
             header,
             trailer,
-            len: trailer.map_or(file_len.min(header.limit_bytes), |trailer| {
+            len: trailer.map_or(data_end.min(header.limit_bytes), |trailer| {
                 u64::from(trailer.sealed_units) * 64
             }),
+            data_end,
+            cut,
             path: path.to_owned(),
         })
+    }
+
+    /// Whether a crash leaves it no shorter than its limit until it is sealed.
+    pub(crate) fn is_full_length(&self) -> bool {
+        is_full_length(&self.header)
+    }
+
+    /// Whether FOOTERs lie at `end` that a trailer followed, at the very end of the file: then that alone is damaged.
+    pub(crate) fn lost_its_trailer(
+        &self,
+        files: &Files,
+        file: &OpenFile,
+        end: u64,
+    ) -> Result<bool, StorageError> {
+        let file_len = files.len(file)?;
+        let header_at = |at: u64| {
+            let mut header = [0; size_of::<RecordHeader>()];
+            let fits = at + header.len() as u64 <= file_len;
+            (fits && files.read_at(file, &mut header, at).is_ok())
+                .then(|| parse_header(&header).ok())
+                .flatten()
+        };
+        let end = footer::chain_end(self.header.identity, end, header_at);
+        Ok(end.is_some_and(|end| end + HEADER_BYTES == file_len))
     }
 
     /// Memory that its image takes, bytes.
@@ -168,21 +215,33 @@ impl SegmentFile {
         Ok(scan(&mut ImageSource(image), &span, |_| {})?.damaged)
     }
 
-    /// Seals it durably where the scan says that it ends: cuts the torn tail off, makes what counts durable, and only
-    /// then writes FOOTERs and trailer.
+    /// Seals it durably where the scan says that it ends: makes what counts durable, and only then writes FOOTERs and
+    /// trailer, over the torn tail.
     ///
     /// What counts past byte `from` is written anew: where a sync had failed, the kernel holds pages for clean that
     /// never reached the device, and another sync alone would not write them.
+    ///
+    /// Where the disk is full `make_room` says whether it freed any. A trailer that does not fit at all is owed.
+    ///
+    /// # Errors
+    /// Why what counts may not be durable, or the segment cannot be sealed.
     pub(crate) fn seal(
         &mut self,
         files: &Files,
         from: u64,
         scanned: &Scanned,
-        entries: &[FooterEntry],
-        operations: &[OperationEntry],
-    ) -> Result<(), StorageError> {
+        (entries, operations): (&[FooterEntry], &[OperationEntry]),
+        make_room: impl FnMut() -> bool,
+    ) -> Result<Option<Owed>, StorageError> {
         let file = files.open(&self.path)?;
-        files.truncate(&file, scanned.end)?;
+        let whole_len = match self.is_full_length() && !self.cut {
+            true => self.header.limit_bytes,
+            false => 0,
+        };
+        if files.len(&file)? < whole_len {
+            // A repair: without its trailer it is not to look like one that was cut.
+            files.truncate(&file, whole_len)?;
+        }
         let end = scanned.end.min(self.len);
         let mut piece = vec![0; READ_PIECE_BYTES.min(end as usize)];
         let mut at = from;
@@ -198,19 +257,38 @@ impl SegmentFile {
             file: &file,
             number: self.header.segment,
             identity: self.header.identity,
+            cut: self.cut,
+            whole_len,
             end: scanned.end,
             sequences: scanned.sequences,
             footer_entries: FOOTER_ENTRIES_MAX,
         };
-        let trailer = ending.seal(|footers| footers.push(entries), operations)?;
-        self.trailer = Some(trailer);
+        let (number, identity, cut) = (ending.number, ending.identity, ending.cut);
         self.len = scanned.end;
+        let trailer = match ending.seal(|footers| footers.push(entries), operations, make_room) {
+            Err(error) if error.is_full() => {
+                tracing::warn!(%error, segment = number, "a segment cannot be sealed yet");
+                // Nothing that was known of it is given up before.
+                let names = (number, identity);
+                self.trailer = Some(segment::trailer(names, scanned.end, 0, scanned.sequences, 0));
+                return Ok(Some(Owed {
+                    path: self.path.clone(),
+                    number,
+                    identity,
+                    cut,
+                    end: scanned.end,
+                    sequences: scanned.sequences,
+                }));
+            }
+            sealed => sealed?,
+        };
+        self.trailer = Some(trailer);
         let checkpoint = checkpoint::path_of(&self.path);
         if checkpoint.exists()
             && let Err(error) = files.remove(&checkpoint)
         {
             tracing::warn!(%error, "the checkpoint of a sealed segment stays until the next start");
         }
-        Ok(())
+        Ok(None)
     }
 }

@@ -18,6 +18,7 @@ use super::files::Call;
 use super::index::{Builder, Place};
 use super::limits::{REBUILD_BYTES_MAX, START_THREADS_MAX};
 use super::operations::Operations;
+use super::owed::Owed;
 use super::segment::Segment;
 use super::segment_list::SegmentList;
 use super::{Shared, is_own_file, lock, parse_segment_name, segment_path};
@@ -166,6 +167,7 @@ pub(crate) fn recover<D: Domain>(
         mut segments,
         images,
         lost,
+        owed,
     } = seal_all(shared, description, judged, last, &reading)?;
     let scope = IndexScope {
         dataset: description.id,
@@ -198,6 +200,7 @@ pub(crate) fn recover<D: Domain>(
         index: builder.finish(&place)?,
         segments,
         list: opened.list,
+        owed,
         operations: reading.operations,
         figures: reading.figures,
     };
@@ -216,6 +219,8 @@ struct Sealed<D: Domain> {
     images: Vec<ToLoad<D>>,
     /// Files of lost segments, of which a part could be read.
     lost: Vec<SegmentFile>,
+    /// What a full disk kept from being sealed.
+    owed: Vec<Owed>,
 }
 
 /// Seals what is not sealed, durably, and makes the segment table.
@@ -231,6 +236,7 @@ fn seal_all<D: Domain>(
         segments: BTreeMap::new(),
         images: Vec::new(),
         lost: Vec::new(),
+        owed: Vec::new(),
     };
     for Judged {
         segment: number,
@@ -261,25 +267,43 @@ fn seal_all<D: Domain>(
             from,
             scanned,
             entries,
+            lost_its_trailer,
         }) = unsealed
         {
-            if Some(number) != last {
-                tracing::error!(
-                    dataset = %description.name,
-                    segment = number,
-                    path = %file.path.display(),
-                    end = scanned.end,
-                    "not sealed though a later segment exists: its file was cut short, or a write to it had failed; what lies behind its end cannot be known"
-                );
-                reading.figures.cut_segments.fetch_add(1, Ordering::Relaxed);
+            if lost_its_trailer {
+                tracing::error!(dataset = %description.name, segment = number, path = %file.path.display(), "its trailer is damaged; nothing else of it is");
+                reading.figures.damaged_records.fetch_add(1, Ordering::Relaxed);
+                file.cut = false;
+            } else if Some(number) != last && !file.is_full_length() {
+                // Of an older day: nothing but a trailer says that it is whole.
+                file.cut = true;
+            } else if Some(number) != last && !file.cut {
+                tracing::warn!(dataset = %description.name, segment = number, "not sealed though a later segment exists: a write to it had failed, or the disk was full; what was answered is there");
             }
-            file.seal(&shared.files, from, &scanned, &entries, &operations)?;
+            let lists = (&entries[..], &operations[..]);
+            let make_room = || shared.reserve.give_up(&shared.files);
+            sealed
+                .owed
+                .extend(file.seal(&shared.files, from, &scanned, lists, make_room)?);
+        }
+        if file.cut {
+            tracing::error!(
+                dataset = %description.name,
+                segment = number,
+                path = %file.path.display(),
+                end = file.len,
+                "its file was cut short: what lay behind its end is lost, and older values and deleted keys may be back; this is said at each start until `kv-server check --repair` accepts it"
+            );
+            reading.figures.cut_segments.fetch_add(1, Ordering::Relaxed);
         }
         let names = (number, file.header.identity);
         let segment = Arc::new(Segment::unloaded(names, file.len, shared, file.path.clone())?);
         segment.set_sequences(sequences);
-        if listed {
+        if listed && file.trailer.is_some_and(|trailer| trailer.footer_count > 0) {
             segment.standing.set_tells_operations();
+        }
+        if file.cut {
+            segment.standing.set_cut();
         }
         sealed.segments.insert(number, Arc::clone(&segment));
         sealed.images.push(ToLoad {

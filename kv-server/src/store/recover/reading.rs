@@ -34,6 +34,8 @@ pub(super) struct Unsealed {
     pub(super) from: u64,
     pub(super) scanned: Scanned,
     pub(super) entries: Vec<FooterEntry>,
+    /// Whether it was sealed, and its trailer is damaged.
+    pub(super) lost_its_trailer: bool,
 }
 
 /// Reads segments, several at a time.
@@ -166,6 +168,8 @@ impl Reading<'_> {
     /// Reads the FOOTERs of a sealed segment; whether it has some and all validate.
     fn footers(&self, file: &SegmentFile, spread: &Taking<'_>) -> Result<bool, StorageError> {
         let Some(trailer) = file.trailer.as_ref().filter(|trailer| trailer.footer_count > 0) else {
+            // What it would have said of floors is not known.
+            self.all_read.fetch_and(file.trailer.is_none(), Ordering::Relaxed);
             return Ok(false);
         };
         let number = file.header.segment;
@@ -233,10 +237,12 @@ impl Reading<'_> {
         for entry in &entries {
             widen(&mut scanned.sequences, entry.sequence);
         }
+        let lost_its_trailer = !is_sealed && file.lost_its_trailer(files, &opened, scanned.end)?;
         Ok(Unsealed {
             from,
             scanned,
             entries,
+            lost_its_trailer,
         })
     }
 

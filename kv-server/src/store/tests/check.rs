@@ -5,8 +5,8 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use kv_proto::layout::{
-    CheckpointHeader, DatasetDescription, RecordHeader, SegmentHeader, SegmentListHeader, SegmentTrailer,
-    Superblock, prefix_len, record_kind,
+    CatalogueHeader, CheckpointHeader, DatasetDescription, RecordHeader, SegmentHeader, SegmentListHeader,
+    SegmentTrailer, Superblock, prefix_len, record_kind,
 };
 
 use super::support::{MIB, Miss, Rig, bytes, copy_directory, options, scratch, segment_files_in};
@@ -174,6 +174,7 @@ const TRAILER_ENDS: [u64; 11] = [4, 6, 8, 12, 16, 24, 28, 32, 40, 48, 64];
 const CHECKPOINT_ENDS: [u64; 12] = [4, 6, 8, 12, 16, 24, 32, 40, 44, 56, 60, 64];
 const SUPERBLOCK_ENDS: [u64; 7] = [4, 6, 8, 24, 32, 36, 64];
 const DESCRIPTION_ENDS: [u64; 9] = [4, 6, 8, 24, 40, 104, 112, 120, 128];
+const CATALOGUE_ENDS: [u64; 5] = [4, 6, 8, 12, 16];
 const SEGMENT_LIST_ENDS: [u64; 6] = [4, 6, 8, 24, 28, 32];
 
 const _: () = assert!(
@@ -183,6 +184,7 @@ const _: () = assert!(
         && size_of::<CheckpointHeader>() == 64
         && size_of::<Superblock>() == 64
         && size_of::<DatasetDescription>() == 128
+        && size_of::<CatalogueHeader>() == 16
         && size_of::<SegmentListHeader>() == 32
 );
 
@@ -194,6 +196,10 @@ fn regions(root: &Path) -> Vec<Region> {
         segment: None,
     };
     regions.fields("superblock", 0, &SUPERBLOCK_ENDS, None, Counts::Always);
+    regions.path = root.join("catalogue");
+    regions.fields("list of datasets", 0, &CATALOGUE_ENDS, None, Counts::Always);
+    let list_len = std::fs::metadata(&regions.path).unwrap().len();
+    regions.add("listed datasets", (16, list_len), 0, None, Counts::Always);
     for entry in std::fs::read_dir(root.join("datasets")).unwrap() {
         let directory = entry.unwrap().path();
         let description = std::fs::read(directory.join("dataset")).unwrap();

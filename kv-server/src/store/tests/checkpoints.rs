@@ -2,8 +2,8 @@
 
 use std::io;
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 
 use kv_proto::crc::crc32c;
 use kv_proto::footer::{encode_list, parse_list};
@@ -16,6 +16,7 @@ use super::restart::{checkpoints, chunks, crashed_in_chunks, segments, value};
 use super::support::{Rig, bytes, copy_directory, faulty, scratch};
 use crate::store::files::{Call, Files};
 
+const EIO: i32 = 5;
 const ENOSPC: i32 = 28;
 
 fn put(rig: &Rig, keys: std::ops::Range<u64>) {
@@ -160,32 +161,32 @@ fn a_segment_that_could_not_be_sealed_keeps_its_checkpoint() {
     has_all(directory.path(), 200);
 }
 
-/// A checkpoint whose first chunk found no room is there all the same: its name is made durable with the first that does.
+/// Whatever failed at first, the name of a checkpoint is durable before it counts.
 #[test]
-fn a_checkpoint_stands_under_its_name_also_where_its_first_write_failed() {
-    let directory = scratch();
-    let (failed, synced) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
-    let faults = {
-        let (failed, synced) = (Arc::clone(&failed), Arc::clone(&synced));
-        move |call: Call, path: &Path| {
-            if std::thread::current().name() != Some("kv-checkpoint") {
-                return None;
+fn a_checkpoint_that_failed_at_first_gets_a_durable_name() {
+    for failing in [Call::Create, Call::Write, Call::Sync, Call::SyncDirectory] {
+        let directory = scratch();
+        let calls = Arc::new(Mutex::new(Vec::new()));
+        let faults = {
+            let calls = Arc::clone(&calls);
+            move |call: Call, _: &Path| {
+                if std::thread::current().name() != Some("kv-checkpoint") {
+                    return None;
+                }
+                let mut calls = calls.lock().unwrap();
+                let first = !calls.contains(&failing);
+                calls.push(call);
+                (first && call == failing).then(|| (10, io::Error::from_raw_os_error(EIO)))
             }
-            if call == Call::SyncDirectory && failed.load(Ordering::Acquire) {
-                synced.store(true, Ordering::Release);
-            }
-            let first = call == Call::Write
-                && path.extension().is_some_and(|it| it == "checkpoint")
-                && !failed.swap(true, Ordering::AcqRel);
-            first.then(|| (0, io::Error::from_raw_os_error(ENOSPC)))
-        }
-    };
-    let rig = Rig::with(only_dead(directory.path()), faulty(Box::new(faults))).unwrap();
-    rig.store.create("set").unwrap();
-    put(&rig, 0..200);
-    let crashed = scratch();
-    copy_directory(directory.path(), crashed.path());
-    assert!(!chunks(&std::fs::read(&checkpoints(crashed.path())[0]).unwrap()).is_empty());
-    assert!(failed.load(Ordering::Acquire) && synced.load(Ordering::Acquire));
-    has_all(crashed.path(), 200);
+        };
+        let rig = Rig::with(only_dead(directory.path()), faulty(Box::new(faults))).unwrap();
+        rig.store.create("set").unwrap();
+        put(&rig, 0..250);
+        drop(rig);
+        let calls = calls.lock().unwrap();
+        let at = calls.iter().position(|call| *call == failing).unwrap();
+        let again = [Call::Create, Call::Write, Call::Sync, Call::SyncDirectory];
+        assert!(calls[at + 1..].starts_with(&again), "{failing:?}: {calls:?}");
+        has_all(directory.path(), 250);
+    }
 }

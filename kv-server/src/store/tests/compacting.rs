@@ -57,4 +57,5 @@ pub(crate) fn check(rig: &Rig, model: &Model, keys: u64) {
     }
     assert_eq!(rig.figure("set", "keys_count"), model.len() as u64);
     assert_eq!(rig.figure("set", "lost_segments_count"), 0);
+    assert_eq!(rig.figure("set", "cut_segments_count"), 0);
 }

@@ -5,7 +5,8 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use super::support::{
-    Rig, bytes, copy_directory, options, scratch, sealed_end, segment_files, segment_files_in,
+    MIB, Rig, bytes, copy_directory, options, read_written, scratch, sealed_end, segment_files,
+    segment_files_in, write_torn,
 };
 use crate::store::StoreOptions;
 use crate::store::files::Files;
@@ -50,7 +51,8 @@ fn with_file(root: &Path, file: &Path, contents: &[u8]) -> (tempfile::TempDir, P
     let copy = scratch();
     copy_directory(root, copy.path());
     let target = copy.path().join(file.strip_prefix(root).unwrap());
-    std::fs::write(&target, contents).unwrap();
+    let len = std::fs::metadata(&target).unwrap().len();
+    write_torn(&target, contents, len as usize);
     (copy, target)
 }
 
@@ -74,7 +76,7 @@ fn places(file: &[u8]) -> Vec<usize> {
 fn a_tail_torn_at_any_byte_leaves_the_longest_valid_prefix() {
     let values = [100, 200, 70_000, 5, 0, 130];
     let (crashed, file) = crashed(&values);
-    let whole = std::fs::read(&file).unwrap();
+    let whole = read_written(&file);
     let places = places(&whole);
     assert_eq!(places.len(), values.len() + 1);
     assert_eq!(*places.last().unwrap(), whole.len());
@@ -85,7 +87,9 @@ fn a_tail_torn_at_any_byte_leaves_the_longest_valid_prefix() {
         let rig = Rig::open(copy.path());
         for (key, len) in (0_usize..).zip(values) {
             let header = 64 + 8 + if len > 65_536 { 8 } else { 0 };
-            let complete = places[key] + header + len <= cut;
+            let end = places[key] + header + len;
+            // What was not written reads as zeroes.
+            let complete = end <= cut || whole[cut..end].iter().all(|byte| *byte == 0);
             let expected = complete.then(|| bytes(key as u64, len));
             assert_eq!(
                 rig.get("set", &(key as u64).to_le_bytes()),
@@ -109,7 +113,7 @@ fn a_tail_torn_at_any_byte_leaves_the_longest_valid_prefix() {
 #[test]
 fn a_torn_tail_full_of_other_bytes_is_cut_too() {
     let (crashed, file) = crashed(&[100, 200, 300]);
-    let whole = std::fs::read(&file).unwrap();
+    let whole = read_written(&file);
     let places = places(&whole);
     for fill in [0_u8, 0xff, 0x56] {
         let mut torn = whole.clone();
@@ -143,7 +147,7 @@ fn a_whole_record_behind_a_torn_one_of_its_group_is_not_served() {
         for token in tokens {
             rig.answer(token).unwrap();
         }
-        let file = std::fs::read(&segment_files(&dataset)[0]).unwrap();
+        let file = read_written(&segment_files(&dataset)[0]);
         let places = places(&file);
         let durable = |at: usize| kv_proto::record::parse_header(&file[at..]).unwrap().durable_units;
         let same = places[..places.len() - 1]
@@ -160,7 +164,7 @@ fn a_whole_record_behind_a_torn_one_of_its_group_is_not_served() {
     let crashed = scratch();
     copy_directory(running.path(), crashed.path());
     let target = only_segment(crashed.path());
-    std::fs::write(&target, &torn).unwrap();
+    write_torn(&target, &torn, MIB as usize);
     let rig = Rig::open(crashed.path());
     assert_eq!(sealed_end(&std::fs::read(&target).unwrap()), torn_at);
     assert_eq!(rig.figure("set", "damaged_records_count"), 0);
@@ -175,7 +179,7 @@ fn a_flipped_bit_in_durable_bytes_is_reported_kept_and_skipped() {
         if sealed {
             drop(Rig::open(crashed.path()));
         }
-        let whole = std::fs::read(&file).unwrap();
+        let whole = read_written(&file);
         let places = places(if sealed {
             &whole[..sealed_end(&whole)]
         } else {
@@ -362,7 +366,7 @@ fn records_inside_a_value_are_not_records() {
     rig.store.create("set").unwrap();
     rig.put("set", b"key", b"inner").unwrap();
     rig.put("set", b"key", b"newer").unwrap();
-    let copied = std::fs::read(&segment_files(&rig.dataset("set"))[0]).unwrap();
+    let copied = read_written(&segment_files(&rig.dataset("set"))[0]);
     rig.put("set", b"copy", &copied).unwrap();
     let crashed = scratch();
     copy_directory(running.path(), crashed.path());

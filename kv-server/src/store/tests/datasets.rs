@@ -4,8 +4,10 @@ use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
+use super::check::Seen;
 use super::support::{MIB, Miss, Rig, bytes, faulty, options, scratch};
 use crate::error::StorageError;
+use crate::store::check::check;
 use crate::store::description::{Description, directory_name};
 use crate::store::files::{Call, Files};
 use crate::store::limits::DATASETS_MAX;
@@ -85,6 +87,22 @@ fn memory_of_a_dropped_dataset_stays_until_it_is_released() {
     assert!(rig.store.by_id(&id).is_none());
     drop(dataset);
     assert_eq!((used(), rig.network.registrations()), (before, registered));
+}
+
+/// Whoever removes the lock file does not let another server in.
+#[test]
+fn a_directory_is_in_use_without_its_lock_file_too() {
+    let directory = scratch();
+    let rig = Rig::open(directory.path());
+    for _ in 0..2 {
+        std::fs::remove_file(directory.path().join("lock")).unwrap();
+        let checked = check(directory.path(), false, &mut Seen::default()).map(|_| ());
+        assert!(matches!(checked, Err(StorageError::InUse { .. })), "{checked:?}");
+        let opened = Rig::with(options(directory.path()), Files::default()).map(|_| ());
+        assert!(matches!(opened, Err(StorageError::InUse { .. })), "{opened:?}");
+    }
+    drop(rig);
+    drop(Rig::open(directory.path()));
 }
 
 #[test]

@@ -212,6 +212,47 @@ fn a_retry_after_a_failed_sync_is_done_once() {
     assert!(matches!(begun, crate::store::BeginPut::Done(_)));
 }
 
+/// Sealing may fail at its very end, when the file has its own length already: it is not taken for one that was cut.
+#[test]
+fn a_segment_whose_sealing_fails_anywhere_is_not_taken_for_cut() {
+    for (call, errno) in [
+        (Call::Write, EIO),
+        (Call::Sync, EIO),
+        (Call::Sync, ENOSPC),
+        (Call::Truncate, EIO),
+    ] {
+        for nth in 0..6 {
+            let directory = scratch();
+            let (armed, met) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
+            let faults = {
+                let (armed, met) = (Arc::clone(&armed), Arc::clone(&met));
+                move |at: Call, path: &Path| {
+                    let segment = path.extension().is_some_and(|it| it == "segment");
+                    let hit = armed.load(Ordering::Acquire)
+                        && segment
+                        && at == call
+                        && met.fetch_add(1, Ordering::AcqRel) >= nth;
+                    hit.then(|| (10, io::Error::from_raw_os_error(errno)))
+                }
+            };
+            let rig = Rig::with(options(directory.path()), faulty(Box::new(faults))).unwrap();
+            rig.store.create("set").unwrap();
+            for key in 0..40 {
+                put(&rig, key).unwrap();
+            }
+            armed.store(true, Ordering::Release);
+            drop(rig);
+            for _ in 0..2 {
+                let rig = Rig::open(directory.path());
+                check(&rig, 0..40);
+                for figure in ["cut_segments_count", "damaged_records_count"] {
+                    assert_eq!(rig.figure("set", figure), 0, "{call:?} {nth}");
+                }
+            }
+        }
+    }
+}
+
 #[test]
 fn a_trailer_that_cannot_be_written_loses_nothing() {
     let directory = scratch();
@@ -360,13 +401,14 @@ fn every_segment_without_trailer_is_made_durable_before_it_is_served() {
         let target = copy.path().join(file.strip_prefix(directory.path()).unwrap());
         // Each of the calls on the way fails once: the start ends, and nothing is served.
         for (call, nth) in [
-            (Call::Truncate, 0),
             (Call::Write, 0),
             (Call::Sync, 0),
             (Call::Write, 1),
             (Call::Sync, 1),
             (Call::Write, 2),
             (Call::Sync, 2),
+            (Call::Truncate, 0),
+            (Call::Sync, 3),
         ] {
             let again = scratch();
             copy_directory(copy.path(), again.path());
@@ -380,7 +422,9 @@ fn every_segment_without_trailer_is_made_durable_before_it_is_served() {
                 .map(|_| ())
                 .unwrap_err();
             assert_eq!(error.status(), Status::Io, "{call:?} {nth}: {error}");
-            check(&Rig::open(again.path()), 0..3);
+            let rig = Rig::open(again.path());
+            check(&rig, 0..3);
+            assert_eq!(rig.figure("set", "cut_segments_count"), 0, "{call:?} {nth}");
         }
         let calls = Arc::new(Mutex::new(Vec::new()));
         let again = scratch();
@@ -399,14 +443,15 @@ fn every_segment_without_trailer_is_made_durable_before_it_is_served() {
         check(&rig, 0..3);
         assert_eq!(
             *calls.lock().unwrap(),
-            // The records, the FOOTERs, the trailer.
+            // The records, the FOOTERs, the trailer, the end behind it.
             [
+                Call::Write,
+                Call::Sync,
+                Call::Write,
+                Call::Sync,
+                Call::Write,
+                Call::Sync,
                 Call::Truncate,
-                Call::Write,
-                Call::Sync,
-                Call::Write,
-                Call::Sync,
-                Call::Write,
                 Call::Sync
             ]
         );

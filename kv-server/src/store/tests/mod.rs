@@ -2,6 +2,7 @@
 //! device's own order of reads.
 
 mod basic;
+mod catalogue;
 mod changes;
 mod check;
 mod check_kinds;
@@ -12,11 +13,14 @@ mod compaction;
 mod compaction_faults;
 mod compaction_races;
 mod crash;
+mod cut;
 mod datasets;
 mod extents;
+mod failed_groups;
 mod faults;
 mod flips;
 mod footers;
+mod full_disk;
 mod index;
 mod model;
 mod operations;

@@ -353,13 +353,45 @@ fn copy_files(files: &[(PathBuf, bool)], from: &Path, to: &Path) -> bool {
         let copied = if *is_directory {
             std::fs::create_dir(target)
         } else {
-            std::fs::copy(path, target).map(drop)
+            copy_file(path, &target)
         };
         match copied {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => false,
             copied => copied.map(|()| true).unwrap(),
         }
     })
+}
+
+/// Copies a file of which the end may be a hole.
+fn copy_file(from: &Path, to: &Path) -> std::io::Result<()> {
+    let bytes = std::fs::read(from)?;
+    let data = bytes
+        .iter()
+        .rposition(|byte| *byte != 0)
+        .map_or(0, |last| last + 1);
+    std::fs::write(to, &bytes[..data])?;
+    std::fs::File::options()
+        .write(true)
+        .open(to)?
+        .set_len(bytes.len() as u64)
+}
+
+/// Writes the bytes that a crash leaves of a file of so many, which does not get shorter.
+pub(crate) fn write_torn(path: &Path, bytes: &[u8], len: usize) {
+    std::fs::write(path, bytes).unwrap();
+    let file = std::fs::File::options().write(true).open(path).unwrap();
+    file.set_len(len.max(bytes.len()) as u64).unwrap();
+}
+
+/// The bytes of a file without the zeroes at its end, in whole units.
+pub(crate) fn read_written(path: &Path) -> Vec<u8> {
+    let mut bytes = std::fs::read(path).unwrap();
+    let data = bytes
+        .iter()
+        .rposition(|byte| *byte != 0)
+        .map_or(0, |last| last + 1);
+    bytes.truncate(data.next_multiple_of(64));
+    bytes
 }
 
 /// Segment files of a dataset, in order.
