@@ -1,17 +1,19 @@
 //! Segment files that somebody cut: named at every start until that is accepted, whatever was cut off, and never where
 //! nobody cut any.
 
+use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use kv_proto::crc::crc32c;
 use zerocopy::IntoBytes;
 
 use super::check::{checked, contents};
 use super::compacting::{eager, only_dead, until};
-use super::support::{MIB, Rig, bytes, copy_directory, scratch, sealed_end, segment_files_in};
+use super::support::{MIB, Rig, bytes, copy_directory, faulty, scratch, sealed_end, segment_files_in};
 use crate::store::check::Level;
 use crate::store::checkpoint;
-use crate::store::files::Files;
+use crate::store::files::{Call, Files};
 use crate::store::recover::SegmentFile;
 use crate::store::segment::HEADER_BYTES;
 
@@ -263,6 +265,36 @@ fn files_of_an_older_day_are_read() {
             assert_eq!(rig.figure("set", "cut_segments_count"), 0);
             let kept = places.iter().filter(|place| **place != 2).count() + 5;
             assert_eq!(there(&rig).len(), kept);
+        }
+    }
+}
+
+/// What a start that ends early writes does not make a file that was cut look like a whole one.
+#[test]
+fn a_start_that_fails_does_not_forget_that_a_file_was_cut() {
+    let root = scratch();
+    let rig = Rig::with(only_dead(root.path()), Files::default()).unwrap();
+    rig.store.create("set").unwrap();
+    // Small ones, whose FOOTERs reach behind the limit.
+    for key in 0..5000_u64 {
+        rig.put("set", &key.to_le_bytes(), &bytes(key, 30)).unwrap();
+    }
+    drop(rig);
+    let victim = segments(root.path())[0].clone();
+    cut(&victim, 900_000);
+    for call in [Call::Write, Call::Sync, Call::Truncate] {
+        for nth in 0..4 {
+            let copy = scratch();
+            copy_directory(root.path(), copy.path());
+            let failing = copy.path().join(victim.strip_prefix(root.path()).unwrap());
+            let met = AtomicUsize::new(0);
+            let faults = move |at: Call, path: &Path| {
+                let hit = at == call && path == failing && met.fetch_add(1, Ordering::Relaxed) == nth;
+                hit.then(|| (100, io::Error::from_raw_os_error(5)))
+            };
+            // Whether it starts or not.
+            drop(Rig::with(only_dead(copy.path()), faulty(Box::new(faults))));
+            assert_eq!(figure(copy.path(), "cut_segments_count"), 1, "{call:?} {nth}");
         }
     }
 }
