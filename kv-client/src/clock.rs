@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 use rustix::time::{ClockId, clock_gettime};
 
 /// Nanoseconds on CLOCK_BOOTTIME, which goes on while the machine is suspended, as the server's lease does.
+#[inline]
 pub(crate) fn boot_ns() -> u64 {
     let now = clock_gettime(ClockId::Boottime);
     (now.tv_sec as u64)

@@ -1,5 +1,6 @@
 //! A dataset over one fabric: the generic core under [`crate::Client`]. Its puts are in [`crate::put`].
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use kv_fabric::Fabric;
@@ -11,7 +12,7 @@ use crate::list::ListOn;
 use crate::memory::BufferOn;
 use crate::opening::Core;
 use crate::read::arrive::global;
-use crate::read::calls::{Got, Wish, by_key, by_place};
+use crate::read::calls::{ByKey, ByPlace, Got, Wishes, by_key, by_place};
 use crate::read::check_key;
 use crate::read::engine::Engine;
 use crate::read::item::Want;
@@ -109,24 +110,25 @@ impl<F: Fabric> DatasetOn<F> {
             .map_or(Err(ReadError::Closed), |engine| work(engine))
     }
 
-    fn read_many<'k, T>(
+    /// Reads many values; `wishes` are those of a range of them.
+    fn read_many<W: Wishes, T>(
         &self,
         count: usize,
         want: Want,
-        wish: impl Fn(usize) -> Wish<'k>,
+        wishes: impl Fn(Range<usize>) -> W,
         what: impl Fn(Got) -> T,
     ) -> Vec<Result<T, ReadError>> {
-        let read = |first: usize, count: usize| {
-            let read =
-                self.with(|engine| Ok(engine.read_many(count, want, |index| wish(first + index), &what)));
+        let read = |range: Range<usize>| {
+            let count = range.len();
+            let read = self.with(|engine| Ok(engine.read_many(count, want, wishes(range), &what)));
             read.unwrap_or_else(|error| (0..count).map(|_| Err(error)).collect())
         };
         if count <= TURN {
-            return read(0, count);
+            return read(0..count);
         }
         let mut results = Vec::with_capacity(count);
         while results.len() < count {
-            results.extend(read(results.len(), TURN.min(count - results.len())));
+            results.extend(read(results.len()..count.min(results.len() + TURN)));
         }
         results
     }
@@ -168,8 +170,8 @@ impl<F: Fabric> DatasetOn<F> {
 
     /// As [`crate::Client::get_many`].
     pub fn get_many<K: AsRef<[u8]>>(&self, keys: &[K]) -> Vec<Result<Vec<u8>, ReadError>> {
-        let wish = |index: usize| by_key(keys[index].as_ref());
-        self.read_many(keys.len(), Want::Whole, wish, |got| got.value.into())
+        let wishes = |range| ByKey(&keys[range]);
+        self.read_many(keys.len(), Want::Whole, wishes, |got| got.value.into())
     }
 
     /// As [`crate::Client::locate`].
@@ -184,8 +186,8 @@ impl<F: Fabric> DatasetOn<F> {
     /// As [`crate::Client::locate_many`].
     pub fn locate_many<K: AsRef<[u8]>>(&self, keys: &[K]) -> Vec<Result<GlobalLocator, ReadError>> {
         let id = self.id();
-        let wish = |index: usize| by_key(keys[index].as_ref());
-        self.read_many(keys.len(), Want::Locator, wish, |got| {
+        let wishes = |range| ByKey(&keys[range]);
+        self.read_many(keys.len(), Want::Locator, wishes, |got| {
             global(id, got.found.locator)
         })
     }
@@ -209,11 +211,12 @@ impl<F: Fabric> DatasetOn<F> {
         keys: Option<&[K]>,
     ) -> Vec<Result<Vec<u8>, ReadError>> {
         let id = self.id();
-        let wish = |index: usize| {
-            let key = keys.and_then(|keys| keys.get(index)).map(AsRef::as_ref);
-            by_place(id, &at[index], key)
+        let wishes = |range: Range<usize>| ByPlace {
+            id,
+            at: &at[range.clone()],
+            keys: keys.map(|keys| &keys[range.start.min(keys.len())..range.end.min(keys.len())]),
         };
-        self.read_many(at.len(), Want::Whole, wish, |got| got.value.into())
+        self.read_many(at.len(), Want::Whole, wishes, |got| got.value.into())
     }
 
     /// As [`crate::Client::get_into`].

@@ -327,7 +327,7 @@ fn submit<F: Fabric>(engine: &mut Engine<F>, wanted: &Order, user: u64, now_ns: 
         None => Ok((key, None)),
     };
     let (at, refused) = match wish {
-        Ok((_, at)) => (at, None),
+        Ok((_, at)) => (at.copied(), None),
         Err(error) => (None, Some(error)),
     };
     let ask = Ask {

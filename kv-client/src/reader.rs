@@ -7,7 +7,7 @@ use kv_fabric::Fabric;
 use crate::clock::boot_ns;
 use crate::memory::BufferOn;
 use crate::opening::Core;
-use crate::read::calls::{Wish, by_key, by_place, place_in};
+use crate::read::calls::{ByKey, ByPlace, Wish, by_key, by_place, place_in};
 use crate::read::engine::{Ask, Done, Engine};
 use crate::read::item::{Memory, Want};
 use crate::read::placed::Places;
@@ -67,7 +67,7 @@ impl<F: Fabric> ReaderOn<F> {
         self.next_ticket += 1;
         self.outstanding += 1;
         let (key, at, refused) = match wish {
-            Ok((key, at)) => (key, at, None),
+            Ok((key, at)) => (key, at.copied(), None),
             Err(error) => (None, None, Some(error)),
         };
         let ask = Ask {
@@ -209,9 +209,8 @@ impl<F: Fabric> ReaderOn<F> {
 
     /// As [`crate::Reader::get_many`].
     pub fn get_many<K: AsRef<[u8]>>(&mut self, keys: &[K]) -> Vec<Result<Value, ReadError>> {
-        let wish = |index: usize| by_key(keys[index].as_ref());
         self.engine
-            .read_many(keys.len(), Want::Slot, wish, |got| got.value)
+            .read_many(keys.len(), Want::Slot, ByKey(keys), |got| got.value)
     }
 
     /// As [`crate::Reader::get_many_at`].
@@ -221,9 +220,9 @@ impl<F: Fabric> ReaderOn<F> {
         keys: Option<&[K]>,
     ) -> Vec<Result<Value, ReadError>> {
         let id = self.engine.dataset_id();
-        let key = |index: usize| keys.and_then(|keys| keys.get(index)).map(AsRef::as_ref);
-        let wish = |index: usize| by_place(id, &at[index], key(index));
-        self.engine.read_many(at.len(), Want::Slot, wish, |got| got.value)
+        let wishes = ByPlace { id, at, keys };
+        self.engine
+            .read_many(at.len(), Want::Slot, wishes, |got| got.value)
     }
 
     /// As [`crate::Reader::get_many_into`].

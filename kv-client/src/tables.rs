@@ -22,7 +22,8 @@ pub(crate) struct Row {
     pub(crate) segment: u32,
     pub(crate) identity: u64,
     pub(crate) state: u8,
-    length_bytes: u64,
+    /// Bytes from its start on that may be read; none without an image.
+    readable_bytes: u64,
     extents: Vec<RemoteRef>,
 }
 
@@ -39,31 +40,37 @@ pub(crate) enum NoPlace {
 
 impl Row {
     fn from_wire(row: &SegmentRow) -> Self {
+        let in_extents = (row.extents.len() as u64 * EXTENT_BYTES).min(SEGMENT_MAX_BYTES);
         Self {
             segment: row.segment,
             identity: row.identity,
             state: row.state,
-            length_bytes: u64::from(row.length_units) * 64,
+            readable_bytes: match row.state {
+                segment_state::ACTIVE => in_extents,
+                segment_state::SEALED => in_extents.min(u64::from(row.length_units) * 64),
+                _ => 0,
+            },
             extents: row.extents.iter().map(remote_ref).collect(),
         }
     }
 
-    /// Whether bytes `start..end` of the segment may be read.
+    /// Whether bytes up to `end` of the segment may be read; there are some.
     #[inline]
     pub(crate) fn check(&self, end: u64) -> Result<(), NoPlace> {
+        if end <= self.readable_bytes {
+            Ok(())
+        } else {
+            Err(self.why_not())
+        }
+    }
+
+    #[cold]
+    fn why_not(&self) -> NoPlace {
         match self.state {
-            segment_state::ACTIVE => {}
-            segment_state::SEALED if end <= self.length_bytes => {}
-            segment_state::SEALED => return Err(NoPlace::Unknown),
-            segment_state::LOADING => return Err(NoPlace::Loading),
-            segment_state::RETIRED => return Err(NoPlace::Unknown),
-            _ => return Err(NoPlace::None),
+            segment_state::ACTIVE | segment_state::SEALED | segment_state::RETIRED => NoPlace::Unknown,
+            segment_state::LOADING => NoPlace::Loading,
+            _ => NoPlace::None,
         }
-        let extents = end.div_ceil(EXTENT_BYTES);
-        if end > SEGMENT_MAX_BYTES || extents > self.extents.len() as u64 {
-            return Err(NoPlace::Unknown);
-        }
-        Ok(())
     }
 
     /// Where byte `at` of the segment lies, and how many bytes follow it there.
@@ -106,6 +113,7 @@ impl Directory {
         1 << self.depth
     }
 
+    #[inline]
     pub(crate) fn entry(&self, index: u32) -> Option<&DirectoryEntry> {
         let page = self.pages.get((index / PAGE_ENTRIES) as usize)?.as_ref()?;
         page.get((index % PAGE_ENTRIES) as usize)

@@ -112,5 +112,6 @@ pub const fn candidate_buckets(slot_hash: u64) -> [u32; 2] {
 /// Whether a slot can be the key's: both halves of the hash agree as far as the slot holds them.
 #[must_use]
 pub const fn slot_matches(hash: KeyHash, slot_hash: u64, locator: &Locator) -> bool {
-    locator.segment != 0 && slot_hash == hash.slot && locator.tag == hash.tag()
+    // Most are told apart by the first.
+    slot_hash == hash.slot && locator.segment != 0 && locator.tag == hash.tag()
 }

@@ -157,6 +157,31 @@ pub mod trailer_flag {
     pub const CUT: u16 = 1;
 }
 
+impl RecordHeader {
+    /// The fields before the sequence, as two words.
+    #[inline]
+    #[must_use]
+    pub(crate) const fn start(&self) -> [u64; 2] {
+        [
+            self.magic as u64
+                | (self.format as u64) << 32
+                | (self.kind as u64) << 48
+                | (self.flags as u64) << 56,
+            self.key_len_bytes as u64 | (self.reserved as u64) << 16 | (self.value_len_bytes as u64) << 32,
+        ]
+    }
+
+    /// What [`Self::start`] is of the record of this kind that `locator` names.
+    #[inline]
+    #[must_use]
+    pub(crate) const fn start_of(kind: u8, locator: &Locator) -> [u64; 2] {
+        [
+            RECORD_MAGIC as u64 | (MEDIA_FORMAT as u64) << 32 | (kind as u64) << 48,
+            locator.key_len_bytes as u64 | (locator.value_len_bytes as u64) << 32,
+        ]
+    }
+}
+
 /// First 64 bytes of a segment file and of its image.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
@@ -565,10 +590,15 @@ pub const fn units(len_bytes: u64) -> u64 {
 #[inline]
 #[must_use]
 pub const fn block_count(value_len_bytes: u64) -> u64 {
+    /// Apart, so that the others do not pay for it.
+    #[cold]
+    const fn blocks(value_len_bytes: u64) -> u64 {
+        value_len_bytes.div_ceil(BLOCK_BYTES as u64)
+    }
     if value_len_bytes <= BLOCK_BYTES as u64 {
         0
     } else {
-        value_len_bytes.div_ceil(BLOCK_BYTES as u64)
+        blocks(value_len_bytes)
     }
 }
 

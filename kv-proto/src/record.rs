@@ -164,20 +164,20 @@ pub fn check_prefix(prefix: &[u8]) -> Result<RecordHeader, DecodeError> {
 fn check_crc(prefix: &[u8], header: &RecordHeader) -> Result<(), DecodeError> {
     const WHAT: &str = "record prefix";
     let need = header_prefix_len(header) as usize;
-    if prefix.len() < need {
+    let Some((bytes, rest)) = prefix.split_first_chunk().filter(|_| prefix.len() >= need) else {
         return Err(DecodeError::Short {
             what: WHAT,
             need,
             have: prefix.len(),
         });
-    }
+    };
     if prefix.len() > need {
         return Err(DecodeError::Trailing {
             what: WHAT,
             extra: prefix.len() - need,
         });
     }
-    let computed = prefix_crc(&prefix[..HEADER_BYTES - 4], &prefix[HEADER_BYTES..]);
+    let computed = prefix_crc(bytes, rest);
     if computed != header.header_crc {
         return Err(DecodeError::Checksum {
             what: WHAT,
@@ -190,21 +190,74 @@ fn check_crc(prefix: &[u8], header: &RecordHeader) -> Result<(), DecodeError> {
 
 /// Longest key, with the CRCs of blocks, whose prefix is put together before its CRC is taken.
 const SHORT_BYTES: usize = 128;
+/// What most keys do not exceed: less is put together for them.
+const SHORTER_BYTES: usize = 32;
 
 /// CRC of a header but for its last field, and of what comes behind it.
 #[inline]
-fn prefix_crc(header: &[u8], rest: &[u8]) -> u32 {
+fn prefix_crc(header: &[u8; HEADER_BYTES], rest: &[u8]) -> u32 {
+    if rest.len() <= SHORTER_BYTES {
+        let (halves, _) = header.as_chunks();
+        joined_crc(Words([halves[0], halves[1], [0; 32]]), rest)
+    } else {
+        long_prefix_crc(header, rest)
+    }
+}
+
+/// Apart, so that short keys do not pay for long ones.
+#[inline(never)]
+fn long_prefix_crc(header: &[u8; HEADER_BYTES], rest: &[u8]) -> u32 {
+    // Twice as fast as in two steps.
     if rest.len() <= SHORT_BYTES {
-        // Twice as fast as in two steps.
-        let mut bytes = [0; HEADER_BYTES + SHORT_BYTES];
-        bytes[..header.len()].copy_from_slice(header);
-        bytes[header.len()..header.len() + rest.len()].copy_from_slice(rest);
-        return crc32c(&bytes[..header.len() + rest.len()]);
+        let mut words = Words([[0; 32]; (HEADER_BYTES + SHORT_BYTES) / 32]);
+        words.0.as_flattened_mut()[..HEADER_BYTES].copy_from_slice(header);
+        return joined_crc(words, rest);
     }
     let mut crc = Crc32c::new();
-    crc.update(header);
+    crc.update(&header[..HEADER_BYTES - 4]);
     crc.update(rest);
     crc.finish()
+}
+
+/// Bytes that begin where a word does: from there on a CRC is taken word by word.
+#[repr(align(8))]
+struct Words<const N: usize>([[u8; 32]; N]);
+
+/// CRC of the header that `words` begin with, but for its last field, and of `rest`.
+#[inline]
+fn joined_crc<const N: usize>(mut words: Words<N>, rest: &[u8]) -> u32 {
+    let bytes = words.0.as_flattened_mut();
+    // Over the field that does not count.
+    let end = HEADER_BYTES - 4 + rest.len();
+    copy(&mut bytes[HEADER_BYTES - 4..end], rest);
+    crc32c(&bytes[..end])
+}
+
+/// First and last half of what is 16 to 32 bytes long, as most keys are; they overlap.
+#[inline]
+fn halves(bytes: &[u8]) -> Option<[&[u8; 16]; 2]> {
+    (bytes.len() <= 32).then_some([bytes.first_chunk()?, bytes.last_chunk()?])
+}
+
+/// Copies bytes; of the lengths that keys have most often without a call.
+#[inline]
+fn copy(to: &mut [u8], from: &[u8]) {
+    match halves(from) {
+        Some([first, last]) if to.len() == from.len() => {
+            to[..16].copy_from_slice(first);
+            to[from.len() - 16..].copy_from_slice(last);
+        }
+        _ => to.copy_from_slice(from),
+    }
+}
+
+/// Whether two keys are the same, as fast.
+#[inline]
+fn is_same(one: &[u8], other: &[u8]) -> bool {
+    match (halves(one), halves(other)) {
+        (Some(first), Some(second)) => one.len() == other.len() && first == second,
+        _ => one == other,
+    }
 }
 
 /// Why bytes that were read are not the record that was wanted.
@@ -242,34 +295,59 @@ pub struct Expected<'a> {
 #[inline]
 pub fn judge_prefix(prefix: &[u8], expected: &Expected<'_>) -> Result<RecordHeader, Refusal> {
     match wanted(prefix, expected) {
-        Some(header) => Ok(header),
+        Some(header) => Ok(*header),
         None => judge_other(prefix, expected),
     }
 }
 
-/// The header, if `prefix` is what is wanted in every respect: what nearly always comes, judged in few steps. What it
-/// takes [`judge_other`] takes too, which alone says what is wrong with the rest.
+/// Judges a VALUE or HEAD that was read at once (**I4**): as [`judge_prefix`], and for a VALUE as [`judge_value`], unless
+/// the caller wants its value unchecked and gives none. Tells which of the two kinds it is.
+///
+/// # Errors
+/// As theirs.
 #[inline]
-fn wanted(prefix: &[u8], expected: &Expected<'_>) -> Option<RecordHeader> {
+pub fn judge_whole(prefix: &[u8], value: Option<&[u8]>, expected: &Expected<'_>) -> Result<u8, Refusal> {
+    match wanted(prefix, expected) {
+        Some(header) => {
+            if let Some(value) = value {
+                judge_value(prefix, header, value)?;
+            }
+            Ok(record_kind::VALUE)
+        }
+        // A copy of its own, so that the other one need not lie in memory.
+        None => judge_other_whole(prefix, value, &{ *expected }),
+    }
+}
+
+#[cold]
+fn judge_other_whole(prefix: &[u8], value: Option<&[u8]>, expected: &Expected<'_>) -> Result<u8, Refusal> {
+    let header = judge_other(prefix, expected)?;
+    if header.kind == record_kind::VALUE
+        && let Some(value) = value
+    {
+        judge_value(prefix, &header, value)?;
+    }
+    Ok(header.kind)
+}
+
+/// The header, if `prefix` is that of a VALUE which is wanted in every respect: what nearly always comes, judged in few
+/// steps. What it takes [`judge_other`] takes too, which alone says what is wrong with the rest.
+#[inline]
+fn wanted<'p>(prefix: &'p [u8], expected: &Expected<'_>) -> Option<&'p RecordHeader> {
     let locator = &expected.locator;
-    let (header, rest) = RecordHeader::read_from_prefix(prefix).ok()?;
+    let (bytes, rest) = prefix.split_first_chunk::<HEADER_BYTES>()?;
+    let header = RecordHeader::ref_from_bytes(bytes).ok()?;
     let key_len = usize::from(locator.key_len_bytes);
-    let is_wanted = header.magic == RECORD_MAGIC
-        && header.format == MEDIA_FORMAT
-        && matches!(header.kind, record_kind::VALUE | record_kind::HEAD)
-        && header.flags == 0
-        && header.reserved == 0
+    let is_wanted = header.start() == RecordHeader::start_of(record_kind::VALUE, locator)
         && header.part == 0
-        && header.key_len_bytes == locator.key_len_bytes
-        && header.value_len_bytes == locator.value_len_bytes
         && header.segment_identity == expected.segment_identity
         && (1..=KEY_MAX_BYTES).contains(&key_len)
         && prefix.len() as u64 == locator.prefix_len_bytes()
-        && prefix_crc(&prefix[..HEADER_BYTES - 4], rest) == header.header_crc;
+        && prefix_crc(bytes, rest) == header.header_crc;
     let key = rest.get(..key_len).filter(|_| is_wanted)?;
     let is_key = match expected.key {
         // Equal keys have equal tags: hashing again is for those who come with a locator alone.
-        Some(wanted) => key == wanted,
+        Some(wanted) => is_same(key, wanted),
         None => KeyHash::of(expected.hash_key, key).tag() == locator.tag,
     };
     is_key.then_some(header)
@@ -430,6 +508,32 @@ mod tests {
     use super::*;
     use crate::layout::wire_len;
 
+    #[test]
+    fn keys_of_all_lengths_are_copied_and_compared() {
+        let key: Vec<u8> = (1..=100).collect();
+        for len in 0..=key.len() {
+            let mut copied = vec![0; len];
+            copy(&mut copied, &key[..len]);
+            assert!(copied == key[..len] && is_same(&copied, &key[..len]), "{len}");
+            for at in 0..len {
+                copied[at] ^= 1;
+                assert!(!is_same(&copied, &key[..len]), "{len} {at}");
+                copied[at] ^= 1;
+            }
+            assert!(len == 0 || !is_same(&copied, &key[..len - 1]), "{len}");
+        }
+    }
+
+    #[test]
+    fn a_prefix_has_one_crc_however_it_is_taken() {
+        let bytes: Vec<u8> = (0..=255).cycle().take(400).collect();
+        let (header, rest) = bytes.split_first_chunk().unwrap();
+        for len in 0..=rest.len() {
+            let apart = [&bytes[..HEADER_BYTES - 4], &rest[..len]].concat();
+            assert_eq!(prefix_crc(header, &rest[..len]), crc32c(&apart), "{len}");
+        }
+    }
+
     /// Headers with any one bit, or any two, turned over and the CRC made right again: the short judgement takes what the
     /// long one takes, and nothing else.
     #[test]
@@ -466,7 +570,8 @@ mod tests {
                     if (HEADER_BYTES - 4..HEADER_BYTES).contains(&(first / 8)) {
                         continue;
                     }
-                    let crc = prefix_crc(&bytes[..HEADER_BYTES - 4], &bytes[HEADER_BYTES..]);
+                    let (header, rest) = bytes.split_first_chunk().unwrap();
+                    let crc = prefix_crc(header, rest);
                     bytes[HEADER_BYTES - 4..HEADER_BYTES].copy_from_slice(&crc.to_le_bytes());
                     let expected = Expected {
                         segment_identity: 77,
@@ -475,8 +580,19 @@ mod tests {
                         key: wanted_key,
                     };
                     let long = judge_other(&bytes, &expected);
-                    assert_eq!(wanted(&bytes, &expected), long.ok(), "bits {first} and {second}");
+                    let short = long.ok().filter(|header| header.kind == record_kind::VALUE);
+                    assert_eq!(
+                        wanted(&bytes, &expected).copied(),
+                        short,
+                        "bits {first} and {second}"
+                    );
                     assert_eq!(judge_prefix(&bytes, &expected), long);
+                    let kind = long.map(|header| header.kind);
+                    assert_eq!(judge_whole(&bytes, None, &expected), kind);
+                    let whole = judge_whole(&bytes, Some(&value), &expected);
+                    let value_crc = long.map_or(0, |header| header.value_crc);
+                    let torn = kind == Ok(record_kind::VALUE) && value_crc != crc32c(&value);
+                    assert_eq!(whole, if torn { Err(Refusal::Torn) } else { kind });
                     *(if long.is_ok() { &mut taken } else { &mut refused }) += 1;
                 }
             }

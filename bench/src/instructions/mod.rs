@@ -1,5 +1,6 @@
-//! How many instructions the client spends on a GET: counted by callgrind over `sim`, so that a machine whose clock says
-//! nothing shows a regression. What the network itself does is taken out; the value's CRC is in.
+//! How many instructions the client spends on a GET, many at once, one by one, or by a key whose place it remembers:
+//! counted by callgrind over `sim`, so that a machine whose clock says nothing shows a regression. What the network itself
+//! does is taken out; the value's CRC is in.
 
 mod profile;
 
@@ -28,8 +29,8 @@ const WARM_UP: usize = 20;
 const NAMED: usize = 12;
 const DATASET: &str = "table";
 const SECRET: [u8; 32] = [7; 32];
-/// Where instructions are counted: `counted` and what it calls. No other function may begin like this.
-const COUNTED: &str = "bench::instructions::counted*";
+/// Where instructions are counted: functions that begin like this, and what they call.
+const COUNTED: &str = "bench::instructions::counted_*";
 /// What is the network's.
 const NETWORK: &str = "kv_fabric::sim";
 
@@ -39,10 +40,10 @@ pub(crate) struct Args {
     /// Values in the table.
     #[arg(long, default_value_t = 1_000_000)]
     keys: u64,
-    /// GETs of one call.
+    /// GETs of one call, where there are many.
     #[arg(long, default_value_t = 64)]
     batch: usize,
-    /// Calls that are counted.
+    /// Calls that are counted, of each kind.
     #[arg(long, default_value_t = 200)]
     calls: usize,
     /// A file with the most instructions that a GET may take; more is a failure.
@@ -57,16 +58,57 @@ pub(crate) struct Args {
     /// The counted process itself: the folder of its table.
     #[arg(long, hide = true)]
     inside: Option<PathBuf>,
+    /// What it counts.
+    #[arg(long, hide = true, value_enum, default_value_t = Kind::Batched)]
+    kind: Kind,
 }
 
-/// The file that `--limit` names.
+/// The GETs that are counted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum Kind {
+    /// Many in a call, by locators and keys.
+    Batched,
+    /// One in a call, by locator and key.
+    Single,
+    /// One in a call, by a key whose place is remembered.
+    Live,
+}
+
+impl Kind {
+    const ALL: [Self; 3] = [Self::Batched, Self::Single, Self::Live];
+
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Batched => "batched",
+            Self::Single => "single",
+            Self::Live => "live",
+        }
+    }
+
+    fn batch(self, args: &Args) -> usize {
+        if self == Self::Batched { args.batch } else { 1 }
+    }
+}
+
+/// The file that `--limit` names: most instructions of a GET of each kind.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Limit {
-    /// Most instructions of a GET.
-    instructions_per_get: f64,
-    /// What is wanted later.
+    batched: f64,
+    single: f64,
+    live: f64,
+    /// What is wanted of one of many.
     target: f64,
+}
+
+impl Limit {
+    fn of(&self, kind: Kind) -> f64 {
+        match kind {
+            Kind::Batched => self.batched,
+            Kind::Single => self.single,
+            Kind::Live => self.live,
+        }
+    }
 }
 
 /// The figures; field names are those of the JSON.
@@ -75,6 +117,13 @@ struct Report {
     environment: Environment,
     keys: u64,
     value_bytes: usize,
+    counts: Vec<Count>,
+}
+
+/// The figures of one kind.
+#[derive(Debug, Serialize)]
+struct Count {
+    kind: &'static str,
     batch: usize,
     gets: u64,
     /// Client side, CRC included.
@@ -85,7 +134,7 @@ struct Report {
     functions: Vec<(String, f64)>,
 }
 
-/// Counts; whether it is within the limit.
+/// Counts; whether all of it is within the limits.
 pub(crate) fn run(args: &Args) -> Result<bool, Error> {
     if let Some(folder) = &args.inside {
         return inside(args, folder);
@@ -102,28 +151,44 @@ pub(crate) fn run(args: &Args) -> Result<bool, Error> {
         &[(DATASET, args.keys)],
         VALUE_BYTES,
     )?;
-    let profile = profile::read(&count(args, folder.path())?, NETWORK)?;
-    let gets = (args.calls * args.batch) as u64;
-    let each = |count: u64| count as f64 / gets as f64;
-    let name = |(name, count): &(String, u64)| (name.clone(), each(*count));
-    let report = Report {
+    let mut report = Report {
         environment: Environment::read(),
         keys: args.keys,
         value_bytes: VALUE_BYTES,
-        batch: args.batch,
+        counts: Vec::new(),
+    };
+    let mut within = true;
+    for kind in Kind::ALL {
+        let count = figures(args, folder.path(), kind)?;
+        print(&report, &count);
+        if let Some(limit) = &limit {
+            within &= print_limit(&count, kind, limit);
+        }
+        report.counts.push(count);
+    }
+    if let Some(path) = &args.json {
+        std::fs::write(path, serde_json::to_string_pretty(&report)? + "\n")?;
+    }
+    Ok(within)
+}
+
+fn figures(args: &Args, folder: &Path, kind: Kind) -> Result<Count, Error> {
+    let profile = profile::read(&count(args, folder, kind)?, NETWORK)?;
+    if profile.total == 0 {
+        return Err("nothing was counted: callgrind did not find the function".into());
+    }
+    let batch = kind.batch(args);
+    let gets = (args.calls * batch) as u64;
+    let each = |count: u64| count as f64 / gets as f64;
+    let name = |(name, count): &(String, u64)| (name.clone(), each(*count));
+    Ok(Count {
+        kind: kind.name(),
+        batch,
         gets,
         instructions_per_get: each(profile.total.saturating_sub(profile.network)),
         network_instructions_per_get: each(profile.network),
         functions: profile.functions.iter().take(NAMED).map(name).collect(),
-    };
-    if profile.total == 0 {
-        return Err("nothing was counted: callgrind did not find the function".into());
-    }
-    print(&report, limit.as_ref());
-    if let Some(path) = &args.json {
-        std::fs::write(path, serde_json::to_string_pretty(&report)? + "\n")?;
-    }
-    Ok(limit.is_none_or(|limit| report.instructions_per_get <= limit.instructions_per_get))
+    })
 }
 
 fn limit_of(path: &Path) -> Result<Limit, Error> {
@@ -132,35 +197,35 @@ fn limit_of(path: &Path) -> Result<Limit, Error> {
     Ok(toml::from_str(&text).map_err(|error| format!("{shown}: {error}"))?)
 }
 
-fn print(report: &Report, limit: Option<&Limit>) {
+fn print(report: &Report, count: &Count) {
     println!(
-        "{:.0} instructions a GET of {} bytes, client side, CRC included ({} GETs in calls of {}, a table of {}); \
+        "{}: {:.0} instructions a GET of {} bytes, client side, CRC included ({} GETs in calls of {}, a table of {}); \
          {:.0} of the simulated network are not in it",
-        report.instructions_per_get,
+        count.kind,
+        count.instructions_per_get,
         report.value_bytes,
-        report.gets,
-        report.batch,
+        count.gets,
+        count.batch,
         report.keys,
-        report.network_instructions_per_get
+        count.network_instructions_per_get
     );
     println!("functions by themselves, whoever called them, the network too:");
-    for (name, count) in &report.functions {
-        println!("{count:>9.1}  {name}");
+    for (name, instructions) in &count.functions {
+        println!("{instructions:>9.1}  {name}");
     }
-    if let Some(limit) = limit {
-        let over = report.instructions_per_get > limit.instructions_per_get;
-        println!(
-            "limit {:.0}: {}; target {:.0}: {}",
-            limit.instructions_per_get,
-            if over { "EXCEEDED" } else { "kept" },
-            limit.target,
-            if report.instructions_per_get <= limit.target {
-                "met"
-            } else {
-                "not met yet"
-            }
-        );
+}
+
+/// Says how a kind stands to its limit; whether it keeps it.
+fn print_limit(count: &Count, kind: Kind, limit: &Limit) -> bool {
+    let most = limit.of(kind);
+    let kept = count.instructions_per_get <= most;
+    println!("limit {most:.0}: {}", if kept { "kept" } else { "EXCEEDED" });
+    if kind == Kind::Batched {
+        let met = count.instructions_per_get <= limit.target;
+        let met = if met { "met" } else { "not met yet" };
+        println!("target {:.0}: {met}", limit.target);
     }
+    kept
 }
 
 fn options(args: &Args, folder: &Path) -> StoreOptions {
@@ -177,7 +242,7 @@ fn options(args: &Args, folder: &Path) -> StoreOptions {
 }
 
 /// Runs this program under callgrind; what that wrote.
-fn count(args: &Args, folder: &Path) -> Result<String, Error> {
+fn count(args: &Args, folder: &Path, kind: Kind) -> Result<String, Error> {
     let profile = folder.join("callgrind");
     let mut child = Command::new("valgrind");
     child.args(["--tool=callgrind", "--collect-atstart=no", "--quiet"]);
@@ -194,6 +259,7 @@ fn count(args: &Args, folder: &Path) -> Result<String, Error> {
         args.batch.to_string(),
     ]);
     child.args(["--calls".to_owned(), args.calls.to_string()]);
+    child.args(["--kind", kind.name()]);
     let output = child.stdin(Stdio::null()).output()?;
     if !output.status.success() {
         let said = String::from_utf8_lossy(&output.stderr);
@@ -224,20 +290,29 @@ fn inside(args: &Args, folder: &Path) -> Result<bool, Error> {
     client.connect_timeout = client.deadline;
     let session = SessionOn::connect(fabric, "server:7471", client)?;
     let dataset = session.open(DATASET)?;
+    let batch = args.kind.batch(args);
     let mut random = fastrand::Rng::with_seed(1);
-    let keys: Vec<_> = (0..args.batch * (args.calls + WARM_UP))
+    let keys: Vec<_> = (0..batch * (args.calls + WARM_UP))
         .map(|_| key_of(random.u64(..args.keys)))
         .collect();
     let located: Result<Vec<GlobalLocator>, _> = dataset.locate_many(&keys).into_iter().collect();
     let calls: Vec<Call<'_>> = located?
-        .chunks(args.batch)
-        .zip(keys.chunks(args.batch))
+        .chunks(batch)
+        .zip(keys.chunks(batch))
         .map(|(at, keys)| (at.to_vec(), keys.iter().map(<[u8; 16]>::as_slice).collect()))
         .collect();
     let (warm_up, rest) = calls.split_at(WARM_UP);
     let mut reader = dataset.reader()?;
     warm_up_by(&mut reader, warm_up)?;
-    counted(&mut reader, rest)?;
+    match args.kind {
+        Kind::Batched => counted_batched(&mut reader, rest)?,
+        Kind::Single => counted_single(&mut reader, rest)?,
+        Kind::Live => {
+            // They are remembered from then on.
+            warm_up_live(&mut reader, rest)?;
+            counted_live(&mut reader, rest)?;
+        }
+    }
     drop((reader, dataset, session));
     server.stop();
     server.join()?;
@@ -249,10 +324,40 @@ type Call<'k> = (Vec<GlobalLocator>, Vec<&'k [u8]>);
 
 /// What callgrind looks for: nothing else may be in it.
 #[inline(never)]
-fn counted(reader: &mut ReaderOn<Sim>, calls: &[Call<'_>]) -> Result<(), Error> {
+fn counted_batched(reader: &mut ReaderOn<Sim>, calls: &[Call<'_>]) -> Result<(), Error> {
     for (at, keys) in calls {
         for value in reader.get_many_at(at, Some(keys)) {
             std::hint::black_box(value?);
+        }
+    }
+    Ok(())
+}
+
+/// As [`counted_batched`].
+#[inline(never)]
+fn counted_single(reader: &mut ReaderOn<Sim>, calls: &[Call<'_>]) -> Result<(), Error> {
+    for (at, keys) in calls {
+        for (at, key) in at.iter().zip(keys) {
+            std::hint::black_box(reader.get_at(at, Some(key))?);
+        }
+    }
+    Ok(())
+}
+
+/// As [`counted_batched`].
+#[inline(never)]
+fn counted_live(reader: &mut ReaderOn<Sim>, calls: &[Call<'_>]) -> Result<(), Error> {
+    for key in calls.iter().flat_map(|(_, keys)| keys) {
+        std::hint::black_box(reader.get(key)?);
+    }
+    Ok(())
+}
+
+/// Reads by keys alone.
+fn warm_up_live(reader: &mut ReaderOn<Sim>, calls: &[Call<'_>]) -> Result<(), Error> {
+    for key in calls.iter().flat_map(|(_, keys)| keys) {
+        if reader.get(key)?.len() != VALUE_BYTES {
+            return Err("a value has another length".into());
         }
     }
     Ok(())
@@ -277,7 +382,7 @@ mod tests {
     #[test]
     fn what_is_counted_runs_and_is_right() {
         let folder = tempfile::tempdir().unwrap();
-        let args = Args {
+        let args = |kind| Args {
             keys: 3000,
             batch: 8,
             calls: 5,
@@ -285,21 +390,20 @@ mod tests {
             data: folder.path().to_owned(),
             json: None,
             inside: Some(folder.path().to_owned()),
+            kind,
         };
-        fill_store(
-            &options(&args, folder.path()),
-            &[(DATASET, args.keys)],
-            VALUE_BYTES,
-        )
-        .unwrap();
-        assert!(run(&args).unwrap());
+        let options = options(&args(Kind::Batched), folder.path());
+        fill_store(&options, &[(DATASET, 3000)], VALUE_BYTES).unwrap();
+        for kind in Kind::ALL {
+            assert!(run(&args(kind)).unwrap());
+        }
     }
 
     #[test]
     fn the_recorded_limit_is_read_and_not_below_the_target() {
         let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("instructions.toml");
         let limit = limit_of(&path).unwrap();
-        assert!(limit.instructions_per_get >= limit.target);
+        assert!(Kind::ALL.iter().all(|kind| limit.of(*kind) >= limit.target));
         assert!(limit_of(Path::new("/none")).is_err());
     }
 }

@@ -5,6 +5,7 @@ use kv_proto::layout::Locator;
 
 use super::engine::{Ask, Done, Engine};
 use super::item::{Found, Memory, Want};
+use super::runs;
 use super::short::Call;
 use super::slots::Value;
 use crate::clock::boot_ns;
@@ -15,7 +16,77 @@ use crate::{DatasetId, GlobalLocator, ReadError};
 pub(super) const WINDOW: usize = 1024;
 
 /// One value that a call asks for, by key or by place; `Err` if it cannot be there.
-pub(crate) type Wish<'k> = Result<(Option<&'k [u8]>, Option<Locator>), ReadError>;
+pub(crate) type Wish<'k> = Result<(Option<&'k [u8]>, Option<&'k Locator>), ReadError>;
+
+/// The values that a call asks for, by their number.
+pub(crate) trait Wishes {
+    /// One of them.
+    fn wish(&self, index: usize) -> Wish<'_>;
+
+    /// Its key, where the caller gave one.
+    fn key(&self, index: usize) -> Option<&[u8]>;
+
+    /// Whether the value behind it may lie right behind `at`, which is its place.
+    #[inline]
+    fn leads(&self, _index: usize, _at: &Locator) -> bool {
+        false
+    }
+}
+
+/// Values by their keys.
+pub(crate) struct ByKey<'k, K>(pub(crate) &'k [K]);
+
+impl<K: AsRef<[u8]>> Wishes for ByKey<'_, K> {
+    #[inline]
+    fn wish(&self, index: usize) -> Wish<'_> {
+        by_key(self.0[index].as_ref())
+    }
+
+    #[inline]
+    fn key(&self, index: usize) -> Option<&[u8]> {
+        Some(self.0[index].as_ref())
+    }
+}
+
+/// Values by their places, and their keys as far as those are given.
+pub(crate) struct ByPlace<'k, K> {
+    pub(crate) id: DatasetId,
+    pub(crate) at: &'k [GlobalLocator],
+    pub(crate) keys: Option<&'k [K]>,
+}
+
+impl<K: AsRef<[u8]>> Wishes for ByPlace<'_, K> {
+    #[inline]
+    fn wish(&self, index: usize) -> Wish<'_> {
+        by_place(self.id, &self.at[index], self.key(index))
+    }
+
+    #[inline]
+    fn key(&self, index: usize) -> Option<&[u8]> {
+        self.keys.and_then(|keys| keys.get(index)).map(AsRef::as_ref)
+    }
+
+    #[inline]
+    fn leads(&self, index: usize, at: &Locator) -> bool {
+        let behind = self.at.get(index + 1);
+        behind.is_some_and(|behind| runs::follows(at, &behind.locator))
+    }
+}
+
+/// One value.
+struct One<'k>(Wish<'k>);
+
+impl Wishes for One<'_> {
+    #[inline]
+    fn wish(&self, _: usize) -> Wish<'_> {
+        self.0
+    }
+
+    #[inline]
+    fn key(&self, _: usize) -> Option<&[u8]> {
+        self.0.ok().and_then(|(key, _)| key)
+    }
+}
 
 /// A value that a call asked for, as it was wanted.
 pub(crate) struct Got {
@@ -30,12 +101,12 @@ pub(crate) fn by_key(key: &[u8]) -> Wish<'_> {
 
 /// What a locator wishes for, if it can be of this dataset and, where one is given, of this key.
 #[inline]
-pub(crate) fn by_place<'k>(id: DatasetId, at: &GlobalLocator, key: Option<&'k [u8]>) -> Wish<'k> {
+pub(crate) fn by_place<'k>(id: DatasetId, at: &'k GlobalLocator, key: Option<&'k [u8]>) -> Wish<'k> {
     let other_key = |key: &[u8]| key.len() != usize::from(at.locator.key_len_bytes);
     if at.dataset != id || at.locator.segment == 0 || key.is_some_and(other_key) {
         return Err(ReadError::Stale);
     }
-    Ok((key, Some(at.locator)))
+    Ok((key, Some(&at.locator)))
 }
 
 /// The place in `buffer` at `offset`.
@@ -74,12 +145,12 @@ impl<F: Fabric> Engine<F> {
 
     /// Reads `count` values and hands over each as it is done. All of them are done when it returns. What wants a
     /// place has it in `region`.
-    fn read<'k>(
+    fn read(
         &mut self,
         count: usize,
         want: Want,
         region: Option<&F::Region>,
-        wish: impl Fn(usize) -> Wish<'k>,
+        wishes: impl Wishes,
         take: impl FnMut(usize, Result<Got, ReadError>),
     ) {
         self.using(|engine| {
@@ -87,28 +158,32 @@ impl<F: Fabric> Engine<F> {
                 count,
                 want,
                 region,
-                wish,
+                wishes,
                 take,
                 next: 0,
+                in_run: false,
                 left: std::mem::take(&mut engine.left),
             };
             // What is left has had the time since then.
             let mut now = engine.short(&mut call, boot_ns());
             let Call {
-                wish, mut take, left, ..
+                wishes,
+                mut take,
+                left,
+                ..
             } = call;
             let (mut asked, mut under_way) = (left.iter(), 0);
             loop {
                 while under_way < WINDOW
                     && let Some(&(index, trouble)) = asked.next()
                 {
-                    match wish(index) {
+                    match wishes.wish(index) {
                         Ok((key, at)) => {
                             let ask = Ask {
                                 user: index as u64,
                                 ticket: false,
                                 key,
-                                at,
+                                at: at.copied(),
                                 want,
                                 trouble,
                                 memory: region
@@ -160,31 +235,37 @@ impl<F: Fabric> Engine<F> {
     fn read_to(&mut self, wish: Wish<'_>, want: Want, region: Option<&F::Region>) -> Result<Got, ReadError> {
         let mut result = Err(ReadError::Closed);
         let take = |_, got| result = got;
-        self.read(1, want, region, |_| wish, take);
+        self.read(1, want, region, One(wish), take);
         result
     }
 
     /// Reads many values; results in the order asked.
-    pub(crate) fn read_many<'k, T>(
+    pub(crate) fn read_many<T>(
         &mut self,
         count: usize,
         want: Want,
-        wish: impl Fn(usize) -> Wish<'k>,
+        wishes: impl Wishes,
         what: impl Fn(Got) -> T,
     ) -> Vec<Result<T, ReadError>> {
         let mut results = Vec::with_capacity(count);
         let take = |index: usize, got: Result<Got, _>| {
-            let result = got.map(&what);
             // Nearly always they come in order.
             if index == results.len() {
-                return results.push(result);
+                results.push(got.map(&what));
+            } else {
+                place(&mut results, index, got.map(&what));
             }
-            let len = results.len().max(index + 1);
-            results.resize_with(len, || Err(ReadError::Closed));
-            results[index] = result;
         };
-        self.read(count, want, None, wish, take);
+        self.read(count, want, None, wishes, take);
         results.resize_with(count, || Err(ReadError::Closed));
         results
     }
+}
+
+/// Puts a result where it belongs, which is not the end of what is there.
+#[cold]
+fn place<T>(results: &mut Vec<Result<T, ReadError>>, index: usize, result: Result<T, ReadError>) {
+    let len = results.len().max(index + 1);
+    results.resize_with(len, || Err(ReadError::Closed));
+    results[index] = result;
 }

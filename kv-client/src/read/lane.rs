@@ -17,7 +17,7 @@ use super::flight::Flight;
 use super::plan::{Chain, Dest, PIECE_READS_MAX};
 use super::quarantine::{Refused, Undestroyed};
 use super::ring::Ring;
-use super::short::Short;
+use super::short::{Short, Shorts};
 use super::{NotReady, PASS_WAITS};
 use crate::backoff::Backoff;
 use crate::clock::Deadline;
@@ -42,14 +42,14 @@ pub(crate) struct Lane<F: Fabric> {
     pub(crate) generation: u64,
     /// Connections that it had.
     pub(crate) connections: u64,
-    memory: Option<F::Region>,
+    pub(super) memory: Option<F::Region>,
     pub(crate) ring: Ring,
     pub(crate) flights: VecDeque<Flight>,
     /// What flies the short way; then nothing else does.
-    pub(super) shorts: VecDeque<Short>,
+    pub(super) shorts: Shorts,
     next_number: u64,
     /// READs up to this number have completed.
-    completed: u64,
+    pub(super) completed: u64,
     completions: Vec<ReadCompletion>,
     /// Whether anything that it brought was accepted since it was connected.
     pub(crate) got_on: bool,
@@ -68,7 +68,7 @@ impl<F: Fabric> Lane<F> {
             memory: None,
             ring: Ring::new(ring_bytes(options)),
             flights: VecDeque::with_capacity(2 * PIECE_READS_MAX),
-            shorts: VecDeque::new(),
+            shorts: Shorts::new(),
             next_number: 1,
             completed: 0,
             completions: Vec::with_capacity(2 * PIECE_READS_MAX),
@@ -87,11 +87,6 @@ impl<F: Fabric> Lane<F> {
         if let Some(memory) = &self.memory {
             memory.memory().read(offset, out);
         }
-    }
-
-    /// The memory behind the ring.
-    pub(super) fn memory(&self) -> Option<&F::Region> {
-        self.memory.as_ref()
     }
 
     /// READs that can be posted now.
@@ -138,11 +133,12 @@ impl<F: Fabric> Lane<F> {
         self.flights.push_back(flight);
     }
 
-    /// As [`Self::fly`], the short way.
+    /// As [`Self::fly`], the short way: the rest of it is to be written where it lies.
     #[inline]
-    pub(super) fn fly_short(&mut self, reads: usize, mut short: Short) {
+    pub(super) fn fly_short(&mut self, reads: usize) -> &mut Short {
+        let short = self.shorts.push();
         short.last = self.next_number + reads as u64 - 1;
-        self.shorts.push_back(short);
+        short
     }
 
     /// Posts a chain; `other` tells the memory that is not the ring. The lease is the caller's to check before.
@@ -214,16 +210,6 @@ impl<F: Fabric> Lane<F> {
         self.shorts
             .iter()
             .take_while(|short| short.last <= self.completed)
-    }
-
-    /// What has landed the short way and was not taken yet, the oldest first.
-    #[inline]
-    pub(super) fn next_short(&mut self) -> Option<Short> {
-        let landed = self
-            .shorts
-            .front()
-            .is_some_and(|short| short.last <= self.completed);
-        if landed { self.shorts.pop_front() } else { None }
     }
 
     /// Prepares for a sleep: whether something can be polled already.

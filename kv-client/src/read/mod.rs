@@ -61,6 +61,7 @@ const PIECE_BYTES: u64 = 1 << 20;
 const CHECKED_PIECE_BYTES: u64 = 256 << 10;
 
 /// A key, if it can be one.
+#[inline]
 pub(crate) fn check_key(key: &[u8]) -> Result<(), ReadError> {
     if (1..=KEY_MAX_BYTES).contains(&key.len()) {
         Ok(())

@@ -53,11 +53,8 @@ impl Planned {
     #[inline]
     pub(crate) fn new(from: RemoteRef, pieces: [Piece; 2]) -> Self {
         let [first, second] = pieces;
-        let (pieces, count) = match (first.len, second.len) {
-            (0, _) => ([second, first], 1),
-            (_, 0) => (pieces, 1),
-            _ => (pieces, 2),
-        };
+        let pieces = if first.len == 0 { [second, first] } else { pieces };
+        let count = 1 + usize::from(pieces[1].len > 0);
         Self {
             from,
             pieces,
@@ -76,10 +73,11 @@ impl Planned {
 pub(crate) struct Chain {
     reads: Box<[Planned]>,
     len: usize,
-    /// Of all READs, and of those since the last that gives a completion.
+    /// Of all READs.
     bytes: usize,
-    quiet_bytes: usize,
-    quiet: usize,
+    /// The next READ gives a completion with which the chain has so many READs, or so many bytes.
+    signal_len: usize,
+    signal_bytes: usize,
 }
 
 impl Chain {
@@ -88,8 +86,8 @@ impl Chain {
             reads: vec![Planned::default(); CHAIN_MAX].into(),
             len: 0,
             bytes: 0,
-            quiet_bytes: 0,
-            quiet: 0,
+            signal_len: SIGNAL_READS,
+            signal_bytes: SIGNAL_BYTES,
         }
     }
 
@@ -103,7 +101,7 @@ impl Chain {
 
     pub(crate) fn clear(&mut self) {
         (self.len, self.bytes) = (0, 0);
-        (self.quiet, self.quiet_bytes) = (0, 0);
+        (self.signal_len, self.signal_bytes) = (SIGNAL_READS, SIGNAL_BYTES);
     }
 
     /// Bytes that its READs ask for.
@@ -114,16 +112,14 @@ impl Chain {
     /// Adds a READ, and chooses whether it gives a completion; the last one does. Only while there is room.
     #[inline]
     pub(crate) fn push(&mut self, read: Planned) {
-        let len = read.len();
-        self.bytes += len;
-        self.quiet_bytes += len;
-        self.quiet += 1;
-        let signaled = self.quiet_bytes >= SIGNAL_BYTES || self.quiet >= SIGNAL_READS;
+        self.bytes += read.len();
+        let (len, bytes) = (self.len + 1, self.bytes);
+        let signaled = len >= self.signal_len || bytes >= self.signal_bytes;
         if signaled {
-            (self.quiet, self.quiet_bytes) = (0, 0);
+            (self.signal_len, self.signal_bytes) = (len + SIGNAL_READS, bytes + SIGNAL_BYTES);
         }
         self.reads[self.len] = Planned { signaled, ..read };
-        self.len += 1;
+        self.len = len;
     }
 
     /// Hands the READs over as the fabric takes them, numbered from `first_number` on; `memory` tells where a piece goes.
@@ -142,8 +138,10 @@ impl Chain {
             0 | 1 => self.post_up_to::<F, T, 1>(first_number, memory, post),
             2 => self.post_up_to::<F, T, 2>(first_number, memory, post),
             3..=8 => self.post_up_to::<F, T, 8>(first_number, memory, post),
-            9..=32 => self.post_up_to::<F, T, 32>(first_number, memory, post),
-            33..=96 => self.post_up_to::<F, T, 96>(first_number, memory, post),
+            9..=16 => self.post_up_to::<F, T, 16>(first_number, memory, post),
+            17..=32 => self.post_up_to::<F, T, 32>(first_number, memory, post),
+            33..=64 => self.post_up_to::<F, T, 64>(first_number, memory, post),
+            65..=96 => self.post_up_to::<F, T, 96>(first_number, memory, post),
             _ => self.post_up_to::<F, T, CHAIN_MAX>(first_number, memory, post),
         }
     }
@@ -154,20 +152,15 @@ impl Chain {
         memory: impl Fn(Dest) -> &'r F::Region,
         post: impl FnOnce(&[Read<'_, F::Region>]) -> T,
     ) -> T {
-        let nothing = Scatter {
-            region: memory(Dest::Ring),
-            offset: 0,
-            len: 0,
+        let planned = &self.reads[..self.len];
+        let scatter = |piece: &Piece| Scatter {
+            region: memory(piece.dest),
+            offset: piece.offset,
+            len: piece.len,
         };
-        let mut scatters = [[nothing; 2]; MAX];
-        for (planned, pieces) in self.reads[..self.len].iter().zip(&mut scatters) {
-            for (piece, scatter) in planned.pieces[..planned.count].iter().zip(pieces) {
-                *scatter = Scatter {
-                    region: memory(piece.dest),
-                    offset: piece.offset,
-                    len: piece.len,
-                };
-            }
+        let mut scatters = [[scatter(&Piece::default()); 2]; MAX];
+        for (read, pieces) in planned.iter().zip(&mut scatters) {
+            *pieces = [scatter(&read.pieces[0]), scatter(&read.pieces[1])];
         }
         let mut reads = [Read {
             number: 0,
@@ -175,8 +168,8 @@ impl Chain {
             to: &[],
             signaled: false,
         }; MAX];
-        let planned = self.reads[..self.len].iter().zip(first_number..);
-        for (((planned, number), pieces), read) in planned.zip(&scatters).zip(&mut reads) {
+        let numbered = planned.iter().zip(first_number..);
+        for (((planned, number), pieces), read) in numbered.zip(&scatters).zip(&mut reads) {
             *read = Read {
                 number,
                 from: planned.from,

@@ -20,6 +20,9 @@ pub(crate) struct Span {
 }
 
 impl Span {
+    /// Of no ring.
+    pub(crate) const EMPTY: Self = Self { offset: 0, taken: 0 };
+
     /// Nothing of it.
     pub(crate) fn none(self) -> Self {
         Self { taken: 0, ..self }
@@ -37,7 +40,7 @@ impl Ring {
 
     #[inline]
     pub(crate) fn take(&mut self, len: usize) -> Option<Span> {
-        let need = len.checked_next_multiple_of(ALIGN)?;
+        let need = len.checked_add(ALIGN - 1)? & !(ALIGN - 1);
         if self.used == 0 {
             self.tail = 0;
         }

@@ -44,6 +44,8 @@ pub(crate) struct Slots<F: Fabric> {
     /// Unit to look at next, in a word that has been begun: at its end the lowest free place is looked for, so that what is
     /// read and dropped again and again stays in the same memory, and in the processor's cache.
     cursor: usize,
+    /// Units from there on that are marked as taken already, all in one word: the next slots are cut from them.
+    ahead: usize,
 }
 
 /// A piece of the memory, given back when dropped.
@@ -61,6 +63,7 @@ impl<F: Fabric> Slots<F> {
             region: None,
             arena: None,
             cursor: 0,
+            ahead: 0,
         }
     }
 
@@ -73,21 +76,12 @@ impl<F: Fabric> Slots<F> {
     #[inline]
     pub(crate) fn take(&mut self, fabric: &F, len: usize) -> Result<Option<Slot>, FabricError> {
         let units = len.div_ceil(UNIT);
-        let at = self.cursor % 64;
-        if let Some(arena) = &self.arena
-            && at != 0
-            && units.wrapping_sub(1) < 64 - at
-            && len <= self.len_bytes / 4
+        if units.wrapping_sub(1) < self.ahead
+            && let Some(arena) = &self.arena
         {
-            // What lies next is free, nearly always.
-            let mask = (u64::MAX >> (64 - units)) << at;
-            let word = &arena.free[self.cursor / 64];
-            if word.load(Ordering::Acquire) & mask == mask {
-                word.fetch_and(!mask, Ordering::Acquire);
-                let first = self.cursor;
-                self.cursor += units;
-                return Ok(Some(Slot::new(arena, first, units)));
-            }
+            let first = self.cursor;
+            (self.cursor, self.ahead) = (first + units, self.ahead - units);
+            return Ok(Some(Slot::new(arena, first, units)));
         }
         self.search(fabric, len)
     }
@@ -114,13 +108,25 @@ impl<F: Fabric> Slots<F> {
                 }))
             }
         };
+        // What was kept for the next is as free as the rest.
+        let ahead = std::mem::take(&mut self.ahead);
+        arena.mark(self.cursor, ahead, |word, mask| {
+            word.fetch_or(mask, Ordering::Release);
+        });
         let units = len.div_ceil(UNIT);
         let all = self.len_bytes / UNIT;
         Ok(arena.find(all, units).map(|first| {
-            arena.mark(first, units, |word, mask| {
+            let take = |word: &AtomicU64, mask: u64| {
                 word.fetch_and(!mask, Ordering::Acquire);
-            });
+            };
+            arena.mark(first, units, take);
             self.cursor = first + units;
+            if self.len_bytes / 4 > 64 * UNIT && self.cursor % 64 != 0 {
+                let at = self.cursor % 64;
+                let word = arena.free[self.cursor / 64].load(Ordering::Acquire) >> at;
+                self.ahead = (word.trailing_ones() as usize).min(64 - at);
+                arena.mark(self.cursor, self.ahead, take);
+            }
             Slot::new(arena, first, units)
         }))
     }
@@ -183,6 +189,13 @@ impl Drop for Slot {
     fn drop(&mut self) {
         // What was done with the bytes happens before they are taken again.
         let (first, units) = (self.first as usize, self.units as usize);
+        let at = first % 64;
+        if units < 64 - at {
+            // Short ones seldom lie in two words.
+            let mask = ((1 << units) - 1) << at;
+            self.arena.free[first / 64].fetch_or(mask, Ordering::Release);
+            return;
+        }
         self.arena.mark(first, units, |word, mask| {
             word.fetch_or(mask, Ordering::Release);
         });

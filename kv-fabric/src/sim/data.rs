@@ -17,7 +17,7 @@ use super::{READ_MAX_BYTES, Region};
 use crate::bell::Bell;
 use crate::{
     ConnectionId, DataCounters, EndpointEvent, FabricError, NotDestroyed, Read, ReadCompletion, ReadStatus,
-    RemoteRef, check,
+    RemoteRef, SCATTER_MAX, check,
 };
 
 /// Most READs of one connection.
@@ -41,9 +41,10 @@ struct Op {
     number: u64,
     from: RemoteRef,
     len: usize,
-    to: Vec<Piece>,
+    to: [Option<Piece>; SCATTER_MAX],
     signaled: bool,
-    /// What is to be copied, the last first.
+    /// What is to be copied: first this, then the last of these. Nothing is allocated for what is not torn.
+    part: Option<Part>,
     parts: Vec<Part>,
     pause: Duration,
     error: bool,
@@ -60,7 +61,7 @@ impl Op {
     /// Copies bytes of it, as they are now; whether the domain has them.
     fn copy(&mut self, domain: &Shared, part: Part) -> bool {
         let mut start = 0;
-        for piece in &self.to {
+        for piece in self.to.iter().flatten() {
             let here = part.start.max(start)..part.end.min(start + piece.len);
             if !here.is_empty() {
                 let from = self.from.offset(here.start as u64);
@@ -85,6 +86,8 @@ struct State {
     /// How late the READs of the next batch are carried out at most.
     next_late: Duration,
     ops: VecDeque<Op>,
+    /// Those of a batch and how late each is, while it is posted.
+    order: Vec<(u64, Duration)>,
     /// Number of the first of `ops`, counted from the connection's first.
     first: u64,
     random: Random,
@@ -130,6 +133,7 @@ impl DataLink {
                 ended_by_server: false,
                 next_late: Duration::ZERO,
                 ops: VecDeque::new(),
+                order: Vec::new(),
                 first: 0,
                 random,
                 pauses,
@@ -211,7 +215,7 @@ impl DataLink {
         if op.error {
             return self.fail(state, index, ReadStatus::PeerGone, "a simulated READ error");
         }
-        let Some(part) = op.parts.pop() else {
+        let Some(part) = op.part.take().or_else(|| op.parts.pop()) else {
             // All bytes are there, and now it is told.
             op.ended = Some(ReadStatus::Success);
             return self.bell.ring();
@@ -256,7 +260,7 @@ impl DataLink {
             self.end(&mut state, "a simulated disconnect");
             return Err(FabricError::Closed("a simulated disconnect".to_owned()));
         }
-        let mut order = Vec::with_capacity(reads.len());
+        let mut order = std::mem::take(&mut state.order);
         for read in reads {
             let plan = self.faults.read(&mut state.random);
             let delay = match late.is_zero() {
@@ -264,23 +268,27 @@ impl DataLink {
                 false => state.pauses.up_to(late),
             };
             order.push((state.first + state.ops.len() as u64, delay));
-            let to: Vec<_> = read
-                .to
-                .iter()
-                .map(|piece| Piece {
+            let mut to = [const { None }; SCATTER_MAX];
+            for (place, piece) in to.iter_mut().zip(read.to) {
+                *place = Some(Piece {
                     region: piece.region.clone(),
                     offset: piece.offset,
                     len: piece.len,
-                })
-                .collect();
-            let len = to.iter().map(|piece| piece.len).sum();
+                });
+            }
+            let len = read.to.iter().map(|piece| piece.len).sum();
+            let parts = match plan.torn {
+                Some(_) => tear(len, &mut state.random),
+                None => Vec::new(),
+            };
             state.ops.push_back(Op {
                 number: read.number,
                 from: read.from,
                 len,
                 to,
                 signaled: read.signaled,
-                parts: Vec::new(),
+                part: parts.is_empty().then_some(0..len),
+                parts,
                 pause: plan.torn.unwrap_or_default(),
                 error: plan.error,
                 told_late: plan.told_late,
@@ -288,24 +296,18 @@ impl DataLink {
                 reused: false,
                 ended: None,
             });
-            let parts = match plan.torn {
-                Some(_) => tear(len, &mut state.random),
-                None => std::iter::once(0..len).collect(),
-            };
-            if let Some(op) = state.ops.back_mut() {
-                op.parts = parts;
-            }
         }
         if self.faults.reorders(&mut state.random) {
             state.random.shuffle(&mut order);
         }
-        for (sequence, delay) in order {
+        for (sequence, delay) in order.drain(..) {
             if delay.is_zero() {
                 self.step(&mut state, sequence);
             } else {
                 self.plan(sequence, delay);
             }
         }
+        state.order = order;
         Ok(())
     }
 }

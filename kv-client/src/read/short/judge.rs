@@ -1,24 +1,26 @@
 //! Judging what landed (**I4**), and handing it over.
 
-use kv_fabric::{Fabric, Region};
+use kv_fabric::{Fabric, Memory, Region};
 use kv_proto::bucket::{IndexRefusal, candidates, judge_bucket};
 use kv_proto::hash::{KeyHash, candidate_buckets, directory_index};
-use kv_proto::layout::{Bucket, record_kind};
-use kv_proto::record::{Expected, Refusal, judge_prefix, judge_value};
+use kv_proto::layout::{Bucket, Locator, record_kind};
+use kv_proto::record::{Expected, Refusal, judge_whole};
 use zerocopy::FromBytes;
 
 use super::super::Trouble;
 use super::super::arrive::bucket_trouble;
-use super::super::calls::{Got, Wish};
-use super::super::counters::add;
+use super::super::calls::{Got, Wishes};
+use super::super::counters::{LaneCounters, add};
 use super::super::engine::Engine;
 use super::super::fill::BUCKET_BYTES;
 use super::super::item::{Found, Want};
 use super::super::lane::Lane;
-use super::super::slots::Value;
+use super::super::locators::Locators;
+use super::super::slots::{Slot, Value};
 use super::{Brings, Call, Record, Short};
 use crate::ReadError;
 use crate::memory::landed;
+use crate::tables::View;
 
 /// Why what landed is not what was wanted.
 enum Why {
@@ -32,105 +34,178 @@ enum Why {
     Unclear,
 }
 
+/// What is judged by.
+struct Judging<'e> {
+    view: &'e View,
+    /// Where buckets and prefixes lie, and where values do.
+    ring: &'e Memory,
+    values: &'e Memory,
+    want: Want,
+    verify: bool,
+}
+
 impl<F: Fabric> Engine<F> {
-    /// Hands over what landed, or leaves it to the engine.
-    #[inline]
-    pub(super) fn short_landed<'k, W, T>(
-        &mut self,
-        lane: usize,
-        mut short: Short,
-        call: &mut Call<'_, F, W, T>,
-    ) where
-        W: Fn(usize) -> Wish<'k>,
+    /// Hands over what has landed on a connection, or leaves it to the engine.
+    #[inline(never)]
+    pub(super) fn short_take<W, T>(&mut self, lane: usize, call: &mut Call<'_, F, W, T>)
+    where
+        W: Wishes,
         T: FnMut(usize, Result<Got, ReadError>),
     {
-        self.flying -= 1;
-        let key = (call.wish)(short.user).ok().and_then(|(key, _)| key);
-        let judged = self.short_judge(lane, &mut short, key, call);
-        self.lanes[lane].ring.give_back(short.span);
-        match judged {
-            Ok(result) => {
-                self.lanes[lane].got_on = true;
-                (call.take)(short.user, result);
+        let Lane {
+            memory: Some(ring),
+            shorts,
+            ring: spans,
+            completed,
+            got_on,
+            ..
+        } = &mut self.lanes[lane]
+        else {
+            return;
+        };
+        let values = match call.want {
+            Want::Place { .. } => call.region,
+            Want::Slot => self.slots.region(),
+            _ => None,
+        };
+        let judging = Judging {
+            view: &self.footing.view,
+            ring: ring.memory(),
+            values: values.unwrap_or(ring).memory(),
+            want: call.want,
+            verify: self.options.verify,
+        };
+        let (mut landed, mut gets, mut guesses) = (0, 0, 0);
+        while let Some(short) = shorts.front()
+            && short.last <= *completed
+        {
+            let (user, span) = (short.user, short.span);
+            let key = call.wishes.key(user);
+            let (record, judged) = match &short.brings {
+                Brings::Record(record) => {
+                    let judged = judging.record(span.offset, record, key, short.slot.as_ref());
+                    (record, judged)
+                }
+                Brings::Guess { hash, bucket, record } => {
+                    let judged = judging.guess(span.offset, *hash, *bucket, record, key, short.slot.as_ref());
+                    guesses += u64::from(judged.is_ok());
+                    (record, judged)
+                }
+                Brings::Buckets(hash) => {
+                    match judging.look_up(span.offset, *hash, key) {
+                        Ok(found) => {
+                            *got_on = true;
+                            (call.take)(user, found);
+                        }
+                        Err(why) => {
+                            let depth = judging.view.directory.depth;
+                            let trouble =
+                                refused(&short.brings, &why, depth, &mut self.locators, &self.counters);
+                            call.left.push((user, trouble));
+                        }
+                    }
+                    spans.give_back(span);
+                    shorts.pop();
+                    landed += 1;
+                    continue;
+                }
+            };
+            match judged {
+                Ok(()) => {
+                    *got_on = true;
+                    gets += 1;
+                    let locator = record.locator;
+                    let value = judging.value(span.offset, &locator, short);
+                    let found = Found {
+                        value_len_bytes: u64::from(locator.value_len_bytes),
+                        locator,
+                    };
+                    (call.take)(user, Ok(Got { found, value }));
+                }
+                Err(why) => {
+                    short.slot = None;
+                    let depth = judging.view.directory.depth;
+                    let trouble = refused(&short.brings, &why, depth, &mut self.locators, &self.counters);
+                    call.left.push((user, trouble));
+                }
             }
-            Err(why) => {
-                let trouble = self.short_refused(&short, &why);
-                call.left.push((short.user, trouble));
-            }
+            spans.give_back(span);
+            shorts.pop();
+            landed += 1;
+        }
+        self.flying -= landed;
+        add(&self.counters.gets, gets);
+        if guesses > 0 {
+            add(&self.counters.cached, guesses);
+        }
+    }
+}
+
+impl Judging<'_> {
+    /// Judges the record whose prefix landed at `at` of the ring, and its value.
+    #[inline(never)]
+    fn record(&self, at: usize, record: &Record, key: Option<&[u8]>, slot: Option<&Slot>) -> Result<(), Why> {
+        let prefix_len = record.locator.prefix_len_bytes() as usize;
+        let prefix = landed(self.ring, at, prefix_len);
+        let expected = Expected {
+            segment_identity: record.identity,
+            locator: record.locator,
+            hash_key: &self.view.hash_key,
+            key,
+        };
+        // As the bucket's READ; and the memory is this request's until it is done.
+        let value = self.verify.then(|| {
+            let at = match (self.want, slot) {
+                (Want::Place { offset, .. }, _) => offset,
+                (_, Some(slot)) => slot.offset(),
+                _ => at + prefix_len,
+            };
+            landed(self.values, at, record.locator.value_len_bytes as usize)
+        });
+        match judge_whole(prefix, value, &expected) {
+            Ok(record_kind::VALUE) => Ok(()),
+            Ok(_) => Err(Why::Large),
+            Err(refusal) => Err(Why::Record(refusal)),
         }
     }
 
-    #[inline]
-    fn short_judge<'k, W, T>(
+    /// Judges the bucket that landed at `at` of the ring, which is to name the record, and the record behind it.
+    fn guess(
         &self,
-        lane: usize,
-        short: &mut Short,
+        at: usize,
+        hash: KeyHash,
+        bucket: u32,
+        record: &Record,
         key: Option<&[u8]>,
-        call: &Call<'_, F, W, T>,
-    ) -> Result<Result<Got, ReadError>, Why>
-    where
-        W: Fn(usize) -> Wish<'k>,
-        T: FnMut(usize, Result<Got, ReadError>),
-    {
-        let lane = &self.lanes[lane];
-        let mut at = short.span.offset;
-        let record = match short.brings {
-            Brings::Record(record) => record,
-            Brings::Guess { hash, bucket, record } => {
-                let named = self.bucket_names(lane, at, hash, bucket)?;
-                let key_len = usize::from(record.locator.key_len_bytes);
-                if !candidates(named, hash, key_len).any(|named| named == record.locator) {
-                    return Err(Why::WrongGuess);
-                }
-                add(&self.counters.cached, 1);
-                at += BUCKET_BYTES;
-                record
-            }
-            Brings::Buckets(hash) => return self.short_look_up(lane, at, hash, key),
-        };
-        let value = self.short_record(lane, at, short, &record, key, call)?;
-        add(&self.counters.gets, 1);
-        let found = Found {
-            value_len_bytes: u64::from(record.locator.value_len_bytes),
-            locator: record.locator,
-        };
-        Ok(Ok(Got { found, value }))
+        slot: Option<&Slot>,
+    ) -> Result<(), Why> {
+        let named = self.bucket(at, hash, bucket)?;
+        let key_len = usize::from(record.locator.key_len_bytes);
+        if !candidates(named, hash, key_len).any(|named| named == record.locator) {
+            return Err(Why::WrongGuess);
+        }
+        self.record(at + BUCKET_BYTES, record, key, slot)
     }
 
     /// The bucket that landed at `at` of the ring, if it is bucket `number` of the key's group.
     #[inline]
-    fn bucket_names<'l>(
-        &self,
-        lane: &'l Lane<F>,
-        at: usize,
-        hash: KeyHash,
-        number: u32,
-    ) -> Result<&'l Bucket, Why> {
+    fn bucket(&self, at: usize, hash: KeyHash, number: u32) -> Result<&Bucket, Why> {
         const TORN: Why = Why::Bucket(IndexRefusal::Torn);
-        let ring = lane.memory().ok_or(TORN)?;
         // Its READ has completed, and the span is its own until it is given back.
-        let bytes = landed(ring.memory(), at, BUCKET_BYTES);
+        let bytes = landed(self.ring, at, BUCKET_BYTES);
         let bucket = Bucket::ref_from_bytes(bytes).map_err(|_| TORN)?;
-        let view = &self.footing.view;
-        let index = directory_index(hash.slot, view.directory.depth);
-        let entry = view.directory.entry(index).ok_or(TORN)?;
-        judge_bucket(&view.scope, entry, number, bucket, hash).map_err(Why::Bucket)?;
+        let index = directory_index(hash.slot, self.view.directory.depth);
+        let entry = self.view.directory.entry(index).ok_or(TORN)?;
+        judge_bucket(&self.view.scope, entry, number, bucket, hash).map_err(Why::Bucket)?;
         Ok(bucket)
     }
 
     /// What both buckets of a key say of it.
-    #[inline]
-    fn short_look_up(
-        &self,
-        lane: &Lane<F>,
-        at: usize,
-        hash: KeyHash,
-        key: Option<&[u8]>,
-    ) -> Result<Result<Got, ReadError>, Why> {
+    fn look_up(&self, at: usize, hash: KeyHash, key: Option<&[u8]>) -> Result<Result<Got, ReadError>, Why> {
         let key_len = key.map_or(0, <[u8]>::len);
         let [first, second] = candidate_buckets(hash.slot);
-        let first = self.bucket_names(lane, at, hash, first)?;
-        let second = self.bucket_names(lane, at + BUCKET_BYTES, hash, second)?;
+        let first = self.bucket(at, hash, first)?;
+        let second = self.bucket(at + BUCKET_BYTES, hash, second)?;
         let mut named = candidates(first, hash, key_len).chain(candidates(second, hash, key_len));
         let locator = named.next();
         if named.next().is_some() {
@@ -145,84 +220,62 @@ impl<F: Fabric> Engine<F> {
         }))
     }
 
-    /// The value of the record whose prefix landed at `at` of the ring.
+    /// The value of a record that was accepted, to be handed over.
     #[inline]
-    fn short_record<'k, W, T>(
-        &self,
-        lane: &Lane<F>,
-        at: usize,
-        short: &mut Short,
-        record: &Record,
-        key: Option<&[u8]>,
-        call: &Call<'_, F, W, T>,
-    ) -> Result<Value, Why>
-    where
-        W: Fn(usize) -> Wish<'k>,
-        T: FnMut(usize, Result<Got, ReadError>),
-    {
-        const TORN: Why = Why::Record(Refusal::Torn);
-        let ring = lane.memory().ok_or(TORN)?;
-        let prefix_len = record.locator.prefix_len_bytes() as usize;
-        let prefix = landed(ring.memory(), at, prefix_len);
-        let expected = Expected {
-            segment_identity: record.identity,
-            locator: record.locator,
-            hash_key: &self.footing.view.hash_key,
-            key,
-        };
-        let header = judge_prefix(prefix, &expected).map_err(Why::Record)?;
-        if header.kind != record_kind::VALUE {
-            return Err(Why::Large);
-        }
-        let value_len = record.locator.value_len_bytes as usize;
-        let (region, at) = match (call.want, &short.slot) {
-            (Want::Place { offset, .. }, _) => (call.region.ok_or(TORN)?, offset),
-            (_, Some(slot)) => (self.slots.region().ok_or(TORN)?, slot.offset()),
-            _ => (ring, at + prefix_len),
-        };
-        // As the bucket's READ; and the memory is this request's until it is done.
-        let value = || landed(region.memory(), at, value_len);
-        if self.options.verify {
-            judge_value(prefix, &header, value()).map_err(Why::Record)?;
-        }
-        Ok(match short.slot.take() {
+    fn value(&self, at: usize, locator: &Locator, short: &mut Short) -> Value {
+        let value_len = locator.value_len_bytes as usize;
+        match short.slot.take() {
             Some(slot) => Value::in_slot(slot, value_len),
-            None if call.want == Want::Whole => Value::on_heap(value().to_vec()),
-            None => Value::on_heap(Vec::new()),
-        })
-    }
-
-    /// The trouble that the engine begins with; forgets a place that was remembered wrongly.
-    #[cold]
-    fn short_refused(&mut self, short: &Short, why: &Why) -> Option<Trouble> {
-        let guess = match short.brings {
-            Brings::Guess { hash, .. } => Some(hash),
-            Brings::Record(_) | Brings::Buckets(_) => None,
-        };
-        match (why, guess) {
-            (Why::Bucket(refusal), _) => {
-                let (Brings::Guess { hash, .. } | Brings::Buckets(hash)) = short.brings else {
-                    return None;
+            None if self.want == Want::Whole => {
+                let head = match short.brings {
+                    Brings::Guess { .. } => BUCKET_BYTES,
+                    Brings::Record(_) | Brings::Buckets(_) => 0,
                 };
-                let index = directory_index(hash.slot, self.footing.view.directory.depth);
-                Some(bucket_trouble(*refusal, index))
+                let at = at + head + locator.prefix_len_bytes() as usize;
+                Value::on_heap(landed(self.ring, at, value_len).to_vec())
             }
-            (Why::WrongGuess | Why::Record(Refusal::OtherKey), Some(hash)) => {
-                add(&self.counters.cached_wrong, 1);
-                self.locators.forget(hash);
-                None
-            }
-            (Why::Record(Refusal::OtherKey), None) => Some(Trouble::StaleRecord),
-            (Why::Record(refusal), _) => Some(Trouble::from(*refusal)),
-            // It is read once more: that is what its being cut into parts costs.
-            (Why::Large, _) => {
-                add(&self.counters.split_reads, 1 + u64::from(guess.is_some()));
-                None
-            }
-            (Why::WrongGuess | Why::Unclear, _) => None,
+            None => Value::on_heap(Vec::new()),
         }
     }
+}
 
+/// The trouble that the engine begins with; forgets a place that was remembered wrongly.
+#[cold]
+fn refused(
+    brings: &Brings,
+    why: &Why,
+    depth: u8,
+    locators: &mut Locators,
+    counters: &LaneCounters,
+) -> Option<Trouble> {
+    let guess = match *brings {
+        Brings::Guess { hash, .. } => Some(hash),
+        Brings::Record(_) | Brings::Buckets(_) => None,
+    };
+    match (why, guess) {
+        (Why::Bucket(refusal), _) => {
+            let (Brings::Guess { hash, .. } | Brings::Buckets(hash)) = *brings else {
+                return None;
+            };
+            Some(bucket_trouble(*refusal, directory_index(hash.slot, depth)))
+        }
+        (Why::WrongGuess | Why::Record(Refusal::OtherKey), Some(hash)) => {
+            add(&counters.cached_wrong, 1);
+            locators.forget(hash);
+            None
+        }
+        (Why::Record(Refusal::OtherKey), None) => Some(Trouble::StaleRecord),
+        (Why::Record(refusal), _) => Some(Trouble::from(*refusal)),
+        // It is read once more: that is what its being cut into parts costs.
+        (Why::Large, _) => {
+            add(&counters.split_reads, 1 + u64::from(guess.is_some()));
+            None
+        }
+        (Why::WrongGuess | Why::Unclear, _) => None,
+    }
+}
+
+impl<F: Fabric> Engine<F> {
     /// Counts what landed when the lease was over: all of it is discarded.
     #[cold]
     pub(super) fn short_expired(&self) {

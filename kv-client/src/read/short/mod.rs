@@ -6,19 +6,21 @@
 //! - Whatever is unusual (a large value, neighbours that one READ brings, a moved segment, bytes that are not accepted, a
 //!   lost connection) is left to the engine, which begins it from the start.
 
+mod flying;
 mod judge;
 mod plan;
+
+pub(super) use flying::Shorts;
 
 use kv_fabric::Fabric;
 use kv_proto::hash::KeyHash;
 use kv_proto::layout::Locator;
 
 use super::Trouble;
-use super::calls::{Got, Wish};
+use super::calls::{Got, Wishes};
 use super::engine::Engine;
 use super::item::Want;
 use super::ring::Span;
-use super::runs;
 use super::slots::Slot;
 use super::waits::Idle;
 use crate::ReadError;
@@ -66,43 +68,21 @@ pub(super) struct Call<'c, F: Fabric, W, T> {
     pub(super) want: Want,
     /// The caller's memory, where values go there.
     pub(super) region: Option<&'c F::Region>,
-    pub(super) wish: W,
+    pub(super) wishes: W,
     pub(super) take: T,
-    /// The value that is asked for next.
+    /// The value that is asked for next, and whether it lies right behind the one before it.
     pub(super) next: usize,
+    pub(super) in_run: bool,
     /// Those that are left to the engine, and what they met.
     pub(super) left: Vec<(usize, Option<Trouble>)>,
-}
-
-impl<'k, F, W, T> Call<'_, F, W, T>
-where
-    F: Fabric,
-    W: Fn(usize) -> Wish<'k>,
-    T: FnMut(usize, Result<Got, ReadError>),
-{
-    /// Skips the values from the next one on that lie one behind the other, so that one READ brings them: they are
-    /// left. Whether there were any.
-    #[inline]
-    fn skip_neighbours(&mut self, first: &Locator) -> bool {
-        let (start, mut last) = (self.next, *first);
-        while self.next + 1 < self.count
-            && let Ok((_, Some(at))) = (self.wish)(self.next + 1)
-            && runs::follows(&last, &at)
-        {
-            last = at;
-            self.left.push((self.next, None));
-            self.next += 1;
-        }
-        self.next > start
-    }
 }
 
 impl<F: Fabric> Engine<F> {
     /// Reads what goes the short way; the rest of the call is in `left`. Tells when it last got on. Nothing is in flight
     /// when it returns.
-    pub(super) fn short<'k, W, T>(&mut self, call: &mut Call<'_, F, W, T>, begun_ns: u64) -> u64
+    pub(super) fn short<W, T>(&mut self, call: &mut Call<'_, F, W, T>, begun_ns: u64) -> u64
     where
-        W: Fn(usize) -> Wish<'k>,
+        W: Wishes,
         T: FnMut(usize, Result<Got, ReadError>),
     {
         let mut now = begun_ns;
@@ -126,9 +106,9 @@ impl<F: Fabric> Engine<F> {
     }
 
     /// The same under one view and epoch; whether to go on under the next. `now_ns` is when it last got on.
-    fn short_view<'k, W, T>(&mut self, call: &mut Call<'_, F, W, T>, now_ns: &mut u64) -> bool
+    fn short_view<W, T>(&mut self, call: &mut Call<'_, F, W, T>, now_ns: &mut u64) -> bool
     where
-        W: Fn(usize) -> Wish<'k>,
+        W: Wishes,
         T: FnMut(usize, Result<Got, ReadError>),
     {
         let mut idle = Idle::default();
@@ -152,9 +132,9 @@ impl<F: Fabric> Engine<F> {
     }
 
     /// Posts as many as there is room for.
-    fn short_fill<'k, W, T>(&mut self, call: &mut Call<'_, F, W, T>)
+    fn short_fill<W, T>(&mut self, call: &mut Call<'_, F, W, T>)
     where
-        W: Fn(usize) -> Wish<'k>,
+        W: Wishes,
         T: FnMut(usize, Result<Got, ReadError>),
     {
         let mut full = 0_u32;
@@ -163,16 +143,7 @@ impl<F: Fabric> Engine<F> {
         {
             self.chain.clear();
             let room = self.lanes[lane].room().min(self.chain_max);
-            while call.next < call.count {
-                match self.short_plan(lane, room, call) {
-                    plan::Step::Planned => call.next += 1,
-                    plan::Step::Left => {
-                        call.left.push((call.next, None));
-                        call.next += 1;
-                    }
-                    plan::Step::Full => break,
-                }
-            }
+            self.short_plan(lane, room, call);
             if self.chain.len() == 0 {
                 full |= 1 << lane;
             } else {
@@ -188,9 +159,9 @@ impl<F: Fabric> Engine<F> {
     }
 
     /// Takes what has arrived: whether anything had, `None` if a connection or the lease was lost.
-    fn short_poll<'k, W, T>(&mut self, call: &mut Call<'_, F, W, T>, now_ns: &mut u64) -> Option<bool>
+    fn short_poll<W, T>(&mut self, call: &mut Call<'_, F, W, T>, now_ns: &mut u64) -> Option<bool>
     where
-        W: Fn(usize) -> Wish<'k>,
+        W: Wishes,
         T: FnMut(usize, Result<Got, ReadError>),
     {
         let (mut arrived, mut lost) = (false, false);
@@ -211,9 +182,7 @@ impl<F: Fabric> Engine<F> {
             *now_ns = boot_ns();
             if self.footing.leased(&self.core.shared().tenure, *now_ns) {
                 for lane in 0..self.lanes.len() {
-                    while let Some(short) = self.lanes[lane].next_short() {
-                        self.short_landed(lane, short, call);
-                    }
+                    self.short_take(lane, call);
                 }
             } else {
                 lost = true;
@@ -225,9 +194,9 @@ impl<F: Fabric> Engine<F> {
     }
 
     /// Waits a little; `false` if nothing may be waited for any more: then nothing flies either.
-    fn short_idle<'k, W, T>(&mut self, call: &mut Call<'_, F, W, T>, idle: &mut Idle, since_ns: u64) -> bool
+    fn short_idle<W, T>(&mut self, call: &mut Call<'_, F, W, T>, idle: &mut Idle, since_ns: u64) -> bool
     where
-        W: Fn(usize) -> Wish<'k>,
+        W: Wishes,
         T: FnMut(usize, Result<Got, ReadError>),
     {
         let Some(now) = idle.look_at_clock() else {
@@ -245,9 +214,9 @@ impl<F: Fabric> Engine<F> {
     }
 
     /// Ends all connections: what flew on them is the engine's.
-    fn short_lose_all<'k, W, T>(&mut self, call: &mut Call<'_, F, W, T>)
+    fn short_lose_all<W, T>(&mut self, call: &mut Call<'_, F, W, T>)
     where
-        W: Fn(usize) -> Wish<'k>,
+        W: Wishes,
         T: FnMut(usize, Result<Got, ReadError>),
     {
         for lane in 0..self.lanes.len() {
@@ -257,9 +226,9 @@ impl<F: Fabric> Engine<F> {
     }
 
     /// What was in flight on a connection that is destroyed is the engine's.
-    fn short_lost<'k, W, T>(&mut self, lane: usize, call: &mut Call<'_, F, W, T>)
+    fn short_lost<W, T>(&mut self, lane: usize, call: &mut Call<'_, F, W, T>)
     where
-        W: Fn(usize) -> Wish<'k>,
+        W: Wishes,
         T: FnMut(usize, Result<Got, ReadError>),
     {
         // Their places are asked for again only when nothing more can come there.
@@ -267,8 +236,9 @@ impl<F: Fabric> Engine<F> {
             self.await_destroyed();
         }
         self.condemned.clear();
-        self.flying -= self.lanes[lane].shorts.len();
-        let lost = self.lanes[lane].shorts.drain(..);
-        call.left.extend(lost.map(|short| (short.user, None)));
+        let shorts = &mut self.lanes[lane].shorts;
+        self.flying -= shorts.len();
+        call.left.extend(shorts.iter().map(|short| (short.user, None)));
+        shorts.clear();
     }
 }

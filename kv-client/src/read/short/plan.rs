@@ -1,23 +1,25 @@
-//! Planning the READs of one value.
+//! Planning READs, value by value, into one chain.
 
 use kv_fabric::{Fabric, RemoteRef};
 use kv_proto::hash::{KeyHash, candidate_buckets, directory_index};
 use kv_proto::layout::Locator;
 
-use super::super::calls::{Got, Wish};
+use super::super::calls::{Got, Wishes};
 use super::super::check_key;
 use super::super::counters::add;
 use super::super::engine::Engine;
 use super::super::fill::BUCKET_BYTES;
 use super::super::item::Want;
-use super::super::plan::{Dest, Piece, Planned};
-use super::super::ring::Span;
-use super::super::slots::Slot;
-use super::{Brings, Call, Record, Short};
+use super::super::lane::Lane;
+use super::super::locators::Locators;
+use super::super::plan::{Chain, Dest, Piece, Planned};
+use super::super::slots::Slots;
+use super::{Brings, Call, Record};
 use crate::ReadError;
+use crate::tables::{Row, View};
 
 /// What came of planning one value.
-pub(super) enum Step {
+enum Step {
     Planned,
     /// It waits for room.
     Full,
@@ -25,83 +27,122 @@ pub(super) enum Step {
     Left,
 }
 
+/// What a chain is planned with.
+struct Planning<'e, F: Fabric> {
+    fabric: &'e F,
+    view: &'e View,
+    locators: &'e Locators,
+    lane: &'e mut Lane<F>,
+    chain: &'e mut Chain,
+    slots: &'e mut Slots<F>,
+    want: Want,
+    /// READs that the chain may have, and bytes of a record.
+    reads_max: usize,
+    record_max: u64,
+    /// The row that was looked up last: most values of a call lie in few segments.
+    row: Option<&'e Row>,
+    /// Values that were planned, and buckets.
+    planned: usize,
+    buckets: u64,
+}
+
 impl<F: Fabric> Engine<F> {
-    /// Plans the READs of the next value, if the chain has no more than `room` with them.
-    #[inline]
-    pub(super) fn short_plan<'k, W, T>(
-        &mut self,
-        lane: usize,
-        room: usize,
-        call: &mut Call<'_, F, W, T>,
-    ) -> Step
+    /// Plans the READs of the next values, as many as the chain may have.
+    #[inline(never)]
+    pub(super) fn short_plan<W, T>(&mut self, lane: usize, reads_max: usize, call: &mut Call<'_, F, W, T>)
     where
-        W: Fn(usize) -> Wish<'k>,
+        W: Wishes,
         T: FnMut(usize, Result<Got, ReadError>),
     {
-        let Ok((key, at)) = (call.wish)(call.next) else {
-            return Step::Left;
+        let mut planning = Planning {
+            fabric: &*self.core.shared().fabric,
+            view: &self.footing.view,
+            locators: &self.locators,
+            lane: &mut self.lanes[lane],
+            chain: &mut self.chain,
+            slots: &mut self.slots,
+            want: call.want,
+            reads_max,
+            record_max: self.short_max,
+            row: None,
+            planned: 0,
+            buckets: 0,
         };
-        if key.is_some_and(|key| check_key(key).is_err()) {
-            return Step::Left;
-        }
-        match (key, at) {
-            (_, Some(_)) if call.want == Want::Locator => Step::Left,
-            (_, Some(at)) => self.short_plan_record(lane, room, call, &at, None),
-            (Some(key), None) => {
-                let hash = KeyHash::of(&self.footing.view.hash_key, key);
-                if call.want == Want::Locator {
-                    return self.short_plan_buckets(lane, room, call.next, hash);
-                }
-                match self.locators.find(hash) {
-                    Some((at, bucket)) if usize::from(at.key_len_bytes) == key.len() => {
-                        self.short_plan_record(lane, room, call, &at, Some((hash, bucket)))
+        while call.next < call.count {
+            let step = match call.wishes.wish(call.next) {
+                Ok((Some(key), _)) if check_key(key).is_err() => Step::Left,
+                Ok((_, Some(at))) => {
+                    let leads = call.wishes.leads(call.next, at);
+                    // Neighbours are left, so that one READ brings them.
+                    let in_run = std::mem::replace(&mut call.in_run, leads);
+                    if leads || in_run || call.want == Want::Locator {
+                        Step::Left
+                    } else {
+                        planning.record(call.next, at, None)
                     }
-                    _ => Step::Left,
                 }
+                Ok((Some(key), None)) => planning.key(call.next, key),
+                _ => Step::Left,
+            };
+            match step {
+                Step::Planned => {}
+                // With nothing in flight nothing makes room.
+                Step::Full if self.flying > 0 || planning.planned > 0 => break,
+                Step::Left | Step::Full => call.left.push((call.next, None)),
             }
-            (None, None) => Step::Left,
+            call.next += 1;
+        }
+        let Planning { planned, buckets, .. } = planning;
+        self.flying += planned;
+        if buckets > 0 {
+            add(&self.counters.bucket_reads, buckets);
+        }
+    }
+}
+
+impl<'e, F: Fabric> Planning<'e, F> {
+    /// Plans what is known of a key: the place that is remembered, or the buckets where only its place is wanted.
+    #[inline(never)]
+    fn key(&mut self, user: usize, key: &[u8]) -> Step {
+        let hash = KeyHash::of(&self.view.hash_key, key);
+        if self.want == Want::Locator {
+            return self.both_buckets(user, hash);
+        }
+        match self.locators.find(hash) {
+            Some((at, bucket)) if usize::from(at.key_len_bytes) == key.len() => {
+                let Some(from) = self.bucket_at(hash, bucket) else {
+                    return Step::Left;
+                };
+                self.record(user, &at, Some((hash, bucket, from)))
+            }
+            _ => Step::Left,
         }
     }
 
     /// Plans a record, behind the bucket that is to name it where there is one.
-    #[inline]
-    fn short_plan_record<'k, W, T>(
-        &mut self,
-        lane: usize,
-        room: usize,
-        call: &mut Call<'_, F, W, T>,
-        locator: &Locator,
-        named: Option<(KeyHash, u32)>,
-    ) -> Step
-    where
-        W: Fn(usize) -> Wish<'k>,
-        T: FnMut(usize, Result<Got, ReadError>),
-    {
-        let reads = 1 + usize::from(named.is_some());
-        if room < self.chain.len() + reads {
+    #[inline(always)]
+    fn record(&mut self, user: usize, locator: &Locator, named: Option<(KeyHash, u32, RemoteRef)>) -> Step {
+        if self.chain.len() + usize::from(named.is_some()) >= self.reads_max {
             return Step::Full;
         }
         let (prefix_len, value_len) = (locator.prefix_len_bytes(), u64::from(locator.value_len_bytes));
         let (start, wire_len) = (locator.offset_bytes(), prefix_len + value_len);
-        let row = self.footing.view.row(locator.segment);
-        let row = row.filter(|row| row.check(start + wire_len).is_ok());
-        let Some((identity, (from, follow))) = row.and_then(|row| Some((row.identity, row.place(start)?)))
-        else {
+        let Some(row) = self.row(locator.segment) else {
             return Step::Left;
         };
-        if wire_len > self.short_max.min(follow) || (named.is_none() && call.skip_neighbours(locator)) {
+        if row.check(start + wire_len).is_err() {
             return Step::Left;
         }
-        let bucket_at = match named {
-            None => None,
-            Some((hash, bucket)) => match self.bucket_at(hash, bucket) {
-                None => return Step::Left,
-                at => at,
-            },
+        let Some((from, follow)) = row.place(start) else {
+            return Step::Left;
         };
+        if wire_len > self.record_max.min(follow) {
+            return Step::Left;
+        }
+        let identity = row.identity;
         let (prefix_len, value_len) = (prefix_len as usize, value_len as usize);
-        let (dest, offset, slot, in_ring) = match call.want {
-            Want::Slot => match self.slots.take(&*self.core.shared().fabric, value_len) {
+        let (dest, offset, slot, in_ring) = match self.want {
+            Want::Slot => match self.slots.take(self.fabric, value_len) {
                 Ok(Some(slot)) => (Dest::Slots, slot.offset(), Some(slot), 0),
                 Ok(None) | Err(_) => return Step::Left,
             },
@@ -109,14 +150,14 @@ impl<F: Fabric> Engine<F> {
             Want::Whole => (Dest::Ring, 0, None, value_len),
             _ => return Step::Left,
         };
-        let head = if bucket_at.is_some() { BUCKET_BYTES } else { 0 };
-        let Some(span) = self.lanes[lane].ring.take(head + prefix_len + in_ring) else {
-            return self.no_span();
+        let head = if named.is_some() { BUCKET_BYTES } else { 0 };
+        let Some(span) = self.lane.ring.take(head + prefix_len + in_ring) else {
+            return Step::Full;
         };
-        if let Some(from) = bucket_at {
+        if let Some((_, _, from)) = named {
             let to = Piece::ring(span.offset, BUCKET_BYTES);
             self.chain.push(Planned::new(from, [to, Piece::default()]));
-            add(&self.counters.bucket_reads, 1);
+            self.buckets += 1;
         }
         let prefix = Piece::ring(span.offset + head, prefix_len + in_ring);
         let value = Piece {
@@ -125,31 +166,32 @@ impl<F: Fabric> Engine<F> {
             len: value_len - in_ring,
         };
         self.chain.push(Planned::new(from, [prefix, value]));
+        self.planned += 1;
+        let short = self.lane.fly_short(self.chain.len());
+        (short.user, short.span, short.slot) = (user, span, slot);
         let record = Record {
             locator: *locator,
             identity,
         };
-        let brings = match named {
+        short.brings = match named {
             None => Brings::Record(record),
-            Some((hash, bucket)) => Brings::Guess { hash, bucket, record },
+            Some((hash, bucket, _)) => Brings::Guess { hash, bucket, record },
         };
-        self.short_fly(lane, call.next, span, slot, brings);
         Step::Planned
     }
 
-    /// Plans the buckets of a key.
-    #[inline]
-    fn short_plan_buckets(&mut self, lane: usize, room: usize, user: usize, hash: KeyHash) -> Step {
+    /// Plans both buckets of a key.
+    fn both_buckets(&mut self, user: usize, hash: KeyHash) -> Step {
         let [first, second] = candidate_buckets(hash.slot);
-        if room < self.chain.len() + 2 {
+        if self.chain.len() + 1 >= self.reads_max {
             return Step::Full;
         }
         // Two that are one are rare.
         let (Some(from), false) = (self.bucket_at(hash, first), first == second) else {
             return Step::Left;
         };
-        let Some(span) = self.lanes[lane].ring.take(2 * BUCKET_BYTES) else {
-            return self.no_span();
+        let Some(span) = self.lane.ring.take(2 * BUCKET_BYTES) else {
+            return Step::Full;
         };
         let other = i64::from(second) - i64::from(first);
         let other = from.offset((other * BUCKET_BYTES as i64) as u64);
@@ -157,43 +199,33 @@ impl<F: Fabric> Engine<F> {
             let to = Piece::ring(span.offset + place * BUCKET_BYTES, BUCKET_BYTES);
             self.chain.push(Planned::new(from, [to, Piece::default()]));
         }
-        add(&self.counters.bucket_reads, 2);
-        self.short_fly(lane, user, span, None, Brings::Buckets(hash));
+        (self.planned, self.buckets) = (self.planned + 1, self.buckets + 2);
+        let short = self.lane.fly_short(self.chain.len());
+        (short.user, short.span, short.slot) = (user, span, None);
+        short.brings = Brings::Buckets(hash);
         Step::Planned
+    }
+
+    #[inline]
+    fn row(&mut self, segment: u32) -> Option<&'e Row> {
+        match self.row {
+            Some(row) if row.segment == segment => Some(row),
+            _ => {
+                self.row = self.view.row(segment);
+                self.row
+            }
+        }
     }
 
     /// Where a bucket of a key's group lies, as far as the directory is there.
     #[inline]
     fn bucket_at(&self, hash: KeyHash, bucket: u32) -> Option<RemoteRef> {
-        let directory = &self.footing.view.directory;
+        let directory = &self.view.directory;
         let entry = directory.entry(directory_index(hash.slot, directory.depth))?;
         let group = RemoteRef {
             address: entry.address,
             rkey: entry.rkey,
         };
         Some(group.offset(u64::from(bucket) * BUCKET_BYTES as u64))
-    }
-
-    /// The ring has no room: it comes when something has landed, if anything is to.
-    #[cold]
-    fn no_span(&self) -> Step {
-        if self.flying == 0 && self.chain.len() == 0 {
-            Step::Left
-        } else {
-            Step::Full
-        }
-    }
-
-    #[inline]
-    fn short_fly(&mut self, lane: usize, user: usize, span: Span, slot: Option<Slot>, brings: Brings) {
-        self.flying += 1;
-        let short = Short {
-            last: 0,
-            user,
-            span,
-            slot,
-            brings,
-        };
-        self.lanes[lane].fly_short(self.chain.len(), short);
     }
 }
