@@ -131,12 +131,13 @@ fn environment_holds(environment: &Value, verbs: bool) {
         assert_ne!(environment[text], "", "{text}");
     }
     assert!(environment["cpus"].as_u64() > Some(0));
-    // These tests run in a checkout.
     let commit = environment["commit"].as_str().unwrap();
-    assert!(
-        commit.len() >= 7 && commit.chars().all(|char| char.is_ascii_hexdigit()),
-        "{commit:?}"
-    );
+    if Path::new(env!("CARGO_MANIFEST_DIR")).join("../.git").exists() {
+        assert!(
+            commit.len() >= 7 && commit.chars().all(|char| char.is_ascii_hexdigit()),
+            "{commit:?}"
+        );
+    }
     let mtu = environment["mtu_bytes"].as_u64().unwrap();
     if verbs {
         assert_ne!(environment["device"], "");
