@@ -275,8 +275,8 @@ fn a_start_that_fails_does_not_forget_that_a_file_was_cut() {
     let root = scratch();
     let rig = Rig::with(only_dead(root.path()), Files::default()).unwrap();
     rig.store.create("set").unwrap();
-    // Small ones, whose FOOTERs reach behind the limit.
-    for key in 0..5000_u64 {
+    // Small ones, so many that FOOTERs of what is left of them reach behind the limit.
+    for key in 0..8000_u64 {
         rig.put("set", &key.to_le_bytes(), &bytes(key, 30)).unwrap();
     }
     drop(rig);
