@@ -72,7 +72,7 @@ impl<F: Fabric> Control<F> {
             Request::Renew { retired: _ } => self.renew(id)?,
             Request::Load { dataset, segment } => {
                 let dataset = self.dataset(id, &dataset)?;
-                dataset.load(segment);
+                dataset.load(id.0, segment);
                 let row = dataset.row(segment);
                 let stale = || Refusal::new(Status::Stale, format!("there is no segment {segment}"));
                 Answer::Load {

@@ -11,6 +11,7 @@ use kv_proto::control::{Answer, Request, Status};
 use kv_proto::layout::Locator;
 
 use super::clock::BootMs;
+use super::connections::Peer;
 use super::leases::DatasetId;
 use super::options::SESSION_GATHER_FRACTION;
 use super::run::{Control, Outcome};
@@ -77,6 +78,22 @@ fn done(committed: &Committed) -> Answer {
         window_len_bytes: 0,
         sequence: committed.sequence,
         locator: committed.locator,
+    }
+}
+
+impl<F: Fabric> Peer<F> {
+    /// Whether another value of a kind, that may hold `bytes`, leaves the session within its `most_bytes` for such. One is
+    /// in any case.
+    fn within_share(&self, kind: Kind, bytes: u64, most_bytes: u64) -> Result<(), Refusal> {
+        let same_kind = self.puts.values().filter(|open| open.kind == kind);
+        let held_bytes: u64 = same_kind.map(|open| open.gather_bytes).sum();
+        if held_bytes == 0 || held_bytes + bytes <= most_bytes {
+            return Ok(());
+        }
+        let text = format!(
+            "long values of this session that are arriving hold {held_bytes} of {most_bytes} bytes that they may"
+        );
+        Err(Refusal::new(Status::Busy, text))
     }
 }
 
@@ -155,6 +172,7 @@ impl<F: Fabric> Control<F> {
         let kind = dataset.kind(value_len_bytes);
         let gather_bytes = dataset.gather_bytes(value_len_bytes);
         let (kind_bytes, free_bytes) = dataset.gather_room(kind);
+        let share = peer.within_share(kind, gather_bytes, kind_bytes / SESSION_GATHER_FRACTION);
         let put = match dataset.begin_put(client, operation, key, value_len_bytes) {
             Ok(BeginPut::New(put)) => put,
             Ok(BeginPut::Done(committed)) => return Ok(done(&committed)),
@@ -162,6 +180,8 @@ impl<F: Fabric> Control<F> {
             Ok(BeginPut::Unknown) => return Err(Status::Unknown.into()),
             Err(error) => {
                 if matches!(error, StorageError::Arriving) {
+                    // Who has its share waits for itself, and nobody waits behind it.
+                    share?;
                     self.lines[kind as usize].wait(id, gather_bytes, now);
                 }
                 return Err(error.into());
@@ -174,15 +194,7 @@ impl<F: Fabric> Control<F> {
             return Err(Refusal::new(Status::NoMemory, text));
         }
         if kind != Kind::Small {
-            let same_kind = peer.puts.values().filter(|open| open.kind == kind);
-            let held_bytes: u64 = same_kind.map(|open| open.gather_bytes).sum();
-            let most_bytes = kind_bytes / SESSION_GATHER_FRACTION;
-            if held_bytes > 0 && held_bytes + gather_bytes > most_bytes {
-                let text = format!(
-                    "long values of this session that are arriving hold {held_bytes} of {most_bytes} bytes that they may"
-                );
-                return Err(Refusal::new(Status::Busy, text));
-            }
+            share?;
             let line = &mut self.lines[kind as usize];
             let since = BootMs(now.0.saturating_sub(self.options.turn_kept_ms));
             if !line.may_take(id, gather_bytes, free_bytes, since) {

@@ -64,7 +64,7 @@ impl Arriving {
     pub(crate) fn new(allowed_bytes: u64) -> Self {
         Self {
             allowed_bytes,
-            budgets: Kind::ALL.map(|kind| Budget::new(allowed_bytes / 8 * kind.eighths())),
+            budgets: Kind::ALL.map(|kind| Budget::new(allowed_bytes.saturating_mul(kind.eighths()) / 8)),
         }
     }
 

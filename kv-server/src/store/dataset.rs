@@ -340,11 +340,11 @@ impl<D: Domain> Dataset<D> {
         self.segment(segment).map(|segment| segment.row())
     }
 
-    /// Has the image of a segment loaded next, if it is not there yet.
-    pub fn load(&self, segment: u32) {
+    /// Has the image of a segment loaded next, for a session, if it is not there yet.
+    pub fn load(&self, session: u64, segment: u32) {
         let is_loading = |segment: Arc<Segment<D>>| segment.state() == segment_state::LOADING;
         if self.segment(segment).is_some_and(is_loading) {
-            self.shared.loads.ask(self.id, segment);
+            self.shared.loads.ask(session, self.id, segment);
         }
     }
 

@@ -19,9 +19,12 @@ use crate::error::StorageError;
 /// A dataset's segment.
 type Name = ([u8; 16], u32);
 
+/// Most segments that one session has asked for and that are not loaded; more come when those that nobody asked for do.
+const ASKED_MAX: usize = 256;
+
 struct State {
-    /// Asked for by clients, first come first; only of segments that are waiting, each once.
-    urgent: VecDeque<Name>,
+    /// Asked for by sessions, which take turns: what one asks for, first come first and each once.
+    urgent: VecDeque<(u64, VecDeque<Name>)>,
     /// Segments whose images are not there yet.
     waiting: usize,
     /// Segments that clients asked for so far, those that came in the meantime included.
@@ -52,12 +55,18 @@ impl Loads {
         }
     }
 
-    /// Has the image of a segment that is waiting loaded next.
-    pub(crate) fn ask(&self, dataset: [u8; 16], segment: u32) {
-        let mut state = lock(&self.state);
+    /// Has the image of a segment that is waiting loaded when it is the turn of the session that asks.
+    pub(crate) fn ask(&self, session: u64, dataset: [u8; 16], segment: u32) {
+        let state = &mut *lock(&self.state);
+        let at = state.urgent.iter().position(|(asks, _)| *asks == session);
+        let at = at.unwrap_or_else(|| {
+            state.urgent.push_back((session, VecDeque::new()));
+            state.urgent.len() - 1
+        });
+        let names = &mut state.urgent[at].1;
         let name = (dataset, segment);
-        if !state.urgent.contains(&name) {
-            state.urgent.push_back(name);
+        if names.len() < ASKED_MAX && !names.contains(&name) {
+            names.push_back(name);
             state.asked += 1;
         }
     }
@@ -98,8 +107,17 @@ impl Loads {
             return None;
         }
         let mut first = None;
-        while let (None, Some(name)) = (first, state.urgent.pop_front()) {
-            first = images.iter().position(|image| image.name() == name);
+        while first.is_none()
+            && let Some((session, mut names)) = state.urgent.pop_front()
+        {
+            while first.is_none()
+                && let Some(name) = names.pop_front()
+            {
+                first = images.iter().position(|image| image.name() == name);
+            }
+            if !names.is_empty() {
+                state.urgent.push_back((session, names));
+            }
         }
         let next = images.remove(first.unwrap_or(0));
         if next.is_some() {

@@ -302,7 +302,7 @@ fn a_dataset_is_served_while_its_images_are_loaded() {
 
     // The newest comes first, unless another is asked for.
     let oldest = before[0].0;
-    dataset.load(oldest);
+    dataset.load(1, oldest);
     let changes = rig.store.retired();
     rig.store.load_gate().allow(1);
     wait(|| stat(&rig, "segments_loading_count") == before.len() as u64 - 1);
@@ -335,6 +335,32 @@ fn a_dataset_is_served_while_its_images_are_loaded() {
     check_all(&rig, 3..1000, "after all");
     assert_eq!(rig.get("set", &1_u64.to_le_bytes()), Some(b"newer".to_vec()));
     assert_eq!(rig.get("set", &2_u64.to_le_bytes()), None);
+}
+
+/// Who asked for all of them had the segments of everybody else loaded last.
+#[test]
+fn sessions_that_ask_for_segments_take_turns() {
+    let crashed = crashed(2000);
+    let rig = Rig::unloaded(options(crashed.path()), Files::default(), 0).unwrap();
+    let dataset = rig.dataset("set");
+    let all: Vec<u32> = states(&rig).iter().map(|(segment, ..)| *segment).collect();
+    let count = all.len();
+    assert!(count >= 6);
+    for segment in &all {
+        dataset.load(1, *segment);
+    }
+    let [modest, other] = [all[count - 2], all[count - 3]];
+    dataset.load(2, modest);
+    dataset.load(3, other);
+    let loaded = |segments: &[u32]| {
+        let is_loaded = |segment: &u32| dataset.row(*segment).unwrap().state == segment_state::SEALED;
+        segments.iter().all(is_loaded)
+    };
+    for (allowed, segment) in [all[0], modest, other, all[1], all[2]].into_iter().enumerate() {
+        rig.store.load_gate().allow(1);
+        wait(|| stat(&rig, "segments_loading_count") == (count - allowed - 1) as u64);
+        assert!(loaded(&[segment]), "{allowed}: {segment} of {:?}", states(&rig));
+    }
 }
 
 fn wait(until: impl Fn() -> bool) {
