@@ -21,6 +21,16 @@ const SKIPPED: [&str; 4] = [
     "kv: skipped */a socket: socket",
 ];
 
+/// Room for one large value of a session, and for two of all: they are under way for long, and others come meanwhile.
+const NARROW: [&str; 6] = [
+    "--segment-bytes",
+    "64M",
+    "--part-bytes",
+    "1M",
+    "--gather-budget",
+    "4M",
+];
+
 /// Files with the names and lengths that trip programs up; links and special files among them.
 fn hostile(root: &Path, many: u64, large_bytes: usize) -> UnixListener {
     write(root, b"empty", b"");
@@ -140,6 +150,46 @@ fn hostile_names_and_lengths_come_back_as_they_were_over_verbs() {
     let host = host.expect("VKV_TEST_ADDR names no address: run inside soft-roce-ci/run");
     let server = Server::start_on(Some(format!("{host}:7481")), &SMALL_PARTS).create("images");
     round_trip(server, 60, 10_000_000, 4);
+}
+
+/// Two files of 110 MB once kept each shorter one from being stored until they were, and where that took longer than a
+/// call's deadline the ingest was over.
+fn large_among_short(server: &Server, large_bytes: usize, timeout: &str) {
+    let tree = server.path("tree");
+    let _socket = hostile(&tree, 300, large_bytes);
+    for number in 0..3_u64 {
+        let name = format!("between\n{number} large\u{fffd}");
+        write(
+            &tree,
+            name.as_bytes(),
+            &bytes(number, large_bytes + number as usize),
+        );
+    }
+    let count = files(&tree).len() as u64;
+    let (said, figures) = server.ingest("images", &[tree.as_os_str(), timeout.as_ref()]);
+    said.expect(0, &SKIPPED);
+    assert_eq!(figures["stored"], count, "{figures}");
+    let (said, figures) = server.verify("images", &[tree.as_os_str(), "--exact".as_ref()]);
+    said.expect(0, &SKIPPED);
+    assert_eq!(figures["verified"], count, "{figures}");
+}
+
+#[test]
+fn large_files_leave_room_for_short_ones() {
+    large_among_short(
+        &Server::with_dataset("images", &NARROW),
+        40_000_000,
+        "--timeout=30",
+    );
+}
+
+/// Each large value takes three seconds over the emulated device, and the last waits for three others.
+#[test]
+#[ignore = "needs an RDMA device: VKV_TEST_DEVICE=rxe0"]
+fn large_files_leave_room_for_short_ones_over_verbs() {
+    let host = std::env::var("VKV_TEST_ADDR").expect("VKV_TEST_ADDR names the device's address");
+    let server = Server::start_on(Some(format!("{host}:7482")), &NARROW).create("images");
+    large_among_short(&server, 20_000_000, "--timeout=5");
 }
 
 #[test]
