@@ -121,7 +121,7 @@ impl<F: Fabric> Slots<F> {
             };
             arena.mark(first, units, take);
             self.cursor = first + units;
-            if self.len_bytes / 4 > 64 * UNIT && self.cursor % 64 != 0 {
+            if self.len_bytes / 4 > 64 * UNIT && !self.cursor.is_multiple_of(64) {
                 let at = self.cursor % 64;
                 let word = arena.free[self.cursor / 64].load(Ordering::Acquire) >> at;
                 self.ahead = (word.trailing_ones() as usize).min(64 - at);
