@@ -65,7 +65,7 @@ impl<'c, 'v, F: Fabric> Putting<'c, 'v, F> {
 
     fn run(mut self) -> Vec<Result<PutOutcome, ClientError>> {
         while self.ops.iter().any(|op| op.stage != Stage::Done) {
-            if self.deadline.is_over() && !self.others_got_on() {
+            if self.deadline.is_over() {
                 self.give_up();
                 break;
             }
@@ -118,12 +118,15 @@ impl<'c, 'v, F: Fabric> Putting<'c, 'v, F> {
                 }
                 // The server is busy with others: wait, and ask again.
                 self.busy = false;
-                if !self.backoff.sleep(self.deadline) {
+                if !self.backoff.sleep(self.deadline) && !self.others_got_on() {
                     return;
                 }
                 continue;
             }
             let Some((tag, reply)) = self.mailbox.wait(self.deadline) else {
+                if self.others_got_on() {
+                    continue;
+                }
                 return;
             };
             self.active -= 1;
@@ -166,7 +169,7 @@ impl<'c, 'v, F: Fabric> Putting<'c, 'v, F> {
     /// Whether all that is not done waits for a server that is busy, and other puts of the session got on meanwhile: it
     /// may be they that it is busy with. The deadline counts from now on then.
     fn others_got_on(&mut self) -> bool {
-        let waits = |op: &Op<'_>| op.stage == Stage::Done || op.stage == Stage::Waiting && op.busy;
+        let waits = |op: &Op<'_>| op.stage == Stage::Done || op.is_refused_as_busy();
         let got_on = self.ops.iter().all(waits) && self.core.session().pool().moves() != self.moves;
         if got_on {
             self.set_deadline();
@@ -227,6 +230,7 @@ impl<'c, 'v, F: Fabric> Putting<'c, 'v, F> {
             ) => {
                 // Whatever was sent under this number before is dropped.
                 op.committed = false;
+                op.busy = false;
                 let end = u64::from(window_offset) + u64::from(window_len_bytes);
                 let no_room = window_len_bytes == 0 && op.source.len() > 0;
                 if end > u64::from(up.info.staging_len_bytes) || no_room {
@@ -376,7 +380,7 @@ impl<'c, 'v, F: Fabric> Putting<'c, 'v, F> {
     fn timeout(&self, index: usize) -> ClientError {
         let op = &self.ops[index];
         let (what, after, last) = (op.what(), self.core.budget(), op.last.clone());
-        if op.busy && op.stage == Stage::Waiting {
+        if op.is_refused_as_busy() {
             ClientError::Busy { what, after, last }
         } else {
             ClientError::Timeout { what, after, last }

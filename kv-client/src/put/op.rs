@@ -66,6 +66,11 @@ impl<'v> Op<'v> {
         format!("put {}", shown(self.key))
     }
 
+    /// Whether the server was busy when it was last asked to begin it; it may be being asked again now.
+    pub(super) fn is_refused_as_busy(&self) -> bool {
+        self.busy && matches!(self.stage, Stage::Waiting | Stage::Allocating)
+    }
+
     pub(super) fn finish(&mut self, result: Result<PutOutcome, ClientError>) {
         self.stage = Stage::Done;
         self.result = Some(result);

@@ -123,8 +123,9 @@ fn what_the_user_may_not_read_is_said_and_is_no_damage() {
     let segment = segment(data);
     let dataset = segment.parent().unwrap();
     let datasets = data.join("datasets");
-    let (superblock, description, list, lock) = (
+    let (superblock, catalogue, description, list, lock) = (
         data.join("superblock"),
+        data.join("catalogue"),
         dataset.join("dataset"),
         dataset.join("segments"),
         data.join("lock"),
@@ -135,6 +136,7 @@ fn what_the_user_may_not_read_is_said_and_is_no_damage() {
         (dataset, 0o755),
         (&lock, 0o644),
         (&superblock, 0o644),
+        (&catalogue, 0o644),
         (&description, 0o644),
         (&list, 0o644),
         (&segment, 0o644),

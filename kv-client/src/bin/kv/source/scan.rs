@@ -200,8 +200,7 @@ fn is_compressed_tar(path: &Path) -> bool {
     const LONG: [&str; 6] = ["gz", "bz2", "xz", "zst", "lz4", "z"];
     let extension = path.extension().unwrap_or_default();
     let is = |other: &&str| extension.eq_ignore_ascii_case(other);
-    SHORT.iter().any(|short| is(short))
-        || LONG.iter().any(|long| is(long)) && is_tar(&path.with_extension(""))
+    SHORT.iter().any(&is) || LONG.iter().any(is) && is_tar(&path.with_extension(""))
 }
 
 fn special(kind: FileType) -> &'static str {

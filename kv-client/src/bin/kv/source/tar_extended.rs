@@ -83,8 +83,11 @@ fn until_zero(body: &[u8]) -> Result<Vec<u8>, &'static str> {
     }
 }
 
-/// Keyword and value of the first record of `body`, and what follows it.
-fn record(body: &[u8]) -> Result<(&[u8], &[u8], &[u8]), &'static str> {
+/// Keyword and value of a record, and what follows it.
+type Record<'b> = (&'b [u8], &'b [u8], &'b [u8]);
+
+/// The first record of `body`.
+fn record(body: &[u8]) -> Result<Record<'_>, &'static str> {
     let space = body.iter().position(|byte| *byte == b' ');
     let len = space.and_then(|space| number(&body[..space]));
     let (Some(space), Some(len)) = (space, len) else {
