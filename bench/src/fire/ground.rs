@@ -97,7 +97,8 @@ pub(super) fn session<F: kv_fabric::Fabric>(
 ) -> Result<SessionOn<F>, Error> {
     let options = ClientOptions {
         deadline: Duration::from_secs(60),
-        connect_timeout: Duration::from_secs(2),
+        // A guest beside others takes its time: two seconds were once too few.
+        connect_timeout: Duration::from_secs(30),
         read_buffer_bytes: 1 << 20,
         spin: Duration::from_micros(20),
         ..ClientOptions::new(AccessKey::new(role, SECRET))
