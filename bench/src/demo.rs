@@ -14,7 +14,7 @@ use crate::Error;
 use crate::environment::{self, Environment};
 use crate::fetch::{self, Pass};
 use crate::latency::{self, Floor, Latency};
-use crate::processes::Server;
+use crate::processes::{Server, sleeps};
 use crate::source::{self, Sample};
 use crate::stage::{Listen, Stage};
 
@@ -105,6 +105,8 @@ struct Report {
     rdma_packets: Option<u64>,
     server_frames_during_fetch: u64,
     server_renewals_during_fetch: u64,
+    /// How often a thread of the server was woken.
+    server_wakes_during_fetch: u64,
     server_cpu_us_during_fetch: f64,
     server_idle_cpu_us_per_s: f64,
     ingest_mb_s: f64,
@@ -267,12 +269,14 @@ fn fetch_all(
     let before = Frames::of(&session)?;
     std::thread::sleep(SETTLE);
     let cpu = server.cpu_us()?;
+    let wakes = sleeps(server.pid())?;
 
     eprintln!("demo: fetching every file by its key, with no locator cached");
     let cold = fetch::pass(&client, samples, None, args.seed)?;
     eprintln!("demo: fetching every file by its locator");
     let known = fetch::pass(&client, samples, Some(&locators), args.seed + 1)?;
 
+    let wakes = sleeps(server.pid())?.saturating_sub(wakes);
     let cpu = server.cpu_us()? - cpu;
     let packets = environment::packets(&device)
         .zip(packets)
@@ -294,6 +298,7 @@ fn fetch_all(
         report.server_frames_during_fetch = after.frames - before.frames - 1;
         report.server_renewals_during_fetch = after.renewals - before.renewals;
         report.directory_reads = directory_reads;
+        report.server_wakes_during_fetch = wakes;
         report.server_cpu_us_during_fetch = cpu;
         report.server_idle_cpu_us_per_s = idle;
     }))
@@ -353,6 +358,7 @@ fn report(
         rdma_packets: None,
         server_frames_during_fetch: 0,
         server_renewals_during_fetch: 0,
+        server_wakes_during_fetch: 0,
         server_cpu_us_during_fetch: 0.0,
         server_idle_cpu_us_per_s: 0.0,
         ingest_mb_s: 0.0,
@@ -425,9 +431,10 @@ fn print_table(report: &Report) {
         (
             "server meanwhile",
             format!(
-                "{} frames ({} of them lease renewals), {:.0} us of CPU; idle {:.2} % of a core",
+                "{} frames ({} of them lease renewals), woken {} times, {:.0} us of CPU; idle {:.2} % of a core",
                 report.server_frames_during_fetch,
                 report.server_renewals_during_fetch,
+                report.server_wakes_during_fetch,
                 report.server_cpu_us_during_fetch,
                 report.server_idle_cpu_us_per_s / 1e4
             ),

@@ -18,7 +18,8 @@ pub struct ClientOptions {
     /// Longest wait for a connection.
     pub connect_timeout: Duration,
     /// Longest time that a call goes without getting on, retries and reconnections included. One that reads into memory of the
-    /// caller's, on a device that refuses to destroy a connection, waits until it does.
+    /// caller's, on a device that refuses to destroy a connection, waits until it does; a put that a busy server keeps waiting
+    /// goes on for as long as others of its session succeed.
     pub deadline: Duration,
     /// Data connections of one [`crate::Client`] or [`crate::Reader`] at most; 0 chooses: as many as `depth` short READs
     /// under way need on this device, 8 at most. They are made when there is that much to read, and no more of

@@ -6,7 +6,6 @@ use std::collections::HashMap;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 
 use kv_fabric::Fabric;
-use kv_proto::control::Status;
 
 use crate::clock::Deadline;
 use crate::server::SessionInner;
@@ -33,9 +32,9 @@ struct Known<F: Fabric> {
     session: Weak<SessionInner<F>>,
     /// Whether somebody is beginning it: the others wait for that, and share what comes of it.
     beginning: bool,
-    /// Attempts that failed, and what the last one said.
+    /// Attempts that failed, and why the last one did.
     failures: u64,
-    failure: Option<(Option<Status>, String)>,
+    failure: Option<ClientError>,
 }
 
 type Places = Mutex<HashMap<Name, Arc<dyn Any + Send + Sync>>>;
@@ -120,7 +119,12 @@ pub(crate) fn shared<F: Fabric>(
         }
         let left = deadline.left();
         if known.failures > failures || (known.beginning && left.is_zero()) {
-            return Err(failed(address, options, known.failure.as_ref()));
+            let nobody_is_done = || ClientError::Timeout {
+                what: format!("session with {address}"),
+                after: options.connect_timeout,
+                last: "no answer".to_owned(),
+            };
+            return Err(known.failure.clone().unwrap_or_else(nobody_is_done));
         }
         if !known.beginning {
             break;
@@ -141,32 +145,11 @@ pub(crate) fn shared<F: Fabric>(
         }
         Err(error) => {
             known.failures += 1;
-            let status = match &error {
-                ClientError::Refused { status, .. } => Some(*status),
-                _ => None,
-            };
-            known.failure = Some((status, error.to_string()));
+            known.failure = Some(error.clone());
             Err(error)
         }
     };
     drop(known);
     drop(attempt);
     begun
-}
-
-/// The error of who waited for another's attempt.
-fn failed(address: &str, options: &ClientOptions, failure: Option<&(Option<Status>, String)>) -> ClientError {
-    let what = format!("session with {address}");
-    match failure {
-        Some((Some(status), text)) => ClientError::Refused {
-            what,
-            text: text.clone(),
-            status: *status,
-        },
-        failure => ClientError::Timeout {
-            what,
-            after: options.connect_timeout,
-            last: failure.map_or_else(|| "no answer".to_owned(), |(_, text)| text.clone()),
-        },
-    }
 }

@@ -24,21 +24,18 @@ impl Refusing {
     fn begin() -> Self {
         let nowhere = File::open("/dev/null").expect("/dev/null");
         let entries = std::fs::read_dir("/proc/self/fd").expect("descriptors of this process");
-        let paths: Vec<_> = entries.map(|entry| entry.expect("an entry").path()).collect();
-        let swapped = paths
-            .iter()
-            .filter(|path| {
-                std::fs::read_link(path).is_ok_and(|target| {
-                    target
-                        .to_str()
-                        .is_some_and(|target| target.starts_with("/dev/infiniband/uverbs"))
-                })
+        // All of them before any is replaced: what is kept takes numbers that come free meanwhile.
+        let taking_orders: Vec<RawFd> = entries
+            .filter_map(|entry| {
+                let path = entry.expect("an entry").path();
+                let target = std::fs::read_link(&path).ok()?;
+                let orders = target.to_str()?.starts_with("/dev/infiniband/uverbs");
+                orders.then(|| path.file_name()?.to_str()?.parse().ok())?
             })
-            .map(|path| {
-                let number: RawFd = path
-                    .file_name()
-                    .and_then(|name| name.to_str()?.parse().ok())
-                    .expect("a number");
+            .collect();
+        let swapped = taking_orders
+            .into_iter()
+            .map(|number| {
                 // SAFETY: open, and never closed by this handle: it is not dropped.
                 let mut fd = ManuallyDrop::new(unsafe { OwnedFd::from_raw_fd(number) });
                 let kept = rustix::io::dup(fd.as_fd()).expect("dup");

@@ -15,6 +15,7 @@ use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use kv_fabric::{Fabric, RemoteRef};
 use kv_proto::control::{Answer, Request};
@@ -29,6 +30,8 @@ use crate::tables::DatasetState;
 use crate::{ClientError, ClientOptions, ConnectionLimit};
 use tenure::Tenure;
 
+/// How long an attempt may take, past its deadline, to say that it failed.
+const ATTEMPT_ENDS: Duration = Duration::from_secs(1);
 /// Commands that wait for the control thread at most.
 const COMMANDS_MAX: usize = 4096;
 
@@ -167,8 +170,13 @@ impl<F: Fabric> Shared<F> {
 
     /// The session, begun again if it has to be. With `first`, the first failure is final.
     pub(crate) fn ensure(&self, deadline: Deadline, first: bool) -> Result<Arc<Up>, ClientError> {
+        let failures = lock(&self.state).failures;
+        self.ensure_after(failures, deadline, first)
+    }
+
+    /// As [`ensure`](Self::ensure); attempts up to this many failures are of no interest.
+    fn ensure_after(&self, failures: u64, deadline: Deadline, first: bool) -> Result<Arc<Up>, ClientError> {
         let mut state = lock(&self.state);
-        let failures = state.failures;
         let mut waiting = false;
         let result = loop {
             if state.closing {
@@ -192,7 +200,11 @@ impl<F: Fabric> Shared<F> {
                 let last = state.failure.as_ref().map(|failure| failure.error.to_string());
                 break Err(ClientError::Timeout {
                     what: format!("session with {}", self.address),
-                    after: self.options.deadline,
+                    after: if first {
+                        self.options.connect_timeout
+                    } else {
+                        self.options.deadline
+                    },
                     last: last.unwrap_or_else(|| "no answer".to_owned()),
                 });
             }
@@ -302,7 +314,9 @@ impl<F: Fabric> Handle<F> {
             shared,
             thread: Some(thread),
         };
-        handle.shared.ensure(deadline, true)?;
+        // The attempt ends by itself at the deadline, and says best why.
+        let patience = Deadline::after(deadline.left() + ATTEMPT_ENDS);
+        handle.shared.ensure_after(0, patience, true)?;
         Ok(handle)
     }
 }

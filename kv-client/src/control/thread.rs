@@ -20,7 +20,7 @@ use crate::session::{Event, Greeting, Session, SessionError};
 /// First and longest wait between attempts at a session.
 const ATTEMPT_WAITS: (Duration, Duration) = (Duration::from_millis(5), Duration::from_millis(500));
 
-/// The first attempt ends at `first`, for somebody waits for it.
+/// The first attempt ends at `first`, for somebody waits for it; where it fails, the thread ends.
 pub(super) fn spawn<F: Fabric>(
     shared: Arc<Shared<F>>,
     first: Deadline,
@@ -38,8 +38,8 @@ fn run<F: Fabric>(shared: &Shared<F>, first: Deadline) {
     let (mut generation, mut first) = (0, Some(first));
     let mut backoff = Backoff::new(ATTEMPT_WAITS.0, ATTEMPT_WAITS.1);
     while wanted(shared) {
-        let deadline = first.take();
-        let deadline = deadline.unwrap_or_else(|| Deadline::after(shared.options.connect_timeout));
+        let begins = first.take();
+        let deadline = begins.unwrap_or_else(|| Deadline::after(shared.options.connect_timeout));
         match establish(shared, deadline) {
             Ok((connection, session, info)) => {
                 backoff = Backoff::new(ATTEMPT_WAITS.0, ATTEMPT_WAITS.1);
@@ -54,6 +54,9 @@ fn run<F: Fabric>(shared: &Shared<F>, first: Deadline) {
                 state.failure = Some(failure);
                 shared.changed.notify_all();
                 drop(state);
+                if begins.is_some() {
+                    break;
+                }
                 pause(shared, backoff.next());
             }
         }

@@ -148,7 +148,13 @@ impl<'c, 'v, F: Fabric> Putting<'c, 'v, F> {
                 Stage::Waiting if self.ops[index].committed => waiting.push_front(index),
                 // After them: what keeps it from being begun may not keep them.
                 Stage::Waiting => waiting.push_back(index),
-                Stage::Done => self.got_on(),
+                Stage::Done => {
+                    // A put that fails is no sign that the server gets through its work.
+                    if self.ops[index].result.as_ref().is_some_and(Result::is_ok) {
+                        self.core.session().pool().note_move();
+                    }
+                    self.got_on();
+                }
                 _ => {}
             }
         }
@@ -156,7 +162,6 @@ impl<'c, 'v, F: Fabric> Putting<'c, 'v, F> {
 
     /// Something was achieved that was not before: the deadline counts from now on.
     fn got_on(&mut self) {
-        self.core.session().pool().note_move();
         self.backoff = Backoff::new(BUSY_WAITS.0, BUSY_WAITS.1);
         self.set_deadline();
     }
@@ -319,6 +324,7 @@ impl<'c, 'v, F: Fabric> Putting<'c, 'v, F> {
             Request::Append { operation, len_bytes }
         };
         if farther {
+            self.core.session().pool().note_move();
             self.got_on();
         }
         self.submit(index, up, request, write);
@@ -350,12 +356,18 @@ impl<'c, 'v, F: Fabric> Putting<'c, 'v, F> {
                 self.busy = true;
                 op.begin_again(refusal.text);
                 op.busy = true;
+                op.renumbered = false;
             }
             // Dropped meanwhile, or another session's.
             Status::Stale => op.restart(refusal.text, after),
             // While it waited so many later ones were done that the server forgot numbers as low as this one's. Nothing was
             // ever committed under it, unless by a process that had the number before.
-            Status::Unknown if !op.committed && self.core.shared().options.first_operation.is_none() => {
+            Status::Unknown
+                if !op.committed
+                    && !op.renumbered
+                    && self.core.shared().options.first_operation.is_none() =>
+            {
+                op.renumbered = true;
                 op.operation = None;
                 op.restart(refusal.text, after);
             }
@@ -374,6 +386,7 @@ impl<'c, 'v, F: Fabric> Putting<'c, 'v, F> {
         let begun = |op: &&mut Op<'_>| !matches!(op.stage, Stage::Done | Stage::Waiting);
         for op in self.ops.iter_mut().filter(begun) {
             op.restart("the session ended before the answer".to_owned(), after);
+            op.renumbered = false;
         }
     }
 

@@ -26,6 +26,9 @@ pub(super) struct Op<'v> {
     pub(super) source: Source<'v>,
     /// Its number, taken at the first ALLOC: the server remembers only so many of the highest.
     pub(super) operation: Option<u64>,
+    /// It took another number, for the server knew the first no more, and did not wait since. Where the new one is too low as
+    /// well, the clock that they are counted from went back.
+    pub(super) renumbered: bool,
     pub(super) stage: Stage,
     pub(super) window: (u64, usize),
     /// Bytes taken from the source, the window under way included.
@@ -49,6 +52,7 @@ impl<'v> Op<'v> {
             key,
             source,
             operation: None,
+            renumbered: false,
             stage: if bad { Stage::Done } else { Stage::Waiting },
             window: (0, 0),
             sent: 0,

@@ -70,9 +70,11 @@ impl<F: Fabric> Engine<F> {
             item.is_some_and(|item| self.items[item as usize].memory.region().is_some())
         });
         self.flying -= flights.len();
-        // All READs to a slot go by one connection.
-        let items = rest.iter().filter_map(|flight| self.item_of(flight));
-        let items: Vec<_> = items.collect();
+        // All READs to a slot go by one connection; that of an item whose bucket is in flight here may be filled by another.
+        let pieces = rest
+            .iter()
+            .filter(|flight| matches!(flight.flying, Flying::Piece { .. }));
+        let items: Vec<_> = pieces.filter_map(|flight| self.item_of(flight)).collect();
         let of_items = items.into_iter().filter_map(|item| self.drop_slot(item));
         let mut slots: Vec<Slot> = of_items.collect();
         let lane = &mut self.lanes[index];

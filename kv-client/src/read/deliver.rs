@@ -65,7 +65,11 @@ impl<F: Fabric> Engine<F> {
             None => {
                 self.fetches
                     .push(Fetch::new(aim, attempt, Vec::with_capacity(PREFIX_ROOM)));
-                self.fetches.len() as u32 - 1
+                // Room for all where they may wait together, as for items.
+                let count = self.fetches.len();
+                self.free_fetches.reserve(count);
+                self.records.reserve(count.saturating_sub(self.records.len()));
+                count as u32 - 1
             }
         };
         self.records.push_back(index);

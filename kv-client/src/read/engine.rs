@@ -207,7 +207,14 @@ impl<F: Fabric> Engine<F> {
     pub(crate) fn submit_or_refuse(&mut self, ask: Ask<'_, F>, refused: Option<ReadError>, now_ns: u64) {
         let index = self.free_items.pop().unwrap_or_else(|| {
             self.items.push(Item::new());
-            self.items.len() as u32 - 1
+            // Room for all where they may wait together: how many do is chance, and a later GET is not to pay for it.
+            let count = self.items.len();
+            self.free_items.reserve(count);
+            for queue in [&mut self.done, &mut self.tickets] {
+                queue.reserve(count.saturating_sub(queue.len()));
+            }
+            self.lookups.reserve(count.saturating_sub(self.lookups.len()));
+            count as u32 - 1
         });
         self.has_until(now_ns);
         let item = &mut self.items[index as usize];

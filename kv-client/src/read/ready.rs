@@ -165,7 +165,8 @@ impl<F: Fabric> Engine<F> {
             }
         }
         if self.footing.generation != up.generation {
-            self.lanes_max = lanes_max(&self.options, self.at_once);
+            // A server that began anew may take more at once than the one before.
+            self.allow(self.shared().fabric.reads_at_once());
             self.footing.generation = up.generation;
         }
         if !self.lanes.iter().any(Lane::is_connected) {
@@ -199,14 +200,19 @@ impl<F: Fabric> Engine<F> {
         // The server's end may take fewer at once than this one's device.
         let agreed = lane.reads_at_once();
         if agreed < self.at_once {
-            self.at_once = agreed;
-            self.lanes_max = lanes_max(&self.options, agreed);
-            self.chain_max = chain_max(agreed, self.lanes_max);
+            self.allow(agreed);
         }
         let lane = &self.lanes[index];
         add(&self.counters.connections, 1);
         add(&self.counters.reconnects, u64::from(lane.connections > 1));
         Ok(())
+    }
+
+    /// READs that a connection has under way at once, and what follows from that.
+    fn allow(&mut self, at_once: usize) {
+        self.at_once = at_once.min(self.options.depth.max(1) as usize);
+        self.lanes_max = lanes_max(&self.options, self.at_once);
+        self.chain_max = chain_max(self.at_once, self.lanes_max);
     }
 
     /// Ends a connection that failed with `status`.

@@ -458,7 +458,7 @@ fn many_differences_do_not_fill_the_screen() {
         assert_eq!(said.stderr.lines().count(), 100 + skipped + 2, "{said:?}");
         assert!(
             said.stderr
-                .ends_with("kv: 150 differences (the first 100 of them named above)\n"),
+                .ends_with("kv: 150 differences (the first ones named above)\n"),
             "{said:?}"
         );
         assert_eq!(figures["problems"].as_array().unwrap().len(), 150);

@@ -110,12 +110,18 @@ pub(crate) fn from_argument(argument: OsString, hex: bool) -> Result<Vec<u8>, St
     } else {
         bytes
     };
+    judge_named(&key)?;
+    Ok(key)
+}
+
+/// What is wrong with a key that somebody named, if anything.
+pub(crate) fn judge_named(key: &[u8]) -> Result<(), String> {
     match key.len() {
         0 => Err("an empty key (a key has 1 to 1024 bytes)".into()),
         length if length > KEY_MAX_BYTES => Err(format!(
             "a key of {length} bytes (a key has 1 to {KEY_MAX_BYTES} bytes)"
         )),
-        _ => Ok(key),
+        _ => Ok(()),
     }
 }
 

@@ -16,7 +16,7 @@ pub(crate) const NAMED_MAX: u64 = 100;
 /// Says that so many things of a kind were named.
 pub(crate) fn named_above(count: u64) -> String {
     match count > NAMED_MAX {
-        true => format!("the first {NAMED_MAX} of them named above"),
+        true => "the first ones named above".to_owned(),
         false => "named above".to_owned(),
     }
 }

@@ -1,7 +1,7 @@
 //! `kv rm`: deletes keys.
 
 use std::ffi::OsString;
-use std::io::{self, Read};
+use std::io::{self, BufRead, Read};
 use std::os::unix::ffi::OsStrExt;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
@@ -9,14 +9,17 @@ use std::thread;
 
 use clap::Args;
 use kv_client::Client;
+use kv_proto::layout::KEY_MAX_BYTES;
 
 use crate::cli::Common;
 use crate::failure::{Ended, Failure, OK};
-use crate::keys::{from_argument, judge, shown};
+use crate::keys::{from_argument, judge_named, shown};
 use crate::output::{count, named_above, print, say_some};
 
 /// Threads that delete.
 const JOBS: usize = 8;
+/// Keys taken from stdin at most: all are held in memory before the first is deleted.
+const STDIN_KEYS_MAX: usize = 10_000_000;
 
 const AFTER_HELP: &str = "\
 A key that begins with a dash comes after a `--`. Keys that a program gives come by -0, where
@@ -44,10 +47,10 @@ pub(crate) struct Arguments {
     #[arg(short = '0', long = "null", conflicts_with_all = ["keys", "key_hex"])]
     null: bool,
     /// Every key that begins with it
-    #[arg(long, value_name = "PREFIX", conflicts_with_all = ["keys", "null"])]
+    #[arg(long, value_name = "PREFIX", conflicts_with_all = ["keys", "key_hex", "null"])]
     prefix: Option<OsString>,
     /// Every key of the dataset
-    #[arg(long, conflicts_with_all = ["keys", "null", "prefix"])]
+    #[arg(long, conflicts_with_all = ["keys", "key_hex", "null", "prefix"])]
     all: bool,
     /// Delete what --prefix or --all find; without it they are only counted
     #[arg(long, short)]
@@ -80,19 +83,34 @@ impl Arguments {
 }
 
 /// Keys with a zero byte after each. A last one without it may have been cut, and then it is another key's.
-fn keys_from(mut input: impl Read) -> Result<Vec<Vec<u8>>, Failure> {
-    let mut bytes = Vec::new();
-    input
-        .read_to_end(&mut bytes)
-        .map_err(|error| Failure::new(format!("reading keys from stdin: {error}")))?;
-    if bytes.pop().is_some_and(|last| last != 0) {
-        let why = "the last key from stdin has no zero byte after it: nothing was deleted (write keys as `kv ls -0` does)";
-        return Err(Failure::new(why));
+fn keys_from(input: impl Read) -> Result<Vec<Vec<u8>>, Failure> {
+    let mut input = io::BufReader::new(input);
+    let mut keys = Vec::new();
+    loop {
+        // No more of it than shows that it is too long.
+        let mut key = Vec::new();
+        input
+            .by_ref()
+            .take(KEY_MAX_BYTES as u64 + 1)
+            .read_until(0, &mut key)
+            .map_err(|error| Failure::new(format!("reading keys from stdin: {error}")))?;
+        let refused = |why: &str| Failure::new(format!("from stdin: {why}: nothing was deleted"));
+        match key.pop() {
+            None => return Ok(keys),
+            Some(0) => {}
+            Some(_) if key.len() < KEY_MAX_BYTES => {
+                let why = "the last key has no zero byte after it (write keys as `kv ls -0` does)";
+                return Err(refused(why));
+            }
+            Some(_) => return Err(refused("a key of more than 1024 bytes")),
+        }
+        judge_named(&key).map_err(|why| refused(&why))?;
+        if keys.len() == STDIN_KEYS_MAX {
+            let why = format!("more than {STDIN_KEYS_MAX} keys (delete in parts, or by --prefix)");
+            return Err(refused(&why));
+        }
+        keys.push(key);
     }
-    let keys = bytes.split(|byte| *byte == 0).filter(|_| !bytes.is_empty());
-    keys.map(|key| judge(key).map(|()| key.to_vec()))
-        .collect::<Result<_, _>>()
-        .map_err(|why| Failure::new(format!("a key from stdin: {why}: nothing was deleted")))
 }
 
 pub(crate) fn run(arguments: &Arguments, common: &Common) -> Ended {
@@ -211,6 +229,11 @@ mod tests {
         assert!(keys(b"").unwrap().is_empty());
         assert!(keys(b"a\0b").unwrap_err().contains("no zero byte"));
         assert!(keys(b"a\0\0").unwrap_err().contains("empty key"));
-        assert!(keys(&[b"a\0".as_slice(), &[b'k'; 1025], b"\0"].concat()).is_err());
+        assert!(keys(b"\0").unwrap_err().contains("empty key"));
+        assert_eq!(keys(&[[b'k'; 1024].as_slice(), b"\0"].concat()).unwrap().len(), 1);
+        let long = [b"a\0".as_slice(), &[b'k'; 1025], b"\0"].concat();
+        assert!(keys(&long).unwrap_err().contains("more than 1024 bytes"));
+        // Zero bytes without end do not fill the memory.
+        assert!(keys_from(io::repeat(b'k')).is_err());
     }
 }

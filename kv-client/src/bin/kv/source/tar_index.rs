@@ -265,7 +265,9 @@ impl Walk<'_> {
         let mut places: HashMap<Vec<u8>, Option<(u64, u64)>> = HashMap::new();
         let files = found.members.iter();
         places.extend(files.map(|file| (file.name.clone(), Some((file.offset, file.len_bytes)))));
-        places.extend(found.skipped.iter().map(|(name, _)| (name.clone(), None)));
+        for (name, _) in &found.skipped {
+            places.entry(name.clone()).or_insert(None);
+        }
         for (name, link) in links {
             let place = places.get(&link).copied();
             match place {
