@@ -1,7 +1,21 @@
-//! Tells the program which commit it was built from, where there is a git repository: reports carry it.
+//! Tells the program which commit it was built from, where there is a git repository, and whether the tree was changed:
+//! reports carry it.
 
 use std::path::Path;
 use std::process::Command;
+
+/// What the program is built from, of this repository.
+const SOURCES: [&str; 9] = [
+    "build.rs",
+    "src",
+    "../kv-client/src",
+    "../kv-fabric/src",
+    "../kv-proto/src",
+    "../kv-server/src",
+    "../rdma-core-rs/src",
+    "../Cargo.toml",
+    "../Cargo.lock",
+];
 
 fn git(arguments: &[&str]) -> Option<String> {
     let output = Command::new("git").args(arguments).output().ok()?;
@@ -10,8 +24,18 @@ fn git(arguments: &[&str]) -> Option<String> {
 }
 
 fn main() {
-    println!("cargo:rerun-if-changed=build.rs");
-    let commit = git(&["rev-parse", "--short", "HEAD"]).unwrap_or_default();
+    // What changes these has the program built anyway; what else is changed after that, `-dirty` does not tell.
+    for source in SOURCES {
+        println!("cargo:rerun-if-changed={source}");
+    }
+    let describe = [
+        "--no-optional-locks",
+        "describe",
+        "--always",
+        "--dirty",
+        "--exclude=*",
+    ];
+    let commit = git(&describe).unwrap_or_default();
     println!("cargo:rustc-env=VKV_BENCH_COMMIT={commit}");
     // What changes with a commit: the name of a branch, and what the branch is. A file that is missing would have it run
     // at each build.

@@ -9,6 +9,9 @@ name=$(basename -- "$0")
 readonly name
 note() { echo "$name: $*" >&2; }
 
+# A user's PATH may lack what is called here, and in the guest.
+PATH=$PATH:/usr/sbin:/sbin
+
 # fail CODE WHAT
 fail() {
     local code=$1
@@ -31,11 +34,25 @@ readonly build_packages=(
 # What counts instructions.
 readonly count_packages=("valgrind: valgrind")
 
-# What goes on beside this script, and ends with it.
-beside=()
+readonly end_steps=200 # of 0.05 s each, from a signal to the end of what else a group had running
 
+# leave: ends what goes on beside this script, each in a process group of its own, and waits for it
 leave() {
-    ((${#beside[@]} == 0)) || kill "${beside[@]}" 2>/dev/null || true
+    local groups group step
+    trap '' INT TERM HUP
+    # Those that run, and those that the terminal has stopped.
+    mapfile -t groups < <(jobs -rp && jobs -sp)
+    for group in "${groups[@]}"; do
+        kill -TERM -- "-$group" 2>/dev/null || true
+        kill -CONT -- "-$group" 2>/dev/null || true
+    done
+    for group in "${groups[@]}"; do
+        wait "$group" 2>/dev/null || true
+        for ((step = 0; step < end_steps; step++)); do
+            kill -0 -- "-$group" 2>/dev/null || break
+            sleep 0.05
+        done
+    done
     rm -rf -- "$run_dir"
 }
 
@@ -45,6 +62,7 @@ begin() {
     mkdir -p "$cache" || fail 120 "the cache folder $cache cannot be made (name another in VKV_CACHE)"
     run_dir=$(mktemp -d "${TMPDIR:-/tmp}/verbs-kv-$name.XXXXXXXX")
     trap leave EXIT
+    trap 'exit 129' HUP
     trap 'exit 130' INT
     trap 'exit 143' TERM
 }
@@ -60,8 +78,13 @@ need_toolchain() {
 
 # prepare_guests RUN-OPTIONS...: fetches kernel and packages of a guest while something else is built; run says what fails
 prepare_guests() {
+    # Nobody can be asked for a password from there.
+    if ((EUID != 0)) && command -v sudo >/dev/null && ! sudo -n true 2>/dev/null; then
+        return
+    fi
+    set -m
     "$here/run" --quiet --prepare "$@" >/dev/null 2>&1 </dev/null &
-    beside+=($!)
+    set +m
 }
 
 # guarded CMD...: runs it in a process group of its own, which ends with this script, however that ends
@@ -70,13 +93,7 @@ guarded() {
     "$@" </dev/null &
     local group=$! code=0
     set +m
-    # shellcheck disable=SC2064 # the group of now
-    trap "kill -TERM -- -$group 2>/dev/null || true; wait $group || true; exit 130" INT
-    # shellcheck disable=SC2064
-    trap "kill -TERM -- -$group 2>/dev/null || true; wait $group || true; exit 143" TERM
     wait "$group" || code=$?
-    trap 'exit 130' INT
-    trap 'exit 143' TERM
     return "$code"
 }
 

@@ -99,7 +99,7 @@ struct Report {
     coalesced: u64,
     /// Before splitting and coalescing, as the next.
     reads_per_get_known: f64,
-    /// With no locator cached. The directory, which a session READs once, is counted in the next.
+    /// With no locator cached, each key once. The directory, which a session READs once, is counted in the next.
     reads_per_get_cold: f64,
     directory_reads: u64,
     rdma_packets: Option<u64>,
@@ -142,7 +142,7 @@ pub(crate) fn run(args: &Args) -> Result<bool, Error> {
     server = stage.start()?;
     let restart = started.elapsed();
     let uri = stage.uri(&server.address, Some(DATASET));
-    let mut report = fetch_all(args, &stage, &server, &uri, samples)?;
+    let mut report = fetch_all(args, &stage, &server, &uri, samples, ingested.failed)?;
     report.failed = ingested.failed;
     report.skipped = ingested.skipped;
     report.ingest_mb_s = bytes as f64 / 1e6 / ingest.as_secs_f64();
@@ -243,15 +243,27 @@ fn fetch_all(
     server: &Server,
     uri: &str,
     samples: Vec<Sample>,
+    not_stored: u64,
 ) -> Result<Report, Error> {
     let session = Session::connect(&uri.parse()?, stage.options()?)?;
     let client = session.open(DATASET)?;
-    // Locators first, and one sample by each way, so that every connection stands before anything is counted.
+    // Locators first, and one sample, so that every connection stands before anything is counted. That sample comes by its
+    // locator: of what comes by its key the place is remembered.
     let keys: Vec<&[u8]> = samples.iter().map(|sample| sample.key.as_slice()).collect();
     let located = client.locate_many(&keys);
-    // Those that could not be stored are counted already.
     let is_there =
         |found: &Result<_, ReadError>| !matches!(found, Err(ReadError::NotFound | ReadError::BadKey { .. }));
+    // Those that could not be stored are counted already; any more were lost.
+    let missing = located.iter().filter(|found| !is_there(found)).count() as u64;
+    if missing > not_stored {
+        let lost = samples.iter().zip(&located).find(|(_, found)| !is_there(found));
+        let name = lost.map(|(sample, _)| String::from_utf8_lossy(&sample.key).into_owned());
+        return Err(format!(
+            "{missing} files are not there after the restart, {not_stored} of them were never stored: the first is {}",
+            name.unwrap_or_default()
+        )
+        .into());
+    }
     let (samples, locators): (Vec<Sample>, Vec<_>) = samples
         .into_iter()
         .zip(located)
@@ -262,7 +274,7 @@ fn fetch_all(
         return Err("no file could be stored".into());
     }
     let samples = &samples[..];
-    fetch::pass(&client, &samples[..1], None, args.seed)?;
+    fetch::pass(&client, &samples[..1], Some(&locators[..1]), args.seed)?;
     wait_until_loaded(&session)?;
     let device = args.device.clone().unwrap_or_default();
     let packets = environment::packets(&device);
@@ -328,7 +340,7 @@ fn report(
     latency: Latency,
     fill: impl FnOnce(&mut Report),
 ) -> Report {
-    let environment = Environment::read();
+    let environment = Environment::with_device(args.device.as_deref().unwrap_or_default());
     let seconds = cold.fetching.as_secs_f64() + known.fetching.as_secs_f64();
     // A sample is verified if both passes gave it right.
     let mismatched = cold.mismatched.union(&known.mismatched).count() as u64;

@@ -58,6 +58,26 @@ fn output_of(program: &str, args: &[&str]) -> String {
     }
 }
 
+/// The processor of /proc/cpuinfo; where that has no name, as on aarch64, the numbers that it has instead.
+fn processor(cpuinfo: &str) -> String {
+    let field = |name: &str| {
+        cpuinfo.lines().find_map(|line| {
+            let (key, value) = line.split_once(':')?;
+            (key.trim() == name).then(|| value.trim())
+        })
+    };
+    if let Some(name) = field("model name") {
+        return name.to_owned();
+    }
+    let mut all = std::env::consts::ARCH.to_owned();
+    for name in ["CPU implementer", "CPU part"] {
+        if let Some(value) = field(name) {
+            all += &format!(", {name} {value}");
+        }
+    }
+    all
+}
+
 impl Environment {
     /// Of this machine with its first RDMA device, now.
     pub(crate) fn read() -> Self {
@@ -66,19 +86,10 @@ impl Environment {
 
     /// Of this machine, now, and of the RDMA device that was used; none where it is empty.
     pub(crate) fn with_device(device: &str) -> Self {
-        let cpuinfo = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
-        let cpu = cpuinfo
-            .lines()
-            .find_map(|line| {
-                line.strip_prefix("model name")?
-                    .split_once(':')
-                    .map(|(_, name)| name.trim().to_owned())
-            })
-            .unwrap_or_default();
         Self {
             mtu_bytes: mtu_bytes(device).unwrap_or(0),
             kernel: line_of("/proc/sys/kernel/osrelease"),
-            cpu,
+            cpu: processor(&fs::read_to_string("/proc/cpuinfo").unwrap_or_default()),
             cpus: std::thread::available_parallelism().map_or(0, usize::from),
             device: device.to_owned(),
             load: line_of("/proc/loadavg")
@@ -178,4 +189,18 @@ pub(crate) fn packets(device: &str) -> Option<u64> {
         }
     }
     total
+}
+
+#[cfg(test)]
+mod tests {
+    use super::processor;
+
+    #[test]
+    fn every_processor_has_a_name() {
+        let named = "processor\t: 0\nmodel name\t: Some CPU @ 2 GHz\n";
+        assert_eq!(processor(named), "Some CPU @ 2 GHz");
+        let numbered = "processor\t: 0\nCPU implementer\t: 0x41\nCPU part\t: 0xd0c\n";
+        assert!(processor(numbered).ends_with(", CPU implementer 0x41, CPU part 0xd0c"));
+        assert!(!processor("").is_empty());
+    }
 }

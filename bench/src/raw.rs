@@ -19,9 +19,12 @@ const PATIENCE: Duration = Duration::from_secs(60);
 const PORT: u8 = 1;
 /// Most places that one READ goes to.
 const PIECES: u32 = 2;
-/// READs behind one doorbell at most, and from one completion to the next, as the client has them.
-pub(crate) const CHAIN_MAX: usize = 32;
+/// READs behind one doorbell at most, and from one completion to the next, as the client has them (which has more
+/// completions where values are long).
+pub(crate) const CHAIN_MAX: usize = 256;
 pub(crate) const SIGNAL_READS: usize = 8;
+/// One part of the queue in so many is free before more is posted, as in the client.
+const FREE_SHARE: usize = 4;
 /// Length of a huge page: shorter memory has none.
 const HUGE_PAGE_BYTES: usize = 2 << 20;
 
@@ -205,11 +208,11 @@ impl Replay {
     pub(crate) fn run(&mut self, reads: &[Bare]) -> Result<(), Error> {
         let mut rest = reads;
         while !rest.is_empty() {
-            let wanted = rest.len().min(CHAIN_MAX).min(self.depth.div_ceil(2));
-            while self.depth - ((self.posted - self.completed) as usize) < wanted {
+            let least = rest.len().min(CHAIN_MAX).min(self.depth.div_ceil(FREE_SHARE));
+            while self.room() < least {
                 self.completed = self.link.wait()?;
             }
-            let (chain, behind) = rest.split_at(wanted);
+            let (chain, behind) = rest.split_at(rest.len().min(CHAIN_MAX).min(self.room()));
             self.post(chain)?;
             rest = behind;
         }
@@ -217,6 +220,11 @@ impl Replay {
             self.completed = self.link.wait()?;
         }
         Ok(())
+    }
+
+    /// READs that can be posted now.
+    fn room(&self) -> usize {
+        self.depth - (self.posted - self.completed) as usize
     }
 
     fn post(&mut self, chain: &[Bare]) -> Result<(), Error> {
@@ -298,4 +306,20 @@ fn connect(qp: &rdma::QueuePair, peer: &rdma::QueuePair, access: rdma::Access) -
         reliability,
     })?;
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{CHAIN_MAX, SIGNAL_READS};
+
+    #[test]
+    fn chains_are_those_of_the_client() {
+        let client = include_str!("../../kv-client/src/read/plan.rs");
+        for own in [
+            format!("const CHAIN_MAX: usize = {CHAIN_MAX};"),
+            format!("const SIGNAL_READS: usize = {SIGNAL_READS};"),
+        ] {
+            assert!(client.contains(&own), "the client has no `{own}`");
+        }
+    }
 }

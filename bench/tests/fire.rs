@@ -66,15 +66,13 @@ fn a_campaign_whose_hazards_did_not_happen_fails() {
 #[test]
 #[ignore = "needs an RDMA device: VKV_TEST_DEVICE=rxe0"]
 fn nothing_wrong_is_read_under_fire_over_verbs() {
-    let short = std::env::var_os("VKV_TEST_SHORT").is_some();
-    let (reads, hazards) = if short { ("1500", "2") } else { ("5000", "5") };
     fire(&[
         "--fabric",
         "verbs",
         "--reads",
-        reads,
+        "5000",
         "--hazards",
-        hazards,
+        "5",
         "--lease",
         "1000",
         "--readers",

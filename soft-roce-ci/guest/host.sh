@@ -59,17 +59,27 @@ end_here() {
     kill -KILL -- "-$here_pid" 2>/dev/null || true
 }
 
-run_on_device() {
-    local device
-    device=$(usable_device) ||
+# prepare_device, prepare_host_rxe: what running a command there needs, or why it cannot be
+prepare_device() {
+    usable_device >/dev/null ||
         fail 125 "no RDMA device of this machine has an active port and verbs that can be opened (check 'rdma link' and the rights of /dev/infiniband, or use --fabric vm)"
     need_packages "${verbs_packages[@]}"
+}
+
+prepare_host_rxe() {
+    ((EUID == 0)) || fail 125 "--fabric host-rxe loads kernel modules and needs root (use sudo, or --fabric vm)"
+    need_packages "${verbs_packages[@]}" "kmod: modprobe"
+}
+
+run_on_device() {
+    prepare_device
+    local device
+    device=$(usable_device)
     run_here device "$device" "$(address_of "$device")"
 }
 
 run_on_host_rxe() {
-    ((EUID == 0)) || fail 125 "--fabric host-rxe loads kernel modules and needs root (use sudo, or --fabric vm)"
-    need_packages "${verbs_packages[@]}" "kmod: modprobe"
+    prepare_host_rxe
     local module
     for module in crc32_generic rdma_rxe rdma_ucm dummy; do
         [[ ! -d /sys/module/$module ]] || continue

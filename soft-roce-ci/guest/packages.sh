@@ -66,12 +66,15 @@ need_packages() {
     fi
     note "installing ${missing[*]}"
     local log=$run_dir/apt.log lock
+    local -a install=(env DEBIAN_FRONTEND=noninteractive NEEDRESTART_SUSPEND=1 apt-get -q install -y
+        --no-install-recommends -o DPkg::Lock::Timeout=300)
     exec {lock}>"$cache/packages.lock"
     flock "$lock"
     if ! {
+        # A signal ends the fetching; what is being unpacked is not cut off.
         as_root env DEBIAN_FRONTEND=noninteractive apt-get -q update &&
-            as_root env DEBIAN_FRONTEND=noninteractive NEEDRESTART_SUSPEND=1 apt-get -q install -y \
-                --no-install-recommends -o DPkg::Lock::Timeout=300 "${missing[@]}"
+            as_root "${install[@]}" --download-only "${missing[@]}" &&
+            (trap '' INT TERM HUP && as_root "${install[@]}" "${missing[@]}")
     } >"$log" 2>&1 </dev/null; then
         tail -n 15 "$log" >&2
         fail 121 "apt could not install ${missing[*]} (see the lines above; check the network and apt sources)"

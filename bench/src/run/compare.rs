@@ -113,6 +113,12 @@ fn machines(before: &Report, after: &Report) -> Vec<String> {
         .filter(|(_, one, other)| one != other)
         .map(|(what, one, other)| format!("{what}: `{one}`, later `{other}`"))
         .collect();
+    if before.network != after.network {
+        lines.push(format!(
+            "network: {:?}, later {:?}",
+            before.network, after.network
+        ));
+    }
     for (what, one, other) in [
         ("processors", one.cpus as u64, other.cpus as u64),
         ("MTU", u64::from(one.mtu_bytes), u64::from(other.mtu_bytes)),
@@ -189,15 +195,23 @@ fn side(before: &SideReport, after: &SideReport, all: &mut Vec<Difference>) {
                 later.server_frames_per_million,
             ),
         ] {
-            let mut one = intervals(&format!("{name}, {what}"), Kind::Own, &earlier, &later);
-            let (one_median, other) = (earlier.median, later.median);
-            one.differs &= (other - one_median).abs() > COUNT_MIN * one_median.abs().max(other.abs());
-            all.push(one);
+            all.push(count(&format!("{name}, {what}"), &earlier, &later));
+        }
+        if let (Some(earlier), Some(later)) = (earlier.packets_per_get, later.packets_per_get) {
+            all.push(count(&format!("{name}, packets a GET"), &earlier, &later));
         }
         let what = format!("{name}, server CPU s a million GETs");
         let (earlier, later) = (earlier.server_cpu_s_per_million, later.server_cpu_s_per_million);
         all.push(intervals(&what, Kind::Time, &earlier, &later));
     }
+}
+
+/// As [`intervals`], of a count.
+fn count(what: &str, before: &Interval, after: &Interval) -> Difference {
+    let mut one = intervals(what, Kind::Own, before, after);
+    let (median, other) = (before.median, after.median);
+    one.differs &= (other - median).abs() > COUNT_MIN * median.abs().max(other.abs());
+    one
 }
 
 /// Two medians differ where their 95 % intervals do not meet.
@@ -295,12 +309,15 @@ mod tests {
         let before = report(&[10.0]);
         let mut after = before.clone();
         after.environment.kernel = "other".to_owned();
+        after.network = crate::demo::Network::Verbs;
         let reads = &mut after.points[0].sides[0].kv.as_mut().unwrap().reads_per_get;
         // A count has an interval over blocks too: within it nothing changed.
         (reads.median, reads.low) = (1.1, 1.0);
         let lines = compare(&before, &after).join("\n");
         assert!(
-            lines.contains("later `other`") && !lines.contains("READs a GET: "),
+            lines.contains("later `other`")
+                && lines.contains("later Verbs")
+                && !lines.contains("READs a GET: "),
             "{lines}"
         );
         let reads = &mut after.points[0].sides[0].kv.as_mut().unwrap().reads_per_get;

@@ -252,9 +252,12 @@ impl Job {
             hashes: Some(hashes),
         };
         let all: Vec<u32> = (0..values.count() as u32).collect();
-        let compared = |getters: &mut [G]| match getters.first_mut() {
-            Some(getter) if self.compare => compare(getter, values, &all, point.batch),
-            _ => Ok((0, 0)),
+        let compared = |getters: &mut [G]| {
+            if self.compare {
+                compare_all(getters, values, &all, point.batch)
+            } else {
+                Ok((0, 0))
+            }
         };
         let (mut wrong, mut by_bytes) = (0, (0, 0));
         if !cold {
@@ -332,15 +335,27 @@ enum Said {
     Failed(String),
 }
 
-/// Compares all values byte by byte; how many, and how many are wrong.
-fn compare<G: Getter>(
-    getter: &mut G,
+/// Compares all values byte by byte, each getter its share; how many, and how many are wrong.
+fn compare_all<G: Getter>(
+    getters: &mut [G],
     values: &Values,
     all: &[u32],
     batch: usize,
 ) -> Result<(u64, u64), Error> {
+    let share = all.len().div_ceil(getters.len().max(1)).max(1);
     let mut wrong = 0;
-    for batch in all.chunks(batch) {
+    for (getter, part) in getters.iter_mut().zip(all.chunks(share)) {
+        wrong += match getter.tickets() {
+            Some(most) => compare_by_tickets(getter, values, part, most)?,
+            None => compare(getter, values, part, batch)?,
+        };
+    }
+    Ok((all.len() as u64, wrong))
+}
+
+fn compare<G: Getter>(getter: &mut G, values: &Values, part: &[u32], batch: usize) -> Result<u64, Error> {
+    let mut wrong = 0;
+    for batch in part.chunks(batch) {
         getter.prepare(batch);
         getter.get(batch)?;
         for (at, &index) in batch.iter().enumerate() {
@@ -348,7 +363,34 @@ fn compare<G: Getter>(
             wrong += u64::from(!getter.look(at, &mut |bytes| *bytes == *expected)?);
         }
     }
-    Ok((all.len() as u64, wrong))
+    Ok(wrong)
+}
+
+fn compare_by_tickets<G: Getter>(
+    getter: &mut G,
+    values: &Values,
+    part: &[u32],
+    most: usize,
+) -> Result<u64, Error> {
+    let (mut begun, mut done, mut wrong) = (0, 0, 0);
+    let mut unknown = None;
+    while done < part.len() {
+        while begun < part.len() && begun - done < most {
+            getter.begin(part[begun], begun)?;
+            begun += 1;
+        }
+        getter.go_on(&mut |number, bytes| {
+            done += 1;
+            match values.bytes(part[number] as usize) {
+                Ok(expected) => wrong += u64::from(*bytes != *expected),
+                Err(error) => unknown = Some(error),
+            }
+        })?;
+        if let Some(error) = unknown.take() {
+            return Err(error);
+        }
+    }
+    Ok(wrong)
 }
 
 /// Counters at one moment.

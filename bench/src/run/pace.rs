@@ -116,6 +116,15 @@ pub(crate) struct Run<'a> {
     pub(crate) hashes: Option<&'a [u64]>,
 }
 
+/// Waits for the other threads when it is dropped, so that none waits for ever for one that failed.
+struct Together<'a>(&'a Barrier);
+
+impl Drop for Together<'_> {
+    fn drop(&mut self) {
+        self.0.wait();
+    }
+}
+
 /// A histogram of latencies.
 pub(crate) fn histogram() -> Result<Histogram<u64>, Error> {
     Ok(Histogram::new_with_bounds(1, LATENCY_MAX_NS, 3)?)
@@ -164,12 +173,16 @@ impl Run<'_> {
     ) -> Result<Tally, Error> {
         let mut tally = Tally::new(list)?;
         together.wait();
-        let began = Instant::now();
-        match rate {
-            None => self.closed(getter, list, &mut tally)?,
-            Some(rate) => self.open(getter, list, &self.moments(list, rate, number), &mut tally)?,
+        {
+            // Nobody repeats anything while another is timed.
+            let _timed = Together(together);
+            let began = Instant::now();
+            match rate {
+                None => self.closed(getter, list, &mut tally)?,
+                Some(rate) => self.open(getter, list, &self.moments(list, rate, number), &mut tally)?,
+            }
+            tally.span = (began, Instant::now());
         }
-        tally.span = (began, Instant::now());
         // A repetition without checks tells the time on a processor, whose clock is slow to read.
         let part = &list[..list.len().div_ceil(CPU_SHARE)];
         let again = Run {
@@ -582,6 +595,28 @@ mod tests {
         assert_eq!((tally.gets, tally.calls), (200, 200));
         // Whatever each had to itself, both were at it for 100 ms at least.
         assert!(tally.wall_gets_s() <= 2000.0 && tally.wall_gets_s() <= tally.gets_s);
+    }
+
+    #[test]
+    fn a_thread_that_fails_holds_nobody_up() {
+        struct Fails(bool);
+        impl Getter for Fails {
+            fn get(&mut self, _: &[u32]) -> Result<(), Error> {
+                if self.0 { Err("broken".into()) } else { Ok(()) }
+            }
+
+            fn look(&self, _: usize, _: &mut dyn FnMut(&[u8]) -> bool) -> Result<bool, Error> {
+                Ok(true)
+            }
+        }
+        let list: Vec<u32> = (0..20).collect();
+        let run = Run {
+            batch: 1,
+            rate: None,
+            seed: 1,
+            hashes: None,
+        };
+        assert!(run.run(&mut [Fails(true), Fails(false)], &list).is_err());
     }
 
     #[test]

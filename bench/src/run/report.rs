@@ -168,7 +168,8 @@ pub(crate) fn figure(block: &Block, metric: Metric) -> Option<f64> {
     }
 }
 
-fn over_blocks(blocks: &[Block], of: impl Fn(&Block) -> Option<f64>) -> Option<Interval> {
+/// The figures of blocks over one another.
+pub(crate) fn over_blocks(blocks: &[Block], of: impl Fn(&Block) -> Option<f64>) -> Option<Interval> {
     let mut all: Vec<f64> = blocks.iter().filter_map(of).collect();
     interval(&mut all)
 }
@@ -245,13 +246,18 @@ impl SideReport {
     }
 }
 
+/// Whether so many GETs a second are what an open loop of `rate` asked for.
+pub(crate) fn sustained(rate: Option<f64>, gets_s: Option<&Interval>) -> bool {
+    match (rate, gets_s) {
+        (Some(rate), Some(gets)) => gets.median >= SUSTAINED_MIN * rate,
+        _ => true,
+    }
+}
+
 impl SideReport {
     /// Whether it got what an open loop asked of it; a closed one asks for no more than it gets.
     pub(crate) fn sustains(&self, point: &Point) -> bool {
-        match (point.rate, &self.gets_s) {
-            (Some(rate), Some(gets)) => gets.median >= SUSTAINED_MIN * rate,
-            _ => true,
-        }
+        sustained(point.rate, self.gets_s.as_ref())
     }
 }
 

@@ -76,6 +76,8 @@ pub(crate) struct Stand<'a> {
     folder: tempfile::TempDir,
     stage: Stage,
     server: Option<Server>,
+    /// Whether it was started for a cold block, so that it may still be filling images that nobody asked for.
+    loading: bool,
     sets: Vec<Set>,
     pub(crate) measured: Vec<Measured>,
 }
@@ -157,6 +159,7 @@ impl<'a> Stand<'a> {
             folder,
             stage,
             server: Some(server),
+            loading: false,
             sets,
             measured: Vec::new(),
         };
@@ -261,6 +264,7 @@ impl<'a> Stand<'a> {
             sets,
             stage,
             server,
+            loading,
             ..
         } = self;
         let point = &measured[at].point;
@@ -293,6 +297,7 @@ impl<'a> Stand<'a> {
             let began_ns = monotonic_ns();
             if server.is_none() {
                 *server = Some(stage.start()?);
+                *loading = true;
             }
             let server = server.as_ref().ok_or("the server is down")?;
             Ok(Go {
@@ -306,11 +311,14 @@ impl<'a> Stand<'a> {
     /// Has the server up with all its images filled.
     fn warm_server(&mut self) -> Result<(), Error> {
         if self.server.is_none() {
-            let server = self.stage.start()?;
+            self.server = Some(self.stage.start()?);
+            self.loading = true;
+        }
+        if let (true, Some(server)) = (self.loading, &self.server) {
             let session = kv_client::Server::connect(&server.address.parse()?, self.stage.options()?)?;
             kv::wait_until_loaded(&session)?;
             session.close()?;
-            self.server = Some(server);
+            self.loading = false;
         }
         Ok(())
     }

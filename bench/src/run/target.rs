@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::definition::{Bound, Definition, SideName, Target};
 use super::job::Block;
-use super::report::{doubt, figure, shown, too_few};
+use super::report::{doubt, figure, over_blocks, shown, sustained, too_few};
 use super::stand::Measured;
 use crate::stats::{Interval, interval};
 
@@ -120,8 +120,9 @@ pub(crate) fn judge(definition: &Definition, measured: &[Measured]) -> Vec<Verdi
                     // Points of two cases belong together one by one.
                     Some(case) => points_of(case).get(index).copied(),
                 };
-                one.and_then(|one| one.sides.iter().find(|(known, _)| *known == side))
-                    .map(|(_, blocks)| &blocks[..])
+                let one = one?;
+                let (_, blocks) = one.sides.iter().find(|(known, _)| *known == side)?;
+                Some((one.point.rate, &blocks[..]))
             };
             verdicts.push(verdict(target, point.point.describe(), &blocks_of));
         }
@@ -129,8 +130,13 @@ pub(crate) fn judge(definition: &Definition, measured: &[Measured]) -> Vec<Verdi
     verdicts
 }
 
-/// Blocks of a side in a case; in the target's own where none is named.
-type Lookup<'a, 'b> = &'b dyn Fn(Option<&str>, SideName) -> Option<&'a [Block]>;
+/// The rate of an open loop, and the blocks of a side, in a case; in the target's own where none is named.
+type Lookup<'a, 'b> = &'b dyn Fn(Option<&str>, SideName) -> Option<(Option<f64>, &'a [Block])>;
+
+/// Whether a side got what an open loop asked of it: if not, its latency says nothing.
+fn sustains((rate, blocks): (Option<f64>, &[Block])) -> bool {
+    sustained(rate, over_blocks(blocks, |block| block.gets_s).as_ref())
+}
 
 fn verdict(target: &Target, point: String, blocks_of: Lookup<'_, '_>) -> Verdict {
     let mut verdict = Verdict {
@@ -142,14 +148,19 @@ fn verdict(target: &Target, point: String, blocks_of: Lookup<'_, '_>) -> Verdict
         place: Place::Across,
         why: String::new(),
     };
-    let Some(kv) = blocks_of(None, SideName::Kv) else {
+    let Some((rate, kv)) = blocks_of(None, SideName::Kv) else {
         return verdict;
     };
+    let mut unsustained = (!sustains((rate, kv))).then_some(SideName::Kv);
     let mut sums = vec![0.0; kv.len()];
     for term in &target.over {
         let case = term.case.as_ref().map(|case| case.get_ref().as_str());
-        let figures: Option<Vec<f64>> = blocks_of(case, term.side)
-            .and_then(|blocks| blocks.iter().map(|block| figure(block, target.metric)).collect());
+        let found = blocks_of(case, term.side);
+        if found.is_some_and(|found| !sustains(found)) {
+            unsustained = Some(term.side);
+        }
+        let figures: Option<Vec<f64>> =
+            found.and_then(|(_, blocks)| blocks.iter().map(|block| figure(block, target.metric)).collect());
         let Some(figures) = figures.filter(|figures| figures.len() == sums.len()) else {
             verdict.why = format!("`{}` was not measured", term.side);
             return verdict;
@@ -163,8 +174,11 @@ fn verdict(target: &Target, point: String, blocks_of: Lookup<'_, '_>) -> Verdict
     let count = ratios.len();
     verdict.ratio = interval(&mut ratios);
     if let Some(ratio) = &verdict.ratio {
-        verdict.why = doubt(ratio, count);
-        if too_few(count).is_none() {
+        verdict.why = match unsustained {
+            Some(side) => format!("`{side}` did not sustain the load"),
+            None => doubt(ratio, count),
+        };
+        if too_few(count).is_none() && unsustained.is_none() {
             verdict.place = target.bound.place(ratio);
         }
         let holds = target.bound.holds(ratio.median);
@@ -199,9 +213,9 @@ mod tests {
 
     fn judged(target: &Target, kv: &[Block], crc: &[Block], pread: &[Block]) -> Verdict {
         verdict(target, String::new(), &|_, side| match side {
-            SideName::Kv => Some(kv),
-            SideName::Crc => Some(crc),
-            SideName::Pread => Some(pread),
+            SideName::Kv => Some((None, kv)),
+            SideName::Crc => Some((None, crc)),
+            SideName::Pread => Some((None, pread)),
             _ => None,
         })
     }
@@ -230,6 +244,30 @@ mod tests {
         );
         assert_eq!(slower.outcome, Outcome::Missed);
         assert!(slower.is_missed() && slower.to_string().contains("MISSED"));
+    }
+
+    #[test]
+    fn a_load_that_was_not_sustained_decides_nothing() {
+        let target = target("over = [{ side = \"pread\" }]", "at_most = 1.0");
+        let got = |us: f64, gets_s: f64| -> Vec<Block> {
+            let mut all = blocks(|_| us, 12);
+            all.iter_mut().for_each(|block| block.gets_s = Some(gets_s));
+            all
+        };
+        let judged = |pread: &[Block]| {
+            let kv = got(10.0, 1000.0);
+            verdict(&target, String::new(), &|_, side| match side {
+                SideName::Kv => Some((Some(1000.0), kv.clone().leak() as &[_])),
+                _ => Some((Some(1000.0), pread.to_vec().leak() as &[_])),
+            })
+        };
+        assert_eq!(judged(&got(20.0, 1000.0)).outcome, Outcome::Met);
+        let behind = judged(&got(9000.0, 500.0));
+        assert_eq!(
+            (behind.outcome, behind.place),
+            (Outcome::Inconclusive, Place::Across)
+        );
+        assert!(behind.why.contains("`pread` did not sustain"), "{}", behind.why);
     }
 
     #[test]
@@ -262,11 +300,11 @@ mod tests {
         let few_below = judged(&target, &below(9), &[], &flat(9));
         assert!(!few_below.is_missed() && !few_below.to_string().contains("all of"));
         let none = verdict(&target, String::new(), &|_, side| {
-            (side == SideName::Kv).then_some(&[][..])
+            (side == SideName::Kv).then_some((None, &[][..]))
         });
         assert_eq!(none.outcome, Outcome::Inconclusive);
         let absent = verdict(&target, String::new(), &|_, side| {
-            (side == SideName::Kv).then(|| flat(12).leak() as &[_])
+            (side == SideName::Kv).then(|| (None, flat(12).leak() as &[_]))
         });
         assert!(absent.why.contains("`pread` was not measured"), "{}", absent.why);
     }

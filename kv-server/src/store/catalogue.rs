@@ -8,6 +8,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use kv_proto::DecodeError;
 use kv_proto::catalogue::{encode_catalogue, parse_catalogue};
@@ -34,13 +35,13 @@ pub(crate) struct Catalogue {
     root: PathBuf,
     /// Whether what was found at the start could not be believed.
     was_damaged: bool,
+    /// Datasets without a directory: asked for by threads that may not wait until a list is durable.
+    gone: AtomicU64,
     state: Mutex<State>,
 }
 
 struct State {
     listed: Listed,
-    /// Those without a directory.
-    gone: BTreeSet<[u8; 16]>,
     /// Whether the file says this, durably.
     written: bool,
     /// Whether a list that cannot be believed has the name still.
@@ -112,12 +113,12 @@ impl Catalogue {
         let state = State {
             written: read.is_some(),
             listed: read.unwrap_or_default(),
-            gone: BTreeSet::new(),
             in_the_way: was_damaged,
         };
         Ok(Self {
             root: root.to_owned(),
             was_damaged,
+            gone: AtomicU64::new(0),
             state: Mutex::new(state),
         })
     }
@@ -134,10 +135,9 @@ impl Catalogue {
         let before = state.listed.len();
         state.listed.retain(|id, _| !dropped.contains(id));
         let mut changed = state.listed.len() != before;
-        let gone = state.listed.keys().filter(|id| !found.contains_key(*id));
-        state.gone = gone.copied().collect();
-        for id in &state.gone {
-            let name = &state.listed[id].name;
+        for (id, description) in state.listed.iter().filter(|(id, _)| !found.contains_key(*id)) {
+            self.gone.fetch_add(1, Ordering::Relaxed);
+            let name = &description.name;
             let path = self.root.join("datasets").join(super::directory_name(id));
             tracing::error!(dataset = %name, path = %path.display(), "a dataset is lost: its directory is gone; this is said at each start until it is back, or `kv-server check --repair` accepts the loss");
         }
@@ -175,7 +175,7 @@ impl Catalogue {
     /// Its figures; the last word of each name is the unit.
     pub(crate) fn figures(&self) -> [(&'static str, u64); 2] {
         [
-            ("lost_datasets_count", lock(&self.state).gone.len() as u64),
+            ("lost_datasets_count", self.gone.load(Ordering::Relaxed)),
             ("damaged_catalogues_count", u64::from(self.was_damaged)),
         ]
     }

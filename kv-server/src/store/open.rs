@@ -1,6 +1,6 @@
 //! Opening a data directory: taking it, and bringing every dataset in it back.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::PathBuf;
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex};
@@ -163,8 +163,8 @@ impl<D: Domain> Store<D> {
                 }
             }
         }
-        let found = self.without_twins(found, &mut there)?;
-        let ids = dropped.values().flatten().copied().collect();
+        let mut ids: BTreeSet<[u8; 16]> = dropped.values().flatten().copied().collect();
+        let found = self.without_twins(found, &mut there, &mut ids)?;
         shared.catalogue.settle(&shared.files, there, &ids);
         for (path, id) in &dropped {
             // Until the list is without it the name tells that it is not missing.
@@ -204,6 +204,7 @@ impl<D: Domain> Store<D> {
         &self,
         found: Vec<FoundDataset>,
         there: &mut BTreeMap<[u8; 16], Option<Description>>,
+        dropped: &mut BTreeSet<[u8; 16]>,
     ) -> Result<Vec<FoundDataset>, StorageError> {
         let mut by_name: BTreeMap<String, FoundDataset> = BTreeMap::new();
         for this in found {
@@ -226,6 +227,8 @@ impl<D: Domain> Store<D> {
             tracing::warn!(%name, path = %empty.2.display(), "an empty dataset of the same name is removed");
             self.shared.files.remove_directory(&empty.2)?;
             there.remove(&empty.1.id);
+            // It may be the one that is listed, and is not missed.
+            dropped.insert(empty.1.id);
             by_name.insert(name, kept);
         }
         Ok(by_name.into_values().collect())

@@ -142,7 +142,7 @@ pub(crate) fn settings(side: SideName, point: &Point) -> String {
         SideName::Kv | SideName::KvTickets => kv_settings(side, point),
         SideName::Replay => format!(
             "bare loop over verbs, {chain} (what the client splits, or joins as neighbours, is one READ a GET here), \
-             {depth} READs outstanding, one queue pair, memory in huge pages where there are any"
+             up to {depth} READs outstanding in the client's chains, one queue pair, memory in huge pages where there are any"
         ),
         SideName::Perftest if *batch == 1 => {
             "ib_read_lat at the wire length, one READ at a time, values not checked".to_owned()

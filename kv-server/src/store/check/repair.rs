@@ -126,7 +126,9 @@ impl Checking<'_, '_> {
         for entry in newest.iter().flat_map(|it| it.operations.iter().flatten()) {
             operations.take_entry(entry);
         }
-        operations.all_recovered(judged.iter().all(|it| it.operations.is_some()));
+        // As a start has it: only a sealed segment that cannot be read may have said more.
+        let read = |it: &Judged| it.operations.is_some() || it.file.trailer.is_none();
+        operations.all_recovered(judged.iter().all(read));
         Ok(operations.entries())
     }
 }

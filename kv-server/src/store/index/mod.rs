@@ -5,7 +5,7 @@
 //! - A live bucket changes only under its checksum, and is held to it before: what flipped in it is put right, or named
 //!   ([`mend`]). The buckets of a group that was replaced carry `STAMP_MOVED` before
 //!   anything is changed in what replaced it.
-//! - Memory is taken in [`Index::reserve`], before the record is written; [`Index::put`] cannot fail.
+//! - Memory is taken in [`Index::reserve`], before the record is written; [`Index::put`] fails only where it finds damage.
 //! - A group has at most [`GROUP_KEYS_MAX`] keys, and is split for no other reason than that it would have more, so the
 //!   groups of an index that grew follow from its keys, in whatever order they came. Two are joined where keys that were
 //!   removed leave at most [`limits::GROUP_KEYS_JOINED`](super::limits::GROUP_KEYS_JOINED) in both.
