@@ -26,8 +26,8 @@ hold("reads_per_get_known is 1.00", demo["reads_per_get_known"] == 1.0)
 hold("reads_per_get_cold is at most 3", demo["reads_per_get_cold"] <= 3.0)
 renewals = demo["server_renewals_during_fetch"]
 hold("no frame but renewals during the fetch", demo["server_frames_during_fetch"] == renewals)
-# A renewal wakes one thread once.
-hold("no wake but for renewals during the fetch", demo["server_wakes_during_fetch"] <= 2 * (renewals + 1))
+# A renewal wakes one thread once; there is room for a few wakes that the clock brings.
+hold("at most two wakes a renewal during the fetch", demo["server_wakes_during_fetch"] <= 2 * (renewals + 1))
 # What is aimed at is 1 ms a renewal; a busy machine's emulated processor takes longer over the same instructions.
 hold("server CPU at most 5 ms a renewal", demo["server_cpu_us_during_fetch"] <= 5000 * (renewals + 1))
 hold("idle server below 1 % of a core", demo["server_idle_cpu_us_per_s"] < 10_000)

@@ -233,7 +233,7 @@ mod tests {
         assert_eq!(keys(&[[b'k'; 1024].as_slice(), b"\0"].concat()).unwrap().len(), 1);
         let long = [b"a\0".as_slice(), &[b'k'; 1025], b"\0"].concat();
         assert!(keys(&long).unwrap_err().contains("more than 1024 bytes"));
-        // Zero bytes without end do not fill the memory.
+        // Bytes without end do not fill the memory.
         assert!(keys_from(io::repeat(b'k')).is_err());
     }
 }
