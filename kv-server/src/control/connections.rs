@@ -351,6 +351,7 @@ impl<F: Fabric> Control<F> {
         };
         peer.session.end();
         self.sessions.remove(&peer.number);
+        self.store.forget_loads(id.0);
         let linger = match why {
             Ended::Bye | Ended::Refused => self.lingering.len() < self.options.lingering_max,
             Ended::Closed(why) => {

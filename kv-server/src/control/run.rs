@@ -82,7 +82,7 @@ pub(super) struct Control<F: Fabric> {
     pub(super) parked: VecDeque<Parked>,
     /// Small values that wait until others are written, first come first.
     pub(super) parked_small: VecDeque<Parked>,
-    /// Who waits for memory to begin a value, by kind.
+    /// Who waits for memory to begin a value, by kind; nobody for a small one.
     pub(super) lines: [Line; 3],
     pub(super) retirements: Retirements,
     pub(super) releases: Releases,

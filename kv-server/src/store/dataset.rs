@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::thread::JoinHandle;
+use std::time::Instant;
 
 use kv_fabric::Domain;
 use kv_proto::control::{DatasetChange, DirectoryRef, RemoteAddress, SegmentRow};
@@ -68,6 +69,8 @@ pub struct Dataset<D: Domain> {
     pub(crate) scrub: scrub::Ledger,
     /// Whether the log was asked to put the index right, and has not begun to.
     mending: AtomicBool,
+    /// Why the index could not be put right, and until when that is not tried again.
+    unmended: Mutex<Option<(StorageError, Instant)>>,
     pub(crate) shared: Arc<Shared>,
     pub(crate) thread: Mutex<Option<JoinHandle<()>>>,
     dropped: AtomicBool,
@@ -113,6 +116,7 @@ impl<D: Domain> Dataset<D> {
             compaction: Ledger::default(),
             scrub: scrub::Ledger::default(),
             mending: AtomicBool::new(false),
+            unmended: Mutex::new(None),
             shared,
             thread: Mutex::new(None),
             dropped: AtomicBool::new(false),

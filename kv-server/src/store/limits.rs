@@ -94,6 +94,9 @@ pub(crate) const DATASETS_MAX: usize = if cfg!(test) { 24 } else { 1024 };
 pub(crate) const FAULTS_UNTOLD_MAX: usize = 64;
 /// Most buckets of an index of which it is remembered that they cannot be put right.
 pub(crate) const FAULTS_KNOWN_MAX: usize = 1 << 16;
+/// Rest after a group of an index could not be filled anew, in times of what the attempt took: the log walks all records for
+/// one, and writes wait.
+pub(crate) const MEND_REST: u32 = 20;
 /// Most groups of an index that one page of a listing looks at: the control thread has others to serve.
 pub(crate) const LIST_GROUPS_MAX: usize = 64;
 /// Most findings of one dataset that the scrubber tells of and counts.

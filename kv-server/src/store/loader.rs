@@ -71,6 +71,11 @@ impl Loads {
         }
     }
 
+    /// A session is over: nobody waits for what it asked for.
+    pub(crate) fn forget(&self, session: u64) {
+        lock(&self.state).urgent.retain(|(asks, _)| *asks != session);
+    }
+
     pub(crate) fn asked(&self) -> u64 {
         lock(&self.state).asked
     }
@@ -240,5 +245,24 @@ fn run<D: Domain>(shared: &Shared, mut images: VecDeque<Load<D>>) {
         } else {
             loads.done();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Where nothing can be loaded for long, they came and went without end.
+    #[test]
+    fn what_a_session_asked_for_goes_with_it() {
+        let loads = Loads::new(0);
+        loads.ask(0, [1; 16], 1);
+        for session in 1..1000 {
+            loads.ask(session, [1; 16], 1);
+            loads.forget(session);
+        }
+        let state = lock(&loads.state);
+        let asking: Vec<u64> = state.urgent.iter().map(|(session, _)| *session).collect();
+        assert_eq!(asking, [0]);
     }
 }

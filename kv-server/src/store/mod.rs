@@ -443,6 +443,11 @@ impl<D: Domain> Store<D> {
         &self.shared.completions
     }
 
+    /// Forgets which images a session asked for, by the number that it gave [`Dataset::load`].
+    pub fn forget_loads(&self, session: u64) {
+        self.shared.loads.forget(session);
+    }
+
     /// Figures of the server; `unit` is each name's last word.
     pub fn stat(&self) -> Vec<(String, u64)> {
         let shared = &self.shared;

@@ -53,14 +53,21 @@ impl<D: Domain> Dataset<D> {
         lock(&self.owed).push(owed);
     }
 
-    /// Seals what a full disk kept from being sealed.
+    /// Seals what a full disk kept from being sealed. What meets another error now is left to the next start, as where a
+    /// segment meets that when it ends.
     ///
     /// # Errors
-    /// Why something is still not sealed.
+    /// The disk is still too full.
     pub(crate) fn pay_trailers(&self) -> Result<(), StorageError> {
         let mut owed = lock(&self.owed);
         while let Some(last) = owed.last() {
-            last.pay(&self.shared.files)?;
+            match last.pay(&self.shared.files) {
+                Err(error) if error.is_full() => return Err(error),
+                Err(error) => {
+                    tracing::warn!(%error, segment = last.number, "a segment is left to be sealed by the next start");
+                }
+                Ok(()) => {}
+            }
             owed.pop();
         }
         Ok(())

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::sync::atomic::Ordering;
+use std::time::Instant;
 
 use kv_fabric::Domain;
 use kv_proto::hash::KeyHash;
@@ -10,6 +11,8 @@ use kv_proto::layout::{Locator, record_kind, segment_state};
 use super::super::check::key_text;
 use super::super::compact::Walk;
 use super::super::index::{Covered, Fault, Part};
+use super::super::limits::MEND_REST;
+use super::super::lock;
 use super::super::log::{Op, Task};
 use super::Dataset;
 use crate::error::StorageError;
@@ -91,8 +94,24 @@ impl<D: Domain> Dataset<D> {
     /// that the index does not name yet: what else there is of its keys is not known to be live.
     ///
     /// # Errors
-    /// Why the records cannot be read, or there is no memory.
+    /// Why not all records can be read, or there is no memory; or why not a moment ago.
     pub(crate) fn refill_group(&self, hash: KeyHash) -> Result<(), StorageError> {
+        let begun = Instant::now();
+        let mut unmended = lock(&self.unmended);
+        if let Some((error, until)) = &*unmended
+            && begun < *until
+        {
+            return Err(error.clone());
+        }
+        let refilled = self.try_refill(hash);
+        *unmended = refilled.as_ref().err().map(|error| {
+            tracing::error!(%error, dataset = %self.name(), "a group of the index cannot be filled anew now: keys of it are refused");
+            (error.clone(), Instant::now() + begun.elapsed() * MEND_REST)
+        });
+        refilled
+    }
+
+    fn try_refill(&self, hash: KeyHash) -> Result<(), StorageError> {
         let covered = self.read_index().covered(hash);
         let keys = self.keys_of(covered)?;
         tracing::warn!(dataset = %self.name(), keys = keys.len(), "a group of the index is filled anew from the records");
@@ -109,10 +128,12 @@ impl<D: Domain> Dataset<D> {
     fn keys_of(&self, covered: Covered) -> Result<Vec<(KeyHash, Locator)>, StorageError> {
         let mut newest: HashMap<(u64, u64), Newest> = HashMap::new();
         for segment in self.all_segments() {
-            if segment.state() == segment_state::LOST {
-                continue;
-            }
             let number = segment.number;
+            if segment.state() == segment_state::LOST {
+                // Without what lies there older values would be served, and keys that were deleted.
+                let source = std::io::Error::other("the segment is lost");
+                return Err(StorageError::io("walk", &self.segment_path(number), source));
+            }
             let mut walk = Walk::new(&self.shared.files, segment, self.segment_path(number));
             while let Some(found) = walk.next()? {
                 let hash = self.hash(found.key());

@@ -222,10 +222,8 @@ impl<D: Domain> Index<D> {
     /// Has a key's slot name `locator`; what it named before. A key that is not there was promised a slot.
     ///
     /// # Errors
-    /// As [`Index::find`]: nothing was changed.
-    ///
-    /// # Panics
-    /// If the key is not there and [`Index::reserve`] was not called for it: a bug of the log.
+    /// As [`Index::find`], and [`StorageError::Mending`] where a key is not there that was promised no slot: its group was
+    /// filled anew since. Nothing was changed.
     pub(crate) fn put(
         &mut self,
         hash: KeyHash,
@@ -245,7 +243,7 @@ impl<D: Domain> Index<D> {
             .promises
             .iter()
             .position(|promise| promise.hash == hash)
-            .expect("a slot was promised before the record was written");
+            .ok_or(StorageError::Mending)?;
         let promise = &self.promises[promised];
         let (at, bucket) = (promise.group as usize, u32::from(promise.bucket));
         let contents = self.bucket(&self.groups[at], bucket)?;

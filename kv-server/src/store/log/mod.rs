@@ -250,9 +250,8 @@ impl<D: Domain> Log<D> {
         };
         for entry in &group.entries {
             // Afterwards the records say of these keys what the index is only about to.
-            if let Err(error) = self.dataset.mend(entry.record.hash) {
-                tracing::error!(%error, dataset = %self.dataset.name(), "a group of the index cannot be filled anew now");
-            }
+            // Where that fails it is said there, and again by what is to be changed.
+            let _ = self.dataset.mend(entry.record.hash);
         }
         match active.make_durable(&self.dataset.shared.files, &group) {
             Ok(()) => {
@@ -410,9 +409,11 @@ impl<D: Domain> Log<D> {
                     _ => dataset.footprint(&old),
                 };
                 dataset.count_dead(&old);
-                figures
+                // A record that was named when its group was filled anew was never counted.
+                let less = |bytes: u64| Some(bytes.saturating_sub(old.value_len_bytes));
+                let _ = figures
                     .value_bytes
-                    .fetch_sub(old.value_len_bytes, Ordering::Relaxed);
+                    .fetch_update(Ordering::Relaxed, Ordering::Relaxed, less);
             }
             dataset
                 .operations

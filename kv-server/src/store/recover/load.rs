@@ -35,9 +35,10 @@ pub(crate) struct SegmentFile {
     pub(crate) header: SegmentHeader,
     /// What seals it, if it is sealed.
     pub(crate) trailer: Option<SegmentTrailer>,
-    /// Bytes that may be records: without FOOTERs, trailer and the hole that ends the file, and within the segment's limit.
+    /// Bytes that may be of records: without FOOTERs and trailer, and within the segment's limit. Where nothing seals it
+    /// that takes in the extent in which its data ends.
     pub(crate) len: u64,
-    /// Where its data ends, bytes.
+    /// Where its data ends, bytes: no record begins in the hole behind, but zeroes that the last one ends with may be in it.
     pub(crate) data_end: u64,
     /// Whether its file was cut short, as far as it tells by itself, and nobody accepted that.
     pub(crate) cut: bool,
@@ -104,9 +105,14 @@ impl SegmentFile {
             header_damage,
             header,
             trailer,
-            len: trailer.map_or(data_end.min(header.limit_bytes), |trailer| {
-                u64::from(trailer.sealed_units) * 64
-            }),
+            len: match trailer {
+                Some(trailer) => u64::from(trailer.sealed_units) * 64,
+                // A record lies in one extent.
+                None => data_end
+                    .next_multiple_of(EXTENT_BYTES)
+                    .min(file_len)
+                    .min(header.limit_bytes),
+            },
             data_end,
             cut,
             path: path.to_owned(),
@@ -148,6 +154,7 @@ impl SegmentFile {
         Span {
             identity: self.header.identity,
             from,
+            begin_end: self.data_end,
             end: self.len,
             sealed: self.trailer.is_some(),
         }
@@ -162,7 +169,7 @@ impl SegmentFile {
         visit: impl FnMut(Found<'_>),
     ) -> Result<Scanned, StorageError> {
         scan(
-            &mut FileSource::new(files, file, self.len),
+            &mut FileSource::new(files, file, self.len.min(self.data_end)),
             &self.span(from),
             visit,
         )

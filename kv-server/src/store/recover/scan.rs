@@ -47,6 +47,8 @@ pub(crate) struct Span {
     pub(crate) identity: u64,
     /// Where the first record is: all before it is known.
     pub(crate) from: u64,
+    /// Where it is not sealed no record begins from here on.
+    pub(crate) begin_end: u64,
     /// End of the bytes that there are.
     pub(crate) end: u64,
     /// Whether all up to `end` was durable; else that is found out.
@@ -76,6 +78,8 @@ enum Invalid {
 struct Scan<'a, S> {
     source: &'a mut S,
     identity: u64,
+    /// No record begins from here on.
+    begin_end: u64,
     /// End of the bytes there are.
     end: u64,
     prefix: Vec<u8>,
@@ -139,7 +143,7 @@ impl<S: Source> Scan<'_, S> {
     fn durable_after(&mut self, offset: u64) -> Result<u64, StorageError> {
         let mut durable = 0;
         let mut at = offset;
-        while at < self.end {
+        while at < self.begin_end {
             if let Some((header, _)) = self.header_at(at)? {
                 durable = durable.max(u64::from(header.durable_units) * 64);
             }
@@ -162,6 +166,10 @@ pub(crate) fn scan(
     let mut scan = Scan {
         source,
         identity: span.identity,
+        begin_end: match span.sealed {
+            true => span.end,
+            false => span.begin_end.min(span.end),
+        },
         end: span.end,
         prefix: Vec::with_capacity(size_of::<RecordHeader>() + KEY_MAX_BYTES),
         value: Vec::new(),
@@ -171,7 +179,7 @@ pub(crate) fn scan(
     let mut at = span.from;
     // End of the last record that counts.
     let mut end = span.from;
-    while at < scan.end {
+    while at < scan.begin_end {
         let invalid = match scan.record_at(at)? {
             Ok((header, next)) => {
                 // A gap's bytes may not be there; a segment does not end with one.

@@ -204,6 +204,7 @@ impl<'a, D: Domain> Scrub<'a, D> {
         Span {
             identity: self.segment.identity,
             from,
+            begin_end: end,
             end,
             sealed: true,
         }

@@ -52,10 +52,9 @@ fn until_gone(rig: &Rig, segment: u32) {
 }
 
 /// What a kill right now leaves, opened.
-fn killed(rig: &Rig, root: &Path) -> (tempfile::TempDir, Rig) {
+fn killed(root: &Path) -> (tempfile::TempDir, Rig) {
     let copy = scratch();
     copy_directory(root, copy.path());
-    assert!(rig.store.epoch() > 0);
     let rig = Rig::with(only_dead(copy.path()), Files::default()).unwrap();
     (copy, rig)
 }
@@ -83,7 +82,7 @@ fn a_key_stays_deleted_whose_put_had_failed_before() {
         rig.delete("set", b"key").unwrap();
         until_gone(&rig, segment);
         assert!(file_exists(&rig, live), "what lives there keeps it");
-        let (_copy, rig) = killed(&rig, root.path());
+        let (_copy, rig) = killed(root.path());
         assert_eq!(rig.get("set", b"key"), None, "{faults:?}");
         assert_eq!(rig.get("set", b"live"), Some(bytes(1, 5000)));
     }
@@ -150,7 +149,7 @@ fn a_key_stays_deleted_whose_copy_had_failed_before() {
     rig.delete("set", b"key").unwrap();
     until_gone(&rig, copy);
     assert!(file_exists(&rig, live));
-    let (_copy, rig) = killed(&rig, root.path());
+    let (_copy, rig) = killed(root.path());
     assert_eq!(rig.get("set", b"key"), None);
 }
 
@@ -189,7 +188,31 @@ fn a_head_that_had_failed_keeps_its_parts() {
         .segment;
     until_gone(&rig, next);
     assert!(file_exists(&rig, first), "its parts may be named");
-    let (_copy, killed) = killed(&rig, root.path());
+    let (_copy, killed) = killed(root.path());
     assert_eq!(killed.get("set", b"large"), Some(large));
     assert_eq!(killed.figure("set", "lost_segments_count"), 0);
+}
+
+/// As where a segment meets that when it ends: nothing was to be stored any more until a restart.
+#[test]
+fn a_trailer_that_a_full_disk_put_off_and_that_then_fails_holds_up_no_write() {
+    let root = scratch();
+    let (rig, failing) = failing_rig(only_dead(root.path()));
+    rig.store.create("set").unwrap();
+    // As many as fit a segment.
+    for key in 0..34_u64 {
+        rig.put("set", &key.to_le_bytes(), &bytes(key, 30_000)).unwrap();
+    }
+    *failing.lock().unwrap() = vec![(Call::Write, ENOSPC, 0)];
+    let refused = rig.put("set", b"more", &bytes(34, 30_000)).unwrap_err();
+    assert_eq!(refused.status(), Status::NoSpace, "{refused}");
+    *failing.lock().unwrap() = vec![(Call::Read, EIO, 0)];
+    rig.put("set", b"more", &bytes(34, 30_000)).unwrap();
+    failing.lock().unwrap().clear();
+    let (_copy, rig) = killed(root.path());
+    for key in 0..34_u64 {
+        assert!(rig.get("set", &key.to_le_bytes()) == Some(bytes(key, 30_000)));
+    }
+    assert!(rig.get("set", b"more") == Some(bytes(34, 30_000)));
+    assert_eq!(rig.figure("set", "cut_segments_count"), 0);
 }

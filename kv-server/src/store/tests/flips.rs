@@ -237,3 +237,37 @@ fn the_scrubber_looks_at_every_bucket_and_at_the_directory() {
     assert!(pass(&dataset, &mut Turns::of(u64::MAX)));
     assert_eq!(faults(&rig), 4);
 }
+
+/// What lies in a segment that is lost is not known: put together without it, the group would give older values back, and
+/// keys that were deleted.
+#[test]
+fn a_group_is_not_filled_anew_without_what_a_lost_segment_says() {
+    let directory = scratch();
+    let open = || Rig::with(only_dead(directory.path()), Files::default()).unwrap();
+    filled(&open(), 100);
+    // In a segment of their own.
+    let rig = open();
+    fill(&rig, 0..50, &mut Model::new());
+    rig.delete("set", &60_u64.to_le_bytes()).unwrap();
+    drop(rig);
+    let rig = Rig::unloaded(only_dead(directory.path()), Files::default(), 0).unwrap();
+    let dataset = rig.dataset("set");
+    let lookup = |key: u64| dataset.lookup(&key.to_le_bytes());
+    let before: Vec<_> = (0..100).map(|key| lookup(key).unwrap()).collect();
+    dataset.all_segments().last().unwrap().lose();
+    smash(&rig, 10);
+    for _ in 0..2 {
+        rig.put("set", &10_u64.to_le_bytes(), b"newer").unwrap_err();
+    }
+    let mut told = 0;
+    for (key, before) in (0..).zip(before) {
+        match lookup(key) {
+            Ok(found) => {
+                assert_eq!(found, before, "key {key}");
+                told += 1;
+            }
+            Err(error) => assert!(matches!(error, StorageError::Mending), "{error}"),
+        }
+    }
+    assert!((50..100).contains(&told), "{told}");
+}
