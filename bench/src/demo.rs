@@ -66,7 +66,7 @@ pub(crate) struct Args {
     #[arg(long, default_value_t = 1)]
     seed: u64,
     /// Alternating blocks of the latency measurement.
-    #[arg(long, default_value_t = 24)]
+    #[arg(long, default_value_t = 12)]
     blocks: usize,
     /// Writes the figures here, as JSON.
     #[arg(long)]

@@ -72,7 +72,7 @@ fn nothing_wrong_is_read_under_fire_over_verbs() {
         "--reads",
         "5000",
         "--hazards",
-        "5",
+        "3",
         "--lease",
         "1000",
         "--readers",

@@ -9,12 +9,11 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use clap::Parser;
-use kv_fabric::Fabric;
 use kv_fabric::local::Local;
 use kv_fabric::verbs::Verbs;
 use kv_server::config::{Action, Address, Command, Keygen, Serve};
 use kv_server::control::server::Remote;
-use kv_server::control::{Keys, Options, Server, keys};
+use kv_server::control::{Keys, Options, Served, Server, keys};
 use kv_server::store::sync_kind;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
@@ -93,7 +92,7 @@ fn log_to_stderr() {
     tracing_subscriber::registry().with(log).with(filter).init();
 }
 
-fn serve<F: Fabric>(
+fn serve<F: Served>(
     arguments: &Serve,
     options: Options,
     keys: Keys,

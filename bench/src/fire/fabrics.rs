@@ -8,9 +8,10 @@ use kv_fabric::local::Local;
 use kv_fabric::sim::{Sim, SimFaults, SimInjected, SimOptions};
 use kv_fabric::verbs::Verbs;
 use kv_fabric::{Fabric, FabricError};
+use kv_server::control::Served;
 
 /// A network under fire.
-pub(super) trait FireFabric: Fabric {
+pub(super) trait FireFabric: Served {
     /// The server's end.
     fn server(seed: u64, address: &str, lease: Duration) -> Result<Arc<Self>, FabricError>;
 
@@ -47,7 +48,10 @@ fn faults(lease: Duration) -> SimFaults {
     }
 }
 
-impl<const FENCES: bool> FireFabric for Sim<FENCES> {
+impl<const FENCES: bool> FireFabric for Sim<FENCES>
+where
+    Self: Served + Fabric<Data = kv_fabric::sim::Data>,
+{
     fn server(seed: u64, _address: &str, lease: Duration) -> Result<Arc<Self>, FabricError> {
         let faults = faults(lease);
         Ok(Arc::new(Self::of(SimOptions { seed, faults })))

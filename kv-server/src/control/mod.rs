@@ -32,7 +32,7 @@ mod writes;
 
 pub use keys::{Key, Keys};
 pub use options::Options;
-pub use server::{Handle, Server, StartError};
+pub use server::{Handle, Served, Server, StartError};
 
 #[cfg(test)]
 mod tests;

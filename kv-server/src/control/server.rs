@@ -87,7 +87,7 @@ impl Shared {
 /// Starts servers on the fabric `F`.
 pub struct Server<F>(PhantomData<F>);
 
-impl<F: Fabric> Server<F> {
+impl<F: Served> Server<F> {
     /// Listens on `address`, opens the data directory, and serves it on a thread of its own.
     ///
     /// # Errors
@@ -99,10 +99,7 @@ impl<F: Fabric> Server<F> {
         keys: Keys,
         options: Options,
     ) -> Result<Handle, StartError> {
-        Self::start_with(fabric.into(), address, keys, options, |fabric| {
-            let domains = Arc::clone(fabric);
-            Store::open_loading(store, u64::MAX, move || domains.domain())
-        })
+        fabric.into().serve(address, store, u64::MAX, keys, options)
     }
 
     /// [`Server::start`] that loads no image before [`Handle::allow_loads`]: for tests of what is served until then.
@@ -117,47 +114,108 @@ impl<F: Fabric> Server<F> {
         keys: Keys,
         options: Options,
     ) -> Result<Handle, StartError> {
-        Self::start_with(fabric.into(), address, keys, options, |fabric| {
-            let domains = Arc::clone(fabric);
-            Store::open_loading(store, 0, move || domains.domain())
-        })
+        fabric.into().serve(address, store, 0, keys, options)
     }
+}
 
-    /// [`Server::start`] with a store of the caller's: tests have calls on files fail or wait.
-    pub(super) fn start_with(
-        fabric: Arc<F>,
+/// A fabric with a server: for those of [`kv_fabric`] it is compiled here, once, and who embeds one compiles none of his
+/// own, which takes longer than most programs around it.
+pub trait Served: Fabric {
+    /// Starts a server that may load so many images before [`Handle::allow_loads`]: by [`serve`].
+    ///
+    /// # Errors
+    /// As [`Server::start`].
+    fn serve(
+        self: Arc<Self>,
         address: &str,
+        store: StoreOptions,
+        images: u64,
         keys: Keys,
         options: Options,
-        open: impl FnOnce(&Arc<F>) -> Result<Store<F::Domain>, StorageError>,
-    ) -> Result<Handle, StartError> {
-        let shared = Arc::new(Shared::new()?);
-        // Listening comes first: a taken port is told at once, before a large directory is loaded.
-        let endpoint = fabric.listen(address)?;
-        let address = endpoint.address();
-        let store = open(&fabric)?;
-        let gate = store.load_gate();
-        // The directory's lock is ours, so the server before us has gone; what it told may still be read for a moment.
-        std::thread::sleep(F::OUTLIVES);
-        let mut control = Control::<F>::new(store, endpoint, keys, options, Arc::clone(&shared))?;
-        let thread = std::thread::Builder::new()
-            .name("kv-control".to_owned())
-            .spawn(move || {
-                // Held so that the device outlives everything made of it.
-                let _fabric = fabric;
-                control.run()
-            })
-            .map_err(|source| StartError::Call {
-                call: "starting the control thread",
-                source,
-            })?;
-        Ok(Handle {
-            address,
-            shared,
-            gate,
-            thread: Some(thread),
+    ) -> Result<Handle, StartError>;
+}
+
+/// Compiles a server for a fabric.
+///
+/// # Errors
+/// As [`Server::start`].
+pub fn serve<F: Fabric>(
+    fabric: Arc<F>,
+    address: &str,
+    store: StoreOptions,
+    images: u64,
+    keys: Keys,
+    options: Options,
+) -> Result<Handle, StartError> {
+    start(fabric, address, keys, options, |fabric| {
+        let domains = Arc::clone(fabric);
+        Store::open_loading(store, images, move || domains.domain())
+    })
+}
+
+macro_rules! served {
+    ($fabric:ty $(where $any:ident)?) => {
+        impl$(<$any: Fabric>)? Served for $fabric {
+            fn serve(
+                self: Arc<Self>,
+                address: &str,
+                store: StoreOptions,
+                images: u64,
+                keys: Keys,
+                options: Options,
+            ) -> Result<Handle, StartError> {
+                serve(self, address, store, images, keys, options)
+            }
+        }
+    };
+}
+
+#[cfg(not(test))]
+served!(kv_fabric::local::Local);
+#[cfg(not(test))]
+served!(kv_fabric::sim::Sim<true>);
+#[cfg(not(test))]
+served!(kv_fabric::sim::Sim<false>);
+#[cfg(not(test))]
+served!(kv_fabric::verbs::Verbs);
+// Unit tests need one of them alone, and compile that alone.
+#[cfg(test)]
+served!(F where F);
+
+/// [`Server::start`] with a store of the caller's: tests have calls on files fail or wait.
+pub(super) fn start<F: Fabric>(
+    fabric: Arc<F>,
+    address: &str,
+    keys: Keys,
+    options: Options,
+    open: impl FnOnce(&Arc<F>) -> Result<Store<F::Domain>, StorageError>,
+) -> Result<Handle, StartError> {
+    let shared = Arc::new(Shared::new()?);
+    // Listening comes first: a taken port is told at once, before a large directory is loaded.
+    let endpoint = fabric.listen(address)?;
+    let address = endpoint.address();
+    let store = open(&fabric)?;
+    let gate = store.load_gate();
+    // The directory's lock is ours, so the server before us has gone; what it told may still be read for a moment.
+    std::thread::sleep(F::OUTLIVES);
+    let mut control = Control::<F>::new(store, endpoint, keys, options, Arc::clone(&shared))?;
+    let thread = std::thread::Builder::new()
+        .name("kv-control".to_owned())
+        .spawn(move || {
+            // Held so that the device outlives everything made of it.
+            let _fabric = fabric;
+            control.run()
         })
-    }
+        .map_err(|source| StartError::Call {
+            call: "starting the control thread",
+            source,
+        })?;
+    Ok(Handle {
+        address,
+        shared,
+        gate,
+        thread: Some(thread),
+    })
 }
 
 /// A running server. Dropping it stops it.

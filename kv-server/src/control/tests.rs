@@ -16,7 +16,6 @@ use kv_fabric::sim::Sim;
 use kv_proto::control::{Bytes, Request, Status};
 use kv_proto::crc::crc32c;
 
-use super::Server;
 use super::changes::CHANGES_MAX;
 use super::options::{CONNECTIONS_RESERVED, Options};
 use crate::store::{Call, Files, Store};
@@ -108,7 +107,7 @@ impl OnDisk {
             is_sync.then(|| syncs.sync(call, path)).flatten()
         }));
         let (store, options) = (setup.store.clone(), setup.options.clone());
-        let handle = Server::start_with(
+        let handle = super::server::start(
             Arc::clone(&fabric),
             &address,
             setup.keys(),

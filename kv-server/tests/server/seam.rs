@@ -17,6 +17,8 @@ use kv_fabric::{
     ConnectionId, ControlOptions, Endpoint, EndpointEvent, Fabric, FabricError, RemoteRef, RequestId,
 };
 use kv_proto::control::{Bytes, Request};
+use kv_server::control::{Handle, Keys, Options, Served, StartError, server};
+use kv_server::store::StoreOptions;
 
 /// What the network does.
 #[derive(Default)]
@@ -174,6 +176,19 @@ impl Fabric for Odd {
         deadline: Instant,
     ) -> Result<sim::Data, FabricError> {
         self.sim.connect_data(address, request, reads_max, deadline)
+    }
+}
+
+impl Served for Odd {
+    fn serve(
+        self: Arc<Self>,
+        address: &str,
+        store: StoreOptions,
+        images: u64,
+        keys: Keys,
+        options: Options,
+    ) -> Result<Handle, StartError> {
+        server::serve(self, address, store, images, keys, options)
     }
 }
 
