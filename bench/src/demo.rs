@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::Error;
 use crate::environment::{self, Environment};
-use crate::fetch::{self, Pass};
+use crate::fetch::{self, Pass, Sources};
 use crate::latency::{self, Floor, Latency};
 use crate::processes::{Server, sleeps};
 use crate::source::{self, Sample};
@@ -274,7 +274,13 @@ fn fetch_all(
         return Err("no file could be stored".into());
     }
     let samples = &samples[..];
-    fetch::pass(&client, &samples[..1], Some(&locators[..1]), args.seed)?;
+    let sources = Sources::new(samples);
+    fetch::pass(
+        &client,
+        &Sources::new(&samples[..1]),
+        Some(&locators[..1]),
+        args.seed,
+    )?;
     wait_until_loaded(&session)?;
     let device = args.device.clone().unwrap_or_default();
     let packets = environment::packets(&device);
@@ -284,9 +290,9 @@ fn fetch_all(
     let wakes = sleeps(server.pid())?;
 
     eprintln!("demo: fetching every file by its key, with no locator cached");
-    let cold = fetch::pass(&client, samples, None, args.seed)?;
+    let cold = fetch::pass(&client, &sources, None, args.seed)?;
     eprintln!("demo: fetching every file by its locator");
-    let known = fetch::pass(&client, samples, Some(&locators), args.seed + 1)?;
+    let known = fetch::pass(&client, &sources, Some(&locators), args.seed + 1)?;
 
     let wakes = sleeps(server.pid())?.saturating_sub(wakes);
     let cpu = server.cpu_us()? - cpu;

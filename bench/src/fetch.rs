@@ -19,6 +19,39 @@ const PIECE_BYTES: usize = 1 << 20;
 /// Mismatches that are named.
 const NAMED_MAX: usize = 20;
 
+/// Most bytes of source files that are held in memory.
+const HELD_BYTES_MAX: u64 = 1 << 30;
+
+/// The files that values are compared with: read before a pass, so that it has the machine for itself, or during it where
+/// they are too many.
+pub(crate) struct Sources<'a> {
+    samples: &'a [Sample],
+    held: Vec<Option<Vec<u8>>>,
+}
+
+impl<'a> Sources<'a> {
+    /// Reads what is to be held; what cannot be read is told when it is compared with.
+    pub(crate) fn new(samples: &'a [Sample]) -> Self {
+        let bytes: u64 = samples.iter().map(|sample| sample.len_bytes).sum();
+        let held = match bytes <= HELD_BYTES_MAX {
+            true => samples
+                .iter()
+                .map(|sample| std::fs::read(&sample.path).ok())
+                .collect(),
+            false => Vec::new(),
+        };
+        Self { samples, held }
+    }
+
+    /// What differs between `value` and a sample's file, in words; `None` if nothing does.
+    fn compare(&self, index: usize, value: &[u8], piece: &mut [u8]) -> Result<Option<String>, Error> {
+        match self.held.get(index) {
+            Some(Some(bytes)) => compare(&mut &bytes[..], value, piece),
+            _ => compare(&mut File::open(&self.samples[index].path)?, value, piece),
+        }
+    }
+}
+
 /// What one pass over all samples gave.
 #[derive(Debug, Default)]
 pub(crate) struct Pass {
@@ -45,13 +78,14 @@ impl Pass {
     }
 }
 
-/// Fetches all `samples` in the order of `seed`: by key with nothing cached, or by `locators` (one a sample).
+/// Fetches all samples in the order of `seed`: by key with nothing cached, or by `locators` (one a sample).
 pub(crate) fn pass(
     client: &Client,
-    samples: &[Sample],
+    sources: &Sources<'_>,
     locators: Option<&[GlobalLocator]>,
     seed: u64,
 ) -> Result<Pass, Error> {
+    let samples = sources.samples;
     let mut order: Vec<usize> = (0..samples.len()).collect();
     fastrand::Rng::with_seed(seed).shuffle(&mut order);
     let before = client.counters();
@@ -74,7 +108,8 @@ pub(crate) fn pass(
             let sample = &samples[index];
             let trouble = match value {
                 // One that changes while it is compared is named, and the others go on.
-                Ok(value) => compare(sample, &value, &mut piece)
+                Ok(value) => sources
+                    .compare(index, &value, &mut piece)
                     .unwrap_or_else(|error| Some(format!("its source cannot be read: {error}"))),
                 Err(error) => Some(error.to_string()),
             };
@@ -119,9 +154,8 @@ fn batches<'a>(samples: &'a [Sample], order: &'a [usize]) -> impl Iterator<Item 
     })
 }
 
-/// What differs between `value` and the file, in words; `None` if nothing does. The file is read by way of `piece`.
-fn compare(sample: &Sample, value: &[u8], piece: &mut [u8]) -> Result<Option<String>, Error> {
-    let mut file = File::open(&sample.path)?;
+/// What differs between `value` and a file, in words; `None` if nothing does. The file is read by way of `piece`.
+fn compare(file: &mut dyn Read, value: &[u8], piece: &mut [u8]) -> Result<Option<String>, Error> {
     let mut at = 0;
     loop {
         let n = file.read(piece)?;
@@ -142,7 +176,7 @@ fn compare(sample: &Sample, value: &[u8], piece: &mut [u8]) -> Result<Option<Str
 
 #[cfg(test)]
 mod tests {
-    use super::{batches, compare};
+    use super::{Sources, batches};
     use crate::source::Sample;
 
     fn sample(len_bytes: u64) -> Sample {
@@ -168,17 +202,27 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("file");
         std::fs::write(&path, b"the bytes").unwrap();
-        let sample = Sample {
+        let samples = [Sample {
             key: vec![1],
             path,
             len_bytes: 9,
+        }];
+        let held = Sources::new(&samples);
+        assert_eq!(held.held, [Some(b"the bytes".to_vec())]);
+        let read = Sources {
+            samples: &samples,
+            held: Vec::new(),
         };
-        let compare = |value: &[u8]| compare(&sample, value, &mut [0; 4]);
-        assert_eq!(compare(b"the bytes").unwrap(), None);
-        assert!(compare(b"the bytez").unwrap().unwrap().contains("byte 8"));
-        assert!(compare(b"the").unwrap().is_some());
-        assert!(compare(b"the bytes and more").unwrap().is_some());
-        std::fs::remove_file(&sample.path).unwrap();
-        assert!(compare(b"the bytes").is_err());
+        for sources in [&held, &read] {
+            let compare = |value: &[u8]| sources.compare(0, value, &mut [0; 4]).unwrap();
+            assert_eq!(compare(b"the bytes"), None);
+            assert!(compare(b"the bytez").unwrap().contains("byte 8"));
+            assert!(compare(b"the").is_some());
+            assert!(compare(b"the bytes and more").is_some());
+        }
+        std::fs::remove_file(&samples[0].path).unwrap();
+        for sources in [&Sources::new(&samples), &read] {
+            assert!(sources.compare(0, b"the bytes", &mut [0; 4]).is_err());
+        }
     }
 }
