@@ -72,7 +72,7 @@ fn nothing_wrong_is_read_under_fire_over_verbs() {
         "--reads",
         "5000",
         "--hazards",
-        "3",
+        "1",
         "--lease",
         "1000",
         "--readers",

@@ -16,7 +16,7 @@
 //! - **Errors.** The first failed operation closes a connection; what was posted after it completes as
 //!   [`ReadStatus::Flushed`] or is gone with the connection. Nothing succeeds after an error.
 //! - **Fencing.** After [`Endpoint::destroy`] succeeded, the peer's operations have no effect any more, on `verbs` and
-//!   `sim`. On `local` mappings outlive it: [`Fabric::FENCES`] says which.
+//!   `sim`. On `local` mappings outlive it: [`Fabric::fences`] says which.
 
 use std::os::fd::BorrowedFd;
 use std::ptr::NonNull;
@@ -70,8 +70,6 @@ pub const REASON_MAX_BYTES: usize = 148;
 pub trait Fabric: Send + Sync + Sized + 'static {
     /// `verbs`, `local` or `sim`.
     const NAME: &'static str;
-    /// Whether [`Endpoint::destroy`] ends a peer's reads: see *Fencing* above.
-    const FENCES: bool;
     /// For how long a client's READs may succeed after the server has gone, its process included. A server that takes
     /// its place answers nobody before that.
     const OUTLIVES: Duration = Duration::ZERO;
@@ -85,6 +83,9 @@ pub trait Fabric: Send + Sync + Sized + 'static {
     type Control: ControlConnection<Self::Region>;
     /// A client's data connection.
     type Data: DataConnection<Self::Region>;
+
+    /// Whether [`Endpoint::destroy`] ends a peer's reads: see *Fencing* above.
+    fn fences(&self) -> bool;
 
     /// What was chosen, for people: device, port, GID and why, MTU.
     fn describe(&self) -> String;

@@ -180,13 +180,16 @@ impl<F: Fabric> Stoppable<F> {
 
 impl<F: Fabric> Fabric for Stoppable<F> {
     const NAME: &'static str = F::NAME;
-    const FENCES: bool = F::FENCES;
     const OUTLIVES: std::time::Duration = F::OUTLIVES;
     type Domain = F::Domain;
     type Endpoint = F::Endpoint;
     type Region = F::Region;
     type Control = StoppableControl<F>;
     type Data = StoppableData<F>;
+
+    fn fences(&self) -> bool {
+        self.inner.fences()
+    }
 
     fn describe(&self) -> String {
         format!("{}, in a process that is stopped at times", self.inner.describe())

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use kv_fabric::sim::{
-    Control, Data, Domain, Endpoint, Region, ReplayHint, Sim, SimFaults, SimInjected, SimOptions, UnfencedSim,
+    Control, Data, Domain, Endpoint, Region, ReplayHint, Sim, SimFaults, SimInjected, SimOptions,
 };
 use kv_fabric::stop::{Stop, StopAt, Stoppable};
 use kv_fabric::{
@@ -518,11 +518,7 @@ fn a_seed_repeats_its_faults() {
 }
 
 /// Posts 16 READs that are carried out within `late`, and lets go of their memory at once; what they end as.
-fn reads_of_memory_that_goes<const FENCES: bool>(
-    net: &Sim<FENCES>,
-    destroy: bool,
-    late: Duration,
-) -> Vec<ReadCompletion> {
+fn reads_of_memory_that_goes(net: &Sim, destroy: bool, late: Duration) -> Vec<ReadCompletion> {
     let mut endpoint = net.listen(ADDRESS).expect("listen");
     let domain = net.domain().expect("domain");
     let mut events = Vec::new();
@@ -555,7 +551,7 @@ const GOES: Duration = Duration::from_millis(200);
 
 #[test]
 fn without_a_fence_late_reads_reach_memory_that_was_given_up_and_are_counted() {
-    let net = UnfencedSim::of(SimOptions::default());
+    let net = Sim::unfenced(SimOptions::default());
     let done = reads_of_memory_that_goes(&net, true, GOES);
     assert!(
         done.iter().all(|done| done.status == ReadStatus::Success),

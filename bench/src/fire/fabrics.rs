@@ -4,16 +4,18 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use kv_fabric::FabricError;
 use kv_fabric::local::Local;
 use kv_fabric::sim::{Sim, SimFaults, SimInjected, SimOptions};
 use kv_fabric::verbs::Verbs;
-use kv_fabric::{Fabric, FabricError};
 use kv_server::control::Served;
+
+use super::Network;
 
 /// A network under fire.
 pub(super) trait FireFabric: Served {
     /// The server's end.
-    fn server(seed: u64, address: &str, lease: Duration) -> Result<Arc<Self>, FabricError>;
+    fn server(network: Network, seed: u64, address: &str, lease: Duration) -> Result<Arc<Self>, FabricError>;
 
     /// A client's end.
     fn client(server: &Arc<Self>, address: &str) -> Result<Arc<Self>, FabricError>;
@@ -48,13 +50,21 @@ fn faults(lease: Duration) -> SimFaults {
     }
 }
 
-impl<const FENCES: bool> FireFabric for Sim<FENCES>
-where
-    Self: Served + Fabric<Data = kv_fabric::sim::Data>,
-{
-    fn server(seed: u64, _address: &str, lease: Duration) -> Result<Arc<Self>, FabricError> {
+impl FireFabric for Sim {
+    fn server(
+        network: Network,
+        seed: u64,
+        _address: &str,
+        lease: Duration,
+    ) -> Result<Arc<Self>, FabricError> {
         let faults = faults(lease);
-        Ok(Arc::new(Self::of(SimOptions { seed, faults })))
+        let options = SimOptions { seed, faults };
+        let unfenced = network == Network::SimUnfenced;
+        Ok(Arc::new(if unfenced {
+            Self::unfenced(options)
+        } else {
+            Self::new(options)
+        }))
     }
 
     fn client(server: &Arc<Self>, _address: &str) -> Result<Arc<Self>, FabricError> {
@@ -75,7 +85,12 @@ where
 }
 
 impl FireFabric for Local {
-    fn server(_seed: u64, _address: &str, _lease: Duration) -> Result<Arc<Self>, FabricError> {
+    fn server(
+        _network: Network,
+        _seed: u64,
+        _address: &str,
+        _lease: Duration,
+    ) -> Result<Arc<Self>, FabricError> {
         Ok(Arc::new(Self::new()?))
     }
 
@@ -90,7 +105,12 @@ impl FireFabric for Local {
 }
 
 impl FireFabric for Verbs {
-    fn server(_seed: u64, address: &str, _lease: Duration) -> Result<Arc<Self>, FabricError> {
+    fn server(
+        _network: Network,
+        _seed: u64,
+        address: &str,
+        _lease: Duration,
+    ) -> Result<Arc<Self>, FabricError> {
         Ok(Arc::new(Self::for_listener(address)?))
     }
 

@@ -46,7 +46,7 @@ pub(super) fn ground<F: FireFabric>(args: &Args, plan: &Plan, seed: u64) -> Resu
             }
         }
     };
-    let fabric = F::server(seed, &address, plan.lease)?;
+    let fabric = F::server(args.fabric, seed, &address, plan.lease)?;
     let store = StoreOptions {
         data: folder.path().join("data"),
         memory_budget_bytes: plan.memory_bytes,

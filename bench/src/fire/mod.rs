@@ -22,7 +22,7 @@ use std::time::{Duration, Instant};
 use fastrand::Rng;
 use kv_client::on::SessionOn;
 use kv_fabric::local::Local;
-use kv_fabric::sim::{Sim, UnfencedSim};
+use kv_fabric::sim::Sim;
 use kv_fabric::stop::StopAt;
 use kv_fabric::verbs::Verbs;
 use serde::Serialize;
@@ -108,8 +108,7 @@ fn parse_seed(text: &str) -> Result<u64, std::num::ParseIntError> {
 /// Runs a campaign; whether all that is required held.
 pub(crate) fn run(args: &Args) -> Result<bool, Error> {
     match args.fabric {
-        Network::Sim => campaign::<Sim>(args),
-        Network::SimUnfenced => campaign::<UnfencedSim>(args),
+        Network::Sim | Network::SimUnfenced => campaign::<Sim>(args),
         Network::Local => campaign::<Local>(args),
         Network::Verbs => campaign::<Verbs>(args),
     }
@@ -218,7 +217,7 @@ fn fire<F: FireFabric>(args: &Args, plan: Plan, ground: &Ground<F>, seed: u64) -
     }
     Ok(Outcome {
         fabric: F::NAME.to_owned(),
-        fences: F::FENCES,
+        fences: ground.fabric.fences(),
         seed,
         seconds: begun.elapsed().as_secs_f64(),
         reads_checked: checked,

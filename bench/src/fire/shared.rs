@@ -113,7 +113,7 @@ impl Shared {
         let failed = self.stops.iter().map(|stops| stops.counters().reads_failed).sum();
         let injected = network.injected();
         let mut all = hazards(
-            F::FENCES,
+            network.fences(),
             &self.seen(),
             injected.as_ref(),
             failed,

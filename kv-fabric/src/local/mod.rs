@@ -7,7 +7,7 @@
 //! a descriptor opened for reading only when it first READs an rkey, if the rkey is of its own domain, and maps it.
 //! A READ is then a copy. When a registration ends, the endpoint tells those that mapped it, at its next poll, and
 //! they unmap it, at theirs: then the memory is free. Until then a reader may go on reading it, which is why
-//! [`crate::Fabric::FENCES`] is false here: reuse must wait for leases, and readers check them after the copy.
+//! [`crate::Fabric::fences`] is false here: reuse must wait for leases, and readers check them after the copy.
 //!
 //! Staging memory is a memfd of its own for each control connection, which only its peer is handed. A WRITE is a copy
 //! into it.
@@ -129,13 +129,16 @@ fn open(
 
 impl Fabric for Local {
     const NAME: &'static str = "local";
-    const FENCES: bool = false;
     const OUTLIVES: std::time::Duration = data::OUTLIVES;
     type Domain = Domain;
     type Endpoint = Endpoint;
     type Region = Region;
     type Control = Control;
     type Data = Data;
+
+    fn fences(&self) -> bool {
+        false
+    }
 
     fn describe(&self) -> String {
         "local: shared memory of this host, over Unix sockets".to_owned()

@@ -7,7 +7,7 @@
 //! threads of a program interleave is not in its hands.
 //!
 //! What never goes wrong is what the seam promises: order, rights, ownership, and fencing where the device does not
-//! say that it failed. [`UnfencedSim`] does not fence, as `local` does not: READs go on after the server has ended
+//! say that it failed. [`Sim::unfenced`] does not fence, as `local` does not: READs go on after the server has ended
 //! their connection, and memory that was given up stays readable, overwritten.
 
 use std::collections::HashMap;
@@ -75,33 +75,33 @@ impl Net {
 
 /// A simulated network, which fences or not, as one host on it sees it.
 #[derive(Debug, Clone)]
-pub struct Sim<const FENCES: bool = true> {
+pub struct Sim {
     net: Arc<Net>,
+    fences: bool,
     /// Name of the host; empty where servers are not to know it.
     host: String,
 }
 
-/// A simulated network that cannot fence.
-pub type UnfencedSim = Sim<false>;
-
-impl Sim<true> {
+impl Sim {
     /// A new network, with nobody on it.
     ///
     /// # Panics
     /// If the process can start no thread.
     #[must_use]
     pub fn new(options: SimOptions) -> Self {
-        Self::of(options)
+        Self::of(options, true)
     }
-}
 
-impl<const FENCES: bool> Sim<FENCES> {
-    /// A new network, with nobody on it, which fences or not.
+    /// One that cannot fence.
     ///
     /// # Panics
-    /// If the process can start no thread.
+    /// As [`Sim::new`].
     #[must_use]
-    pub fn of(options: SimOptions) -> Self {
+    pub fn unfenced(options: SimOptions) -> Self {
+        Self::of(options, false)
+    }
+
+    fn of(options: SimOptions, fences: bool) -> Self {
         let net = Net {
             faults: Arc::new(Faults::new(options.seed, options.faults)),
             clock: RunningClock::start().expect("the process can start a thread"),
@@ -112,6 +112,7 @@ impl<const FENCES: bool> Sim<FENCES> {
         };
         Self {
             net: Arc::new(net),
+            fences,
             host: String::new(),
         }
     }
@@ -121,6 +122,7 @@ impl<const FENCES: bool> Sim<FENCES> {
     pub fn from_host(&self, host: &str) -> Self {
         Self {
             net: Arc::clone(&self.net),
+            fences: self.fences,
             host: host.to_owned(),
         }
     }
@@ -199,14 +201,17 @@ impl crate::Region for Region {
     }
 }
 
-impl<const FENCES: bool> Fabric for Sim<FENCES> {
+impl Fabric for Sim {
     const NAME: &'static str = "sim";
-    const FENCES: bool = FENCES;
     type Domain = Domain;
     type Endpoint = Endpoint;
     type Region = Region;
     type Control = Control;
     type Data = Data;
+
+    fn fences(&self) -> bool {
+        self.fences
+    }
 
     fn describe(&self) -> String {
         format!("sim: one process, seed {:#x}", self.net.faults.seed)
@@ -222,7 +227,7 @@ impl<const FENCES: bool> Fabric for Sim<FENCES> {
 
     fn domain(&self) -> Result<Domain, FabricError> {
         Ok(Domain {
-            shared: Arc::new(Shared::new(Arc::clone(&self.net.names), FENCES)),
+            shared: Arc::new(Shared::new(Arc::clone(&self.net.names), self.fences)),
         })
     }
 

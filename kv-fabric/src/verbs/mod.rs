@@ -183,12 +183,15 @@ const RELIABILITY: rdma::Reliability = rdma::Reliability {
 
 impl Fabric for Verbs {
     const NAME: &'static str = "verbs";
-    const FENCES: bool = true;
     type Domain = VerbsDomain;
     type Endpoint = VerbsEndpoint;
     type Region = VerbsRegion;
     type Control = VerbsControl;
     type Data = VerbsData;
+
+    fn fences(&self) -> bool {
+        true
+    }
 
     fn describe(&self) -> String {
         self.chosen.clone()

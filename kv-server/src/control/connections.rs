@@ -371,7 +371,7 @@ impl<F: Fabric> Control<F> {
             self.destroy(id, Kept::Control(peer.memory));
         }
         let leave = matches!(why, Ended::Bye);
-        self.ghosts.ended(&peer.session.holds, F::FENCES, leave);
+        self.ghosts.ended(&peer.session.holds, self.fences, leave);
         self.releases.touch();
     }
 

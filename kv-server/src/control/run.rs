@@ -52,6 +52,8 @@ pub(super) struct Control<F: Fabric> {
     pub(super) store: Arc<Store<F::Domain>>,
     pub(super) changes: Changes,
     pub(super) endpoint: F::Endpoint,
+    /// Whether the fabric does.
+    pub(super) fences: bool,
     pub(super) options: Options,
     keys: Keys,
     decoy: Decoy,
@@ -105,6 +107,7 @@ impl<F: Fabric> Control<F> {
     pub(super) fn new(
         store: Store<F::Domain>,
         endpoint: F::Endpoint,
+        fences: bool,
         keys: Keys,
         options: Options,
         shared: Arc<Shared>,
@@ -132,6 +135,7 @@ impl<F: Fabric> Control<F> {
             store,
             changes,
             endpoint,
+            fences,
             options,
             keys,
             decoy: Decoy::new(),

@@ -173,9 +173,7 @@ macro_rules! served {
 #[cfg(not(test))]
 served!(kv_fabric::local::Local);
 #[cfg(not(test))]
-served!(kv_fabric::sim::Sim<true>);
-#[cfg(not(test))]
-served!(kv_fabric::sim::Sim<false>);
+served!(kv_fabric::sim::Sim);
 #[cfg(not(test))]
 served!(kv_fabric::verbs::Verbs);
 // Unit tests need one of them alone, and compile that alone.
@@ -198,7 +196,8 @@ pub(super) fn start<F: Fabric>(
     let gate = store.load_gate();
     // The directory's lock is ours, so the server before us has gone; what it told may still be read for a moment.
     std::thread::sleep(F::OUTLIVES);
-    let mut control = Control::<F>::new(store, endpoint, keys, options, Arc::clone(&shared))?;
+    let fences = fabric.fences();
+    let mut control = Control::<F>::new(store, endpoint, fences, keys, options, Arc::clone(&shared))?;
     let thread = std::thread::Builder::new()
         .name("kv-control".to_owned())
         .spawn(move || {

@@ -120,12 +120,15 @@ impl Endpoint for OddEndpoint {
 
 impl Fabric for Odd {
     const NAME: &'static str = "odd";
-    const FENCES: bool = true;
     type Domain = sim::Domain;
     type Endpoint = OddEndpoint;
     type Region = sim::Region;
     type Control = sim::Control;
     type Data = sim::Data;
+
+    fn fences(&self) -> bool {
+        true
+    }
 
     fn describe(&self) -> String {
         self.sim.describe()

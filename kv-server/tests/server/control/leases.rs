@@ -148,7 +148,7 @@ pub(crate) fn memory_waits_for_the_lease_of_who_vanished_and_not_for_who_took_le
         let kept = kept_for(&mut admin);
         // Shared memory cannot be taken away: a reader that vanished may go on until its lease ends. A queue pair can
         // be destroyed.
-        if bye || F::FENCES {
+        if bye || server.fabric.fences() {
             assert!(kept < ms(600), "bye {bye}: freed after {kept:?}");
         } else {
             assert!(kept >= ms(600) && kept < ms(5_000), "freed after {kept:?}");
@@ -169,7 +169,7 @@ pub(crate) fn a_fenced_reader_reads_nothing<F: TestFabric>() {
     let len = locator.wire_len_bytes() as usize;
     assert!(silent.read(&mut data, from, len).is_ok());
     silent.wait_end();
-    if F::FENCES {
+    if server.fabric.fences() {
         assert!(silent.read(&mut data, from, len).is_err());
     } else {
         eventually("the connection's end is noticed", || {
