@@ -11,6 +11,7 @@ use kv_client::{ReadError, Server as Session};
 use serde::{Deserialize, Serialize};
 
 use crate::Error;
+use crate::echo::{Echo, Echoed};
 use crate::environment::{self, Environment};
 use crate::fetch::{self, Pass, Sources};
 use crate::latency::{self, Floor, Latency};
@@ -108,6 +109,9 @@ struct Report {
     /// How often a thread of the server was woken.
     server_wakes_during_fetch: u64,
     server_cpu_us_during_fetch: f64,
+    /// A bare echo of one SEND beside the fetch, as often as a renewal: the floor of what a renewal costs. `None` where
+    /// there is no device.
+    echo_during_fetch: Option<Echoed>,
     server_idle_cpu_us_per_s: f64,
     ingest_mb_s: f64,
     fetch_mb_s: f64,
@@ -284,6 +288,10 @@ fn fetch_all(
     wait_until_loaded(&session)?;
     let device = args.device.clone().unwrap_or_default();
     let packets = environment::packets(&device);
+    let echo = match args.network {
+        Network::Verbs => Some(Echo::start(&device)?),
+        Network::Local => None,
+    };
     let before = Frames::of(&session)?;
     std::thread::sleep(SETTLE);
     let cpu = server.cpu_us()?;
@@ -296,6 +304,7 @@ fn fetch_all(
 
     let wakes = sleeps(server.pid())?.saturating_sub(wakes);
     let cpu = server.cpu_us()? - cpu;
+    let echo = echo.map(Echo::finish).transpose()?;
     let packets = environment::packets(&device)
         .zip(packets)
         .map(|(after, before)| after - before);
@@ -318,6 +327,7 @@ fn fetch_all(
         report.directory_reads = directory_reads;
         report.server_wakes_during_fetch = wakes;
         report.server_cpu_us_during_fetch = cpu;
+        report.echo_during_fetch = echo;
         report.server_idle_cpu_us_per_s = idle;
     }))
 }
@@ -378,6 +388,7 @@ fn report(
         server_renewals_during_fetch: 0,
         server_wakes_during_fetch: 0,
         server_cpu_us_during_fetch: 0.0,
+        echo_during_fetch: None,
         server_idle_cpu_us_per_s: 0.0,
         ingest_mb_s: 0.0,
         fetch_mb_s: (cold.bytes + known.bytes) as f64 / 1e6 / seconds,
@@ -449,11 +460,19 @@ fn print_table(report: &Report) {
         (
             "server meanwhile",
             format!(
-                "{} frames ({} of them lease renewals), woken {} times, {:.0} us of CPU; idle {:.2} % of a core",
+                "{} frames ({} of them lease renewals), woken {} times, {:.0} us of CPU{}; idle {:.2} % of a core",
                 report.server_frames_during_fetch,
                 report.server_renewals_during_fetch,
                 report.server_wakes_during_fetch,
                 report.server_cpu_us_during_fetch,
+                match report.echo_during_fetch {
+                    Some(echo) if echo.echoes > 0 => format!(
+                        " (each renewal {:.0} us; a bare echo beside it {:.0} us)",
+                        report.server_cpu_us_during_fetch / report.server_renewals_during_fetch.max(1) as f64,
+                        echo.each_us()
+                    ),
+                    _ => String::new(),
+                },
                 report.server_idle_cpu_us_per_s / 1e4
             ),
         ),

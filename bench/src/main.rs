@@ -13,6 +13,7 @@
 mod crash;
 mod demo;
 mod disk;
+mod echo;
 mod environment;
 mod fetch;
 mod fire;

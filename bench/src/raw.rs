@@ -276,7 +276,12 @@ fn in_huge_pages(len_bytes: usize) -> Result<rdma::Buffer, Error> {
     Ok(buffer)
 }
 
-fn connect(qp: &rdma::QueuePair, peer: &rdma::QueuePair, access: rdma::Access) -> Result<(), Error> {
+/// Connects one end to `peer`, which may do what `access` says.
+pub(crate) fn connect(
+    qp: &rdma::QueuePair,
+    peer: &rdma::QueuePair,
+    access: rdma::Access,
+) -> Result<(), Error> {
     let context = qp.context();
     let gid = context.choose_gid(PORT, None)?;
     let attr = context.query_device()?;

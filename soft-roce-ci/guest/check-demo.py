@@ -28,11 +28,16 @@ renewals = demo["server_renewals_during_fetch"]
 hold("no frame but renewals during the fetch", demo["server_frames_during_fetch"] == renewals)
 # A renewal wakes one thread once; there is room for a few wakes that the clock brings.
 hold("at most two wakes a renewal during the fetch", demo["server_wakes_during_fetch"] <= 2 * (renewals + 1))
-# What is aimed at is 1 ms a renewal; a busy machine's emulated processor takes longer over the same instructions.
-hold("server CPU at most 5 ms a renewal", demo["server_cpu_us_during_fetch"] <= 5000 * (renewals + 1))
+# What is aimed at is 1 ms a renewal. A preempted guest takes longer over the same instructions, over a bare echo too, and
+# only a server that does something else meanwhile takes more than this.
+echo = demo["echo_during_fetch"] or {"echoes": 0, "cpu_us": 0.0}
+each = max(10_000, 4 * echo["cpu_us"] / max(1, echo["echoes"]))
+hold(f"server CPU at most {each:.0f} us a renewal", demo["server_cpu_us_during_fetch"] <= each * (renewals + 1))
 hold("idle server below 1 % of a core", demo["server_idle_cpu_us_per_s"] < 10_000)
 if demo["network"] == "verbs":
     hold("the device counted packets", (demo["rdma_packets"] or 0) > demo["gets"])
 for what in wrong:
     print(f"check-demo: does not hold: {what}", file=sys.stderr)
+if wrong:
+    print(f"check-demo: it said {json.dumps(demo)}", file=sys.stderr)
 sys.exit(bool(wrong))
