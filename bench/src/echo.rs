@@ -1,12 +1,6 @@
 //! What it costs to answer a frame: a bare echo of one SEND over `rdma-core-rs`, by a thread that sleeps in between, beside
 //! which a server's answer to a lease renewal stands.
-//!
-//! # Safety
-//! An [`End`]'s region is declared behind its queue pair and so outlives it. Its halves are one for each direction: the
-//! device alone writes to the first, and nobody ever writes to the second.
-#![allow(unsafe_code)]
 
-use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -16,14 +10,10 @@ use rustix::time::{ClockId, clock_gettime};
 use serde::{Deserialize, Serialize};
 
 use crate::Error;
-use crate::raw::connect;
+use crate::raw::{End, FRAMES, connect};
 
-/// Bytes of an echo: those of a RENEW with its header.
-const FRAME_BYTES: usize = 64;
 /// As often as a client renews a lease of the default length, so that caches are as cold.
 const PERIOD: Duration = Duration::from_secs(5);
-/// Receives that are posted, as for the frames of a session.
-const RECEIVES: u32 = 16;
 /// Longest wait for an echo.
 const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -46,7 +36,7 @@ impl Echoed {
 /// An echo now and then, until it is ended.
 pub(crate) struct Echo {
     stop: Sender<()>,
-    asking: JoinHandle<Result<(), String>>,
+    asking: JoinHandle<Result<End, String>>,
     answering: JoinHandle<Result<Echoed, String>>,
 }
 
@@ -64,10 +54,11 @@ impl Echo {
             stop,
             answering: std::thread::spawn(move || answers.answer(&ended).map_err(|error| error.to_string())),
             asking: std::thread::spawn(move || {
-                let asked = asks.ask(&stopped).map_err(|error| error.to_string());
+                let asked = asks.ask(&stopped);
                 // Who answers looks when it is woken once more.
                 drop(over);
-                asked.and_then(|()| asks.send().map_err(|error| error.to_string()))
+                let told = asked.and_then(|()| asks.send());
+                told.map(|()| asks).map_err(|error| error.to_string())
             }),
         })
     }
@@ -76,57 +67,16 @@ impl Echo {
     pub(crate) fn finish(self) -> Result<Echoed, Error> {
         drop(self.stop);
         let ended = |what| move |_| format!("the thread that {what} panicked");
-        self.asking.join().map_err(ended("asks for echoes"))??;
+        // Kept until what it sent last has arrived.
+        let _asks = self.asking.join().map_err(ended("asks for echoes"))??;
         Ok(self.answering.join().map_err(ended("echoes"))??)
     }
 }
 
-/// One end of a connection with a queue for what arrives, which wakes its thread.
-struct End {
-    // Dropped in this order: see the module's text.
-    qp: rdma::QueuePair,
-    memory: rdma::MemoryRegion<rdma::Buffer>,
-    sent: Arc<rdma::CompletionQueue>,
-    arrived: Arc<rdma::CompletionQueue>,
-    wakes: Arc<rdma::CompletionChannel>,
-}
-
 impl End {
-    fn new(pd: &Arc<rdma::ProtectionDomain>, context: &Arc<rdma::Context>) -> Result<Self, Error> {
-        let wakes = rdma::CompletionChannel::new(context)?;
-        let arrived = rdma::CompletionQueue::new(context, RECEIVES, Some(&wakes))?;
-        let sent = rdma::CompletionQueue::new(context, RECEIVES, None)?;
-        let qp = rdma::QueuePair::builder(pd, &sent, &arrived)
-            .max_send_wr(RECEIVES)
-            .max_recv_wr(RECEIVES)
-            .build()?;
-        Ok(Self {
-            qp,
-            memory: pd.register(rdma::Buffer::new(2 * FRAME_BYTES)?, rdma::Access::LOCAL_WRITE)?,
-            sent,
-            arrived,
-            wakes,
-        })
-    }
-
-    fn receive(&self) -> Result<(), Error> {
-        let mut batch = rdma::RecvBatch::with_capacity(1);
-        batch.recv(0, &[self.memory.sge(0, FRAME_BYTES)?]);
-        // SAFETY: the region outlives the queue pair, and this half of it is the device's alone.
-        Ok(unsafe { self.qp.post_recv(&mut batch) }?)
-    }
-
-    fn send(&self) -> Result<(), Error> {
-        let mut batch = rdma::WorkBatch::with_capacity(1, 1);
-        let from = self.memory.sge(FRAME_BYTES, FRAME_BYTES)?;
-        batch.send(0, &[from], rdma::SendFlags::SIGNALED);
-        // SAFETY: the region outlives the queue pair, and nobody writes this half of it.
-        Ok(unsafe { self.qp.post_send(&mut batch) }?)
-    }
-
     /// Takes what completed on `queue`; how many they were.
     fn take(queue: &rdma::CompletionQueue) -> Result<usize, Error> {
-        let mut completions = [rdma::WorkCompletion::default(); RECEIVES as usize];
+        let mut completions = [rdma::WorkCompletion::default(); FRAMES as usize];
         let taken = queue.poll(&mut completions)?;
         match taken.iter().find(|completion| !completion.status().is_success()) {
             Some(bad) => Err(format!("an echo ended with {}", bad.status()).into()),
@@ -163,7 +113,7 @@ impl End {
 
     /// Answers each frame with one, as long as there are some.
     fn answer(&self, ended: &Receiver<()>) -> Result<Echoed, Error> {
-        for _ in 0..RECEIVES - 1 {
+        for _ in 0..FRAMES - 1 {
             self.receive()?;
         }
         let mut echoed = Echoed::default();

@@ -1,8 +1,8 @@
-//! Bare READs over `rdma-core-rs`: no key, no seam, nothing between the loop and the queue pair.
+//! Bare READs and frames over `rdma-core-rs`: no key, no seam, nothing between the loop and the queue pair.
 //!
 //! # Safety
-//! The regions of a [`Pair`] and of a [`Replay`] are declared behind their queue pairs and so outlive them; a destination
-//! is looked at only after the last READ to it has completed.
+//! The regions of a [`Pair`], of a [`Replay`] and of an [`End`] are declared behind their queue pairs and so outlive them; a
+//! destination is looked at only after the last READ to it has completed.
 #![allow(unsafe_code)]
 
 use std::sync::Arc;
@@ -25,6 +25,10 @@ pub(crate) const CHAIN_MAX: usize = 256;
 pub(crate) const SIGNAL_READS: usize = 8;
 /// One part of the queue in so many is free before more is posted, as in the client.
 const FREE_SHARE: usize = 4;
+/// Frames of one end that are under way each way at most, as many as a session's.
+pub(crate) const FRAMES: u32 = 16;
+/// Bytes of a frame: those of a RENEW with its header.
+const FRAME_BYTES: usize = 64;
 /// Length of a huge page: shorter memory has none.
 const HUGE_PAGE_BYTES: usize = 2 << 20;
 
@@ -274,6 +278,54 @@ fn in_huge_pages(len_bytes: usize) -> Result<rdma::Buffer, Error> {
         let _ = advised;
     }
     Ok(buffer)
+}
+
+/// One end of a connection for frames, with a queue for those that arrive, which wakes its thread.
+pub(crate) struct End {
+    // Dropped in this order: the queue pair before the memory that it reaches.
+    pub(crate) qp: rdma::QueuePair,
+    /// A half for each direction: the device alone writes to the first, and nobody ever writes to the second.
+    memory: rdma::MemoryRegion<rdma::Buffer>,
+    pub(crate) sent: Arc<rdma::CompletionQueue>,
+    pub(crate) arrived: Arc<rdma::CompletionQueue>,
+    pub(crate) wakes: Arc<rdma::CompletionChannel>,
+}
+
+impl End {
+    /// Not connected yet; for [`FRAMES`] frames at a time each way.
+    pub(crate) fn new(pd: &Arc<rdma::ProtectionDomain>, context: &Arc<rdma::Context>) -> Result<Self, Error> {
+        let wakes = rdma::CompletionChannel::new(context)?;
+        let arrived = rdma::CompletionQueue::new(context, FRAMES, Some(&wakes))?;
+        let sent = rdma::CompletionQueue::new(context, FRAMES, None)?;
+        let qp = rdma::QueuePair::builder(pd, &sent, &arrived)
+            .max_send_wr(FRAMES)
+            .max_recv_wr(FRAMES)
+            .build()?;
+        Ok(Self {
+            qp,
+            memory: pd.register(rdma::Buffer::new(2 * FRAME_BYTES)?, rdma::Access::LOCAL_WRITE)?,
+            sent,
+            arrived,
+            wakes,
+        })
+    }
+
+    /// Posts a receive.
+    pub(crate) fn receive(&self) -> Result<(), Error> {
+        let mut batch = rdma::RecvBatch::with_capacity(1);
+        batch.recv(0, &[self.memory.sge(0, FRAME_BYTES)?]);
+        // SAFETY: the region outlives the queue pair, and this half of it is the device's alone.
+        Ok(unsafe { self.qp.post_recv(&mut batch) }?)
+    }
+
+    /// Sends a frame of zeroes.
+    pub(crate) fn send(&self) -> Result<(), Error> {
+        let mut batch = rdma::WorkBatch::with_capacity(1, 1);
+        let from = self.memory.sge(FRAME_BYTES, FRAME_BYTES)?;
+        batch.send(0, &[from], rdma::SendFlags::SIGNALED);
+        // SAFETY: the region outlives the queue pair, and nobody writes this half of it.
+        Ok(unsafe { self.qp.post_send(&mut batch) }?)
+    }
 }
 
 /// Connects one end to `peer`, which may do what `access` says.

@@ -421,6 +421,10 @@ impl<'a, F: Fabric> Serving<'a, F> {
         }
         self.debt.told(retired, &self.session, &self.shared.tenure);
         self.shared.tenure.renewed(self.session.lease_end_ns());
+        // Who saw that the lease was over waits for a session, and this one goes on. With the lock, so that who looked before
+        // the renewal waits by now.
+        drop(lock(&self.shared.state));
+        self.shared.changed.notify_all();
         for (mailbox, tag) in self.renew_sent.drain(..) {
             mailbox.deliver(tag, Reply::Renewed);
         }

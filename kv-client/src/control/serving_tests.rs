@@ -155,3 +155,38 @@ fn who_asked_with_a_write_that_cannot_be_posted_is_answered_at_once() {
     // A session that ended so is begun again.
     assert!(shared.ensure(deadline, false).unwrap().generation > up.generation);
 }
+
+/// A lease that is renewed at its very end was seen to be over by a call just before: it waited for another session until
+/// its deadline, for that one never ended.
+#[test]
+fn who_waits_for_a_session_gets_on_when_the_lease_is_renewed() {
+    let world = World::new();
+    let shared = &world.handle.shared;
+    let up = shared.ensure(Deadline::after(PATIENCE), true).unwrap();
+    shared.tenure.renewed(0);
+    let (told, ensured) = std::sync::mpsc::channel();
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            told.send(
+                shared
+                    .ensure(Deadline::after(10 * PATIENCE), false)
+                    .map(|up| up.generation),
+            )
+        });
+        while lock(&shared.state).waiters == 0 {
+            std::thread::yield_now();
+        }
+        let mailbox = Arc::new(Mailbox::default());
+        shared.submit(Command::Renew {
+            generation: up.generation,
+            mailbox: Arc::clone(&mailbox),
+            tag: 1,
+        });
+        let reply = mailbox.wait(Deadline::after(PATIENCE));
+        assert!(matches!(reply, Some((1, Reply::Renewed))), "{reply:?}");
+        let ensured = ensured.recv_timeout(PATIENCE);
+        // Whoever waits still, where this fails, is to end.
+        shared.changed.notify_all();
+        assert_eq!(ensured.unwrap().unwrap(), up.generation);
+    });
+}
