@@ -19,7 +19,7 @@ use crate::store::Kind;
 pub struct Progress {
     /// Its dataset.
     pub dataset: DatasetId,
-    /// How it arrives.
+    /// How it was to arrive when it began: whose window it has.
     pub kind: Kind,
     /// Its window; `None` for an empty value.
     pub window: Option<Window>,
@@ -90,6 +90,22 @@ impl Puts {
         Ok(())
     }
 
+    /// How a value arrives that would as `kind`: a small one that is longer than any window for such comes in pieces, as a
+    /// longer one.
+    #[must_use]
+    pub fn kind(&self, kind: Kind, value_len_bytes: u64, window_max_bytes: u32) -> Kind {
+        if kind == Kind::Small && value_len_bytes > u64::from(self.longest(kind, window_max_bytes)) {
+            Kind::Medium
+        } else {
+            kind
+        }
+    }
+
+    /// The longest window that a value of a kind may have, of at most so many bytes.
+    fn longest(&self, kind: Kind, most_bytes: u32) -> u32 {
+        self.windows[kind as usize].len_bytes().min(most_bytes)
+    }
+
     /// Begins one, with a window of a length in `lengths`. A small value's is as long as itself; a longer one's at most half
     /// of what is free for its kind: it is kept for long.
     ///
@@ -104,8 +120,8 @@ impl Puts {
         lengths: RangeInclusive<u32>,
         now: BootMs,
     ) -> Result<Option<Window>, Refusal> {
+        let longest = self.longest(kind, *lengths.end());
         let windows = &mut self.windows[kind as usize];
-        let longest = windows.len_bytes().min(*lengths.end());
         let wanted = value_len_bytes.min(u64::from(longest)) as u32;
         let window = if value_len_bytes == 0 {
             None
@@ -286,6 +302,22 @@ mod tests {
         assert_eq!(status(puts.may_begin(&options)), Some(Status::Busy));
         assert_eq!(puts.end_dataset(&A), [1]);
         assert_eq!(puts.len(), 1);
+    }
+
+    #[test]
+    fn a_short_value_that_no_window_holds_is_one_of_the_longer() {
+        let puts = Puts::new(64 << 10);
+        for (len, window_max, kind) in [
+            (0, 1, Kind::Small),
+            (32 << 10, 1 << 20, Kind::Small),
+            ((32 << 10) + 1, 1 << 20, Kind::Medium),
+            (5000, 4999, Kind::Medium),
+        ] {
+            assert_eq!(puts.kind(Kind::Small, len, window_max), kind, "{len}");
+        }
+        for kind in [Kind::Medium, Kind::Large] {
+            assert_eq!(puts.kind(kind, 9 * MIB, 1 << 20), kind);
+        }
     }
 
     /// The windows of as many values of a kind as begin, of `len` bytes each.

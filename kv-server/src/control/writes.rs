@@ -52,6 +52,26 @@ pub(super) struct Parked {
     taking: Taking,
 }
 
+/// Memory that a value is to hold while it arrives, and what there is for such before it does.
+struct Need {
+    kind: Kind,
+    bytes: u64,
+    kind_bytes: u64,
+    free_bytes: u64,
+}
+
+impl Need {
+    fn new<D: Domain>(dataset: &Dataset<D>, kind: Kind, bytes: u64) -> Self {
+        let (kind_bytes, free_bytes) = dataset.gather_room(kind);
+        Self {
+            kind,
+            bytes,
+            kind_bytes,
+            free_bytes,
+        }
+    }
+}
+
 /// Bytes to be taken out of a window.
 #[derive(Debug, Clone, Copy)]
 struct Taking {
@@ -82,16 +102,16 @@ fn done(committed: &Committed) -> Answer {
 }
 
 impl<F: Fabric> Peer<F> {
-    /// Whether another value of a kind, that may hold `bytes`, leaves the session within its `most_bytes` for such. One is
-    /// in any case.
-    fn within_share(&self, kind: Kind, bytes: u64, most_bytes: u64) -> Result<(), Refusal> {
-        let same_kind = self.puts.values().filter(|open| open.kind == kind);
+    /// Whether another value leaves the session within its share of the memory for such. One is in any case.
+    fn within_share(&self, need: &Need) -> Result<(), Refusal> {
+        let most_bytes = need.kind_bytes / SESSION_GATHER_FRACTION;
+        let same_kind = self.puts.values().filter(|open| open.kind == need.kind);
         let held_bytes: u64 = same_kind.map(|open| open.gather_bytes).sum();
-        if held_bytes == 0 || held_bytes + bytes <= most_bytes {
+        if held_bytes == 0 || held_bytes + need.bytes <= most_bytes {
             return Ok(());
         }
         let text = format!(
-            "long values of this session that are arriving hold {held_bytes} of {most_bytes} bytes that they may"
+            "values of this session that are arriving hold {held_bytes} of {most_bytes} bytes that they may"
         );
         Err(Refusal::new(Status::Busy, text))
     }
@@ -166,13 +186,16 @@ impl<F: Fabric> Control<F> {
         let client = self.client(id)?;
         let begun = self.next_write;
         self.next_write += 1;
+        let window_max_bytes = self.options.window_max_bytes;
         let peer = self.peer(id)?;
         // What was begun under this number is begun anew; what still waits of it finds another `begun`.
         peer.end_put(operation);
-        let kind = dataset.kind(value_len_bytes);
+        let kind = peer
+            .session
+            .puts
+            .kind(dataset.kind(value_len_bytes), value_len_bytes, window_max_bytes);
         let gather_bytes = dataset.gather_bytes(value_len_bytes);
-        let (kind_bytes, free_bytes) = dataset.gather_room(kind);
-        let share = peer.within_share(kind, gather_bytes, kind_bytes / SESSION_GATHER_FRACTION);
+        let need = Need::new(&dataset, kind, gather_bytes);
         let put = match dataset.begin_put(client, operation, key, value_len_bytes) {
             Ok(BeginPut::New(put)) => put,
             Ok(BeginPut::Done(committed)) => return Ok(done(&committed)),
@@ -180,9 +203,7 @@ impl<F: Fabric> Control<F> {
             Ok(BeginPut::Unknown) => return Err(Status::Unknown.into()),
             Err(error) => {
                 if matches!(error, StorageError::Arriving) {
-                    // Who has its share waits for itself, and nobody waits behind it.
-                    share?;
-                    self.lines[kind as usize].wait(id, gather_bytes, now);
+                    self.turn(id, &need, now)?;
                 }
                 return Err(error.into());
             }
@@ -194,25 +215,16 @@ impl<F: Fabric> Control<F> {
             return Err(Refusal::new(Status::NoMemory, text));
         }
         if kind != Kind::Small {
-            share?;
-            let line = &mut self.lines[kind as usize];
-            let since = BootMs(now.0.saturating_sub(self.options.turn_kept_ms));
-            if !line.may_take(id, gather_bytes, free_bytes, since) {
-                line.wait(id, gather_bytes, now);
-                return Err(StorageError::Arriving.into());
-            }
+            self.turn(id, &need, now)?;
+            put.hold()?;
         }
-        let options = &self.options;
-        let most = put.append_max().min(options.window_max_bytes as usize) as u32;
-        let window = peer.session.puts.begin(
-            operation,
-            dataset.id(),
-            value_len_bytes,
-            kind,
-            options.window_min_bytes..=most,
-            now,
-        )?;
-        self.lines[kind as usize].leave(id);
+        let most = put.append_max().min(window_max_bytes as usize) as u32;
+        let least = self.options.window_min_bytes;
+        let peer = self.peer(id)?;
+        let window =
+            peer.session
+                .puts
+                .begin(operation, dataset.id(), value_len_bytes, kind, least..=most, now)?;
         let open = OpenPut {
             put,
             dataset,
@@ -222,6 +234,7 @@ impl<F: Fabric> Control<F> {
             parked: false,
         };
         peer.puts.insert(operation, open);
+        self.lines[kind as usize].leave(id);
         Ok(Answer::Alloc {
             done: 0,
             window_offset: window.map_or(0, |window| window.offset),
@@ -229,6 +242,35 @@ impl<F: Fabric> Control<F> {
             sequence: 0,
             locator: Locator::default(),
         })
+    }
+
+    /// Whether a session may hold memory for a value: within its share, and in its turn. Where others come before, or there
+    /// is none, it waits in the line of those who ask again.
+    fn turn(&mut self, id: ConnectionId, need: &Need, now: BootMs) -> Result<(), Refusal> {
+        // Who has its share waits for itself, and nobody waits behind it.
+        self.peer(id)?.within_share(need)?;
+        let line = &mut self.lines[need.kind as usize];
+        let since = BootMs(now.0.saturating_sub(self.options.turn_kept_ms));
+        if line.may_take(id, need.bytes, need.free_bytes, since) {
+            return Ok(());
+        }
+        line.wait(id, need.bytes, now);
+        Err(StorageError::Arriving.into())
+    }
+
+    /// Has a small value of which only a piece came hold memory as a longer one does: it is its client that it waits for now.
+    fn hold_small(&mut self, id: ConnectionId, operation: u64, now: BootMs) -> Result<(), Refusal> {
+        let open = self.peer(id)?.puts.get(&operation).ok_or(Status::Stale)?;
+        if open.kind != Kind::Small {
+            return Ok(());
+        }
+        let need = Need::new(&open.dataset, Kind::Medium, open.gather_bytes);
+        self.turn(id, &need, now)?;
+        let open = self.peer(id)?.puts.get_mut(&operation).ok_or(Status::Stale)?;
+        open.put.hold()?;
+        open.kind = need.kind;
+        self.lines[need.kind as usize].leave(id);
+        Ok(())
     }
 
     /// Takes bytes out of a window, for APPEND or COMMIT. Any refusal gives the operation up.
@@ -259,6 +301,13 @@ impl<F: Fabric> Control<F> {
                 return Err(refusal);
             }
         };
+        // All of a small value may be appended too: as long as it is not committed it waits for its client.
+        if commit.is_none()
+            && let Err(refusal) = self.hold_small(id, operation, now)
+        {
+            self.peer(id)?.end_put(operation);
+            return Err(refusal);
+        }
         let taking = Taking {
             offset,
             len: len_bytes as usize,

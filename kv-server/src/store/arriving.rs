@@ -9,9 +9,9 @@ use crate::error::StorageError;
 /// How a value arrives.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
-    /// Short, so that it may come with one request: holds memory from then on, and only until the log has it.
+    /// Short, and to come with one request: holds memory from then on, and only until the log has it.
     Small,
-    /// Of one record: holds memory for all of itself from its beginning.
+    /// Of one record: holds memory for all of itself from its beginning. A short one that comes in pieces is such.
     Medium,
     /// Of several parts: holds memory for two of them from its beginning, for as long as its client takes.
     Large,

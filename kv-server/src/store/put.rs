@@ -1,7 +1,7 @@
 //! A value that is arriving.
 //!
 //! What it may hold in memory is reserved when it begins, two parts at most: so no value waits for memory that another
-//! unfinished value holds. One that comes with one request is small, and holds memory only from then on.
+//! unfinished value holds. A small one that comes with one request holds memory only from then on.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
@@ -152,12 +152,21 @@ impl Put {
         most as usize
     }
 
+    /// Sets memory aside for a small value that comes by more than one [`Put::append`], or is not committed right after it: it
+    /// is held as long as its client takes. Longer ones hold theirs from their beginning.
+    ///
+    /// # Errors
+    /// [`StorageError::Arriving`] where others hold the memory for such.
+    pub fn hold(&self) -> Result<(), StorageError> {
+        self.state.reserve(&self.arriving, Kind::Medium)
+    }
+
     /// Takes the next `len` bytes, which `fill` copies into the server's own memory.
     ///
     /// # Errors
     /// - [`StorageError::Busy`] while the log has not written earlier parts, or other values that are whole: `fill` was
     ///   not called, nothing changed; the completions' descriptor becomes readable when it is worth to try again.
-    /// - [`StorageError::Arriving`] for a small value of which this is only a piece, where others hold the memory for such.
+    /// - [`StorageError::Arriving`] as [`Put::hold`], for a small value that did not and of which this is only a piece.
     /// - [`StorageError::Length`] for more bytes than remain, or than [`Put::append_max`].
     /// - [`StorageError::Superseded`] if the operation was begun anew.
     /// - Any other: why an earlier part could not be stored. The put is over.
@@ -185,7 +194,7 @@ impl Put {
             let written = |_| StorageError::Busy("other values are being written");
             state.reserve(&self.arriving, Kind::Small).map_err(written)?;
         } else {
-            state.reserve(&self.arriving, Kind::Medium)?;
+            self.hold()?;
         }
         let held = state.queued_bytes.load(Ordering::Acquire) + self.buffer.len() as u64;
         if held + len as u64 > state.gather_bytes() {

@@ -52,6 +52,8 @@ cases! {
         memory_for_arriving_values_is_waited_for
         slow_writers_of_large_values_leave_room_for_others
         who_begins_values_and_sends_none_takes_nothing_from_others
+        short_values_in_pieces_take_no_more_than_the_share_of_their_session
+        a_short_value_longer_than_its_window_has_its_turn
         requests_that_are_no_connection_requests_are_refused_with_a_text
         a_role_that_is_told_is_the_keys
         ;

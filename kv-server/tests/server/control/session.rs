@@ -549,6 +549,103 @@ pub(crate) fn who_begins_values_and_sends_none_takes_nothing_from_others<F: Test
     }
 }
 
+/// Pieces of short values took memory that a session's share did not count, and whole ones that were appended and never
+/// committed took what is left for those that come with one request.
+pub(crate) fn short_values_in_pieces_take_no_more_than_the_share_of_their_session<F: TestFabric>() {
+    const LEN: usize = 128 << 10;
+    let mut setup = Setup::new();
+    // Three eighths for values of one record: twelve such, six of one session.
+    setup.store.gather_budget_bytes = 4 << 20;
+    setup.options.turn_kept_ms = 0;
+    let server = setup.start::<F>();
+    let (mut first, opened) = server.with_dataset("cats");
+    let dataset = opened.dataset;
+    let held = |raw: &mut Raw<F>| raw.figure([0; 16], "gather_used_bytes") as usize;
+    for (len_bytes, sessions) in [(1, 1), (LEN as u32, 1), (1, 3), (LEN as u32, 3)] {
+        let mut greedy: Vec<Raw<F>> = (0..sessions)
+            .map(|_| server.session(&server.setup.writer))
+            .collect();
+        for (raw, most) in greedy.iter_mut().zip([6, 6, 0]) {
+            raw.open("cats");
+            let mut taken = Vec::new();
+            for _ in 0..10 {
+                let operation = raw.operation();
+                raw.alloc(dataset, operation, b"greedy", LEN).unwrap();
+                match raw.ask(&Request::Append { operation, len_bytes }) {
+                    Ok(_) => taken.push(operation),
+                    Err(refused) => assert_eq!(refused.status, Status::Busy, "{}", refused.text),
+                }
+            }
+            assert_eq!(taken.len(), most, "{sessions} of {len_bytes}");
+        }
+        assert_eq!(held(&mut first), LEN * if sessions == 1 { 6 } else { 12 });
+        if sessions == 1 {
+            let operation = first.operation();
+            let body = value(LEN, operation as u8);
+            let (offset, _) = first.alloc(dataset, operation, b"pieces", LEN).unwrap();
+            first.write(offset, &body);
+            // All of it, and an empty COMMIT.
+            let len_bytes = LEN as u32;
+            first.ask(&Request::Append { operation, len_bytes }).unwrap();
+            let value_crc = kv_proto::crc::crc32c(&body);
+            first
+                .ask(&Request::Commit {
+                    operation,
+                    len_bytes: 0,
+                    value_crc,
+                })
+                .unwrap();
+        }
+        let body = value(LEN, sessions as u8);
+        for key in 0..8_u64 {
+            first.put(dataset, &key.to_le_bytes(), &body).unwrap();
+        }
+        for raw in &mut greedy {
+            raw.ask(&Request::Bye {}).unwrap();
+        }
+        eventually("what it held is given back", || {
+            (held(&mut first) == 0).then_some(())
+        });
+    }
+}
+
+/// A short value that had to come in pieces, the windows being shorter, was begun where there was no memory for it, and
+/// given up at its first piece, without a turn.
+pub(crate) fn a_short_value_longer_than_its_window_has_its_turn<F: TestFabric>() {
+    let mut setup = Setup::new();
+    setup.store.gather_budget_bytes = 4 << 20;
+    // Half of it for short ones.
+    setup.options.staging_bytes = 64 << 10;
+    setup.options.turn_kept_ms = 600_000;
+    let server = setup.start::<F>();
+    let (mut first, opened) = server.with_dataset("cats");
+    let dataset = opened.dataset;
+    let mut others: Vec<Raw<F>> = (0..3).map(|_| server.session(&server.setup.writer)).collect();
+    for raw in &mut others {
+        raw.open("cats");
+    }
+    // All the memory for values of one record.
+    others[0].alloc(dataset, 1, b"long", 1 << 20).unwrap();
+    others[1].alloc(dataset, 2, b"long", 512 << 10).unwrap();
+    let operation = first.operation();
+    let refused = first.alloc(dataset, operation, b"short", 100_000).unwrap_err();
+    assert_eq!(refused.status, Status::Busy, "{}", refused.text);
+    // Shorter ones need none of it.
+    first.put(dataset, b"shorter", &value(16 << 10, 1)).unwrap();
+    others[1].ask(&Request::Abort { operation: 2 }).unwrap();
+    // Room for this alone, and who came before it needs a part.
+    let refused = others[2].alloc(dataset, 3, b"long", 512 << 10).unwrap_err();
+    assert_eq!(refused.status, Status::Busy, "{}", refused.text);
+    let body = value(100_000, 2);
+    let (_, locator) = first.put_as(dataset, operation, b"short", &body).unwrap();
+    let token = first.tokens(dataset, 1)[0];
+    let mut data = first.data(token).unwrap();
+    assert_eq!(first.get(&mut data, dataset, &locator).unwrap(), body);
+    eventually("its turn is the next one's", || {
+        others[2].alloc(dataset, 3, b"long", 512 << 10).ok()
+    });
+}
+
 pub(crate) fn requests_that_are_no_connection_requests_are_refused_with_a_text<F: TestFabric>() {
     let server = Setup::new().start::<F>();
     let refused = |private: &[u8]| match Raw::connect_with(&server.fabric, &server.address, private) {
