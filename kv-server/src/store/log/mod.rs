@@ -76,17 +76,17 @@ pub(crate) fn start<D: Domain>(dataset: &Arc<Dataset<D>>, sequence_next: u64) ->
 
 impl<D: Domain> Log<D> {
     fn run(mut self) {
-        let mut owed = Owed {
+        let mut answers = Answers {
             dataset: Arc::clone(&self.dataset),
             taken: Vec::new(),
         };
         loop {
             match self.dataset.queue.take() {
                 Taken::Ops(ops) => {
-                    owed.taken.extend(ops.iter().map(Owing::of));
+                    answers.taken.extend(ops.iter().map(Owing::of));
                     ops.into_iter().for_each(|op| self.place(op));
                     self.flush();
-                    owed.taken.clear();
+                    answers.taken.clear();
                     self.answer();
                     self.dataset.tell_index_faults();
                     self.checkpoint();
@@ -465,12 +465,12 @@ impl Owing {
 }
 
 /// What is answered where the log thread is lost to a bug: refused is better than never answered.
-struct Owed<D: Domain> {
+struct Answers<D: Domain> {
     dataset: Arc<Dataset<D>>,
     taken: Vec<Owing>,
 }
 
-impl<D: Domain> Drop for Owed<D> {
+impl<D: Domain> Drop for Answers<D> {
     fn drop(&mut self) {
         if !std::thread::panicking() {
             return;
