@@ -8,6 +8,7 @@ use std::collections::VecDeque;
 use kv_fabric::ConnectionId;
 
 use super::clock::BootMs;
+use crate::store::Kind;
 
 #[derive(Debug)]
 struct Waiting {
@@ -18,21 +19,56 @@ struct Waiting {
 
 /// Sessions that wait, each once.
 #[derive(Debug, Default)]
-pub(super) struct Line {
+struct Line {
     waiting: VecDeque<Waiting>,
 }
 
-impl Line {
-    /// Whether a session may take `need_bytes` of `free_bytes`: those before it find what they need in the rest. Who last
-    /// asked before `since` has lost its place.
+/// One line for each kind of values that hold memory while their clients take their time.
+#[derive(Debug, Default)]
+pub(super) struct Lines {
+    medium: Line,
+    large: Line,
+}
+
+impl Lines {
+    fn of(&mut self, kind: Kind) -> Option<&mut Line> {
+        match kind {
+            Kind::Small => None,
+            Kind::Medium => Some(&mut self.medium),
+            Kind::Large => Some(&mut self.large),
+        }
+    }
+
+    /// Whether a session may take `need_bytes` of `free_bytes`: those before it find what they need in the rest. If not, it
+    /// has a place, the one that it had. Who last asked before `since` has lost its own.
     pub(super) fn may_take(
         &mut self,
+        kind: Kind,
         connection: ConnectionId,
         need_bytes: u64,
         free_bytes: u64,
-        since: BootMs,
+        [since, now]: [BootMs; 2],
     ) -> bool {
-        self.waiting.retain(|waiting| waiting.asked >= since);
+        let Some(line) = self.of(kind) else {
+            return true;
+        };
+        line.waiting.retain(|waiting| waiting.asked >= since);
+        line.may_take(connection, need_bytes, free_bytes) || {
+            line.wait(connection, need_bytes, now);
+            false
+        }
+    }
+
+    /// A session got what it asked for.
+    pub(super) fn leave(&mut self, kind: Kind, connection: ConnectionId) {
+        if let Some(line) = self.of(kind) {
+            line.waiting.retain(|waiting| waiting.connection != connection);
+        }
+    }
+}
+
+impl Line {
+    fn may_take(&self, connection: ConnectionId, need_bytes: u64, free_bytes: u64) -> bool {
         let before = self
             .waiting
             .iter()
@@ -42,7 +78,7 @@ impl Line {
     }
 
     /// Notes that a session was refused so many bytes; it keeps its place.
-    pub(super) fn wait(&mut self, connection: ConnectionId, need_bytes: u64, asked: BootMs) {
+    fn wait(&mut self, connection: ConnectionId, need_bytes: u64, asked: BootMs) {
         let waiting = Waiting {
             connection,
             need_bytes,
@@ -53,11 +89,6 @@ impl Line {
             None => self.waiting.push_back(waiting),
         }
     }
-
-    /// A session got what it asked for.
-    pub(super) fn leave(&mut self, connection: ConnectionId) {
-        self.waiting.retain(|waiting| waiting.connection != connection);
-    }
 }
 
 #[cfg(test)]
@@ -66,32 +97,43 @@ mod tests {
 
     const NOW: BootMs = BootMs(10_000);
 
-    #[test]
-    fn who_came_first_is_left_what_it_needs() {
-        let mut line = Line::default();
-        let [first, second, third] = [1, 2, 3].map(ConnectionId);
-        assert!(line.may_take(second, 5, 5, NOW) && !line.may_take(second, 6, 5, NOW));
-        line.wait(first, 4, NOW);
-        line.wait(second, 3, NOW);
-        for (connection, most) in [(first, 9), (second, 5), (third, 2)] {
-            assert!(line.may_take(connection, most, 9, NOW), "{connection:?}");
-            assert!(!line.may_take(connection, most + 1, 9, NOW), "{connection:?}");
-        }
-        // It asks for less, and is still first.
-        line.wait(first, 1, NOW);
-        assert!(line.may_take(second, 8, 9, NOW) && !line.may_take(third, 6, 9, NOW));
-        line.leave(first);
-        assert!(line.may_take(third, 6, 9, NOW));
+    fn asked(lines: &mut Lines, session: u64, need: u64, free: u64) -> bool {
+        lines.may_take(Kind::Large, ConnectionId(session), need, free, [NOW, NOW])
     }
 
     #[test]
-    fn who_does_not_ask_again_holds_up_nobody() {
-        let mut line = Line::default();
-        let [first, second, third] = [1, 2, 3].map(ConnectionId);
-        line.wait(first, 4, NOW);
-        line.wait(second, 4, NOW + 10);
-        let late = NOW + 1;
-        assert!(line.may_take(second, 4, 4, late) && !line.may_take(third, 1, 4, late));
-        assert!(line.may_take(third, 4, 4, late + 10));
+    fn who_came_first_is_left_what_it_needs() {
+        let lines = &mut Lines::default();
+        assert!(asked(lines, 2, 5, 5));
+        assert!(!asked(lines, 1, 4, 3) && !asked(lines, 2, 3, 6));
+        for (session, most) in [(1, 9), (2, 5), (3, 2)] {
+            assert!(asked(lines, session, most, 9), "{session}");
+        }
+        assert!(!asked(lines, 3, 3, 9));
+        // It asks for less, and is still first.
+        assert!(!asked(lines, 1, 1, 0));
+        assert!(asked(lines, 2, 8, 9) && !asked(lines, 3, 6, 9));
+        lines.leave(Kind::Large, ConnectionId(1));
+        assert!(asked(lines, 3, 6, 9) && !asked(lines, 3, 7, 9));
+        // Kinds have lines of their own, and short values none.
+        for (kind, may) in [(Kind::Small, true), (Kind::Medium, false)] {
+            assert_eq!(lines.may_take(kind, ConnectionId(4), 2, 1, [NOW, NOW]), may);
+        }
+        assert_eq!((lines.medium.waiting.len(), lines.large.waiting.len()), (1, 2));
+    }
+
+    /// Places of sessions that were over stayed as long as there was no memory for anybody.
+    #[test]
+    fn who_does_not_ask_again_holds_up_nobody_and_is_forgotten() {
+        let mut lines = Lines::default();
+        for after in 0..100 {
+            let times = [NOW + after, NOW + after + 9];
+            assert!(!lines.may_take(Kind::Large, ConnectionId(after), 4, 3, times));
+            assert!(lines.large.waiting.len() <= 10);
+        }
+        let late = NOW + 108;
+        assert!(!lines.may_take(Kind::Large, ConnectionId(100), 1, 4, [late, late]));
+        assert!(lines.may_take(Kind::Large, ConnectionId(99), 4, 4, [late, late]));
+        assert!(lines.may_take(Kind::Large, ConnectionId(101), 3, 4, [late + 1, late + 1]));
     }
 }

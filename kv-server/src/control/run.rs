@@ -14,7 +14,7 @@ use super::connections::{DataConnection, Ended, Peer};
 use super::counters::Counters;
 use super::keys::Keys;
 use super::leases::{DatasetId, Ghosts, Holds, Releases, Retirements};
-use super::line::Line;
+use super::line::Lines;
 use super::options::{CONNECTIONS_RESERVED, Options};
 use super::server::{Shared, StartError};
 use super::session::{Decoy, Refusal, Step, World};
@@ -84,8 +84,8 @@ pub(super) struct Control<F: Fabric> {
     pub(super) parked: VecDeque<Parked>,
     /// Small values that wait until others are written, first come first.
     pub(super) parked_small: VecDeque<Parked>,
-    /// Who waits for memory to begin a value, by kind; nobody for a small one.
-    pub(super) lines: [Line; 3],
+    /// Who waits for memory for values.
+    pub(super) lines: Lines,
     pub(super) retirements: Retirements,
     pub(super) releases: Releases,
     pub(super) counters: Counters,
@@ -153,7 +153,7 @@ impl<F: Fabric> Control<F> {
             next_write: 1,
             parked: VecDeque::new(),
             parked_small: VecDeque::new(),
-            lines: Default::default(),
+            lines: Lines::default(),
             releases: Releases::default(),
             counters: Counters::default(),
             completions: Vec::new(),

@@ -234,7 +234,7 @@ impl<F: Fabric> Control<F> {
             parked: false,
         };
         peer.puts.insert(operation, open);
-        self.lines[kind as usize].leave(id);
+        self.lines.leave(kind, id);
         Ok(Answer::Alloc {
             done: 0,
             window_offset: window.map_or(0, |window| window.offset),
@@ -249,13 +249,13 @@ impl<F: Fabric> Control<F> {
     fn turn(&mut self, id: ConnectionId, need: &Need, now: BootMs) -> Result<(), Refusal> {
         // Who has its share waits for itself, and nobody waits behind it.
         self.peer(id)?.within_share(need)?;
-        let line = &mut self.lines[need.kind as usize];
         let since = BootMs(now.0.saturating_sub(self.options.turn_kept_ms));
-        if line.may_take(id, need.bytes, need.free_bytes, since) {
-            return Ok(());
+        let (needed, free) = (need.bytes, need.free_bytes);
+        if self.lines.may_take(need.kind, id, needed, free, [since, now]) {
+            Ok(())
+        } else {
+            Err(StorageError::Arriving.into())
         }
-        line.wait(id, need.bytes, now);
-        Err(StorageError::Arriving.into())
     }
 
     /// Has a small value of which only a piece came hold memory as a longer one does: it is its client that it waits for now.
@@ -269,7 +269,7 @@ impl<F: Fabric> Control<F> {
         let open = self.peer(id)?.puts.get_mut(&operation).ok_or(Status::Stale)?;
         open.put.hold()?;
         open.kind = need.kind;
-        self.lines[need.kind as usize].leave(id);
+        self.lines.leave(need.kind, id);
         Ok(())
     }
 
