@@ -29,6 +29,7 @@ pub mod hash;
 pub mod layout;
 pub mod parts;
 pub mod record;
+mod sealed_list;
 pub mod segment_list;
 
 pub use error::DecodeError;

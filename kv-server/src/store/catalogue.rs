@@ -10,12 +10,12 @@ use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use kv_proto::DecodeError;
 use kv_proto::catalogue::{encode_catalogue, parse_catalogue};
 
 use super::description::Description;
 use super::files::Files;
 use super::limits::DATASETS_MAX;
+use super::list_file::ListFile;
 use super::lock;
 use super::recover::says_lost;
 use crate::error::StorageError;
@@ -42,10 +42,11 @@ pub(crate) struct Catalogue {
 
 struct State {
     listed: Listed,
-    /// Whether the file says this, durably.
-    written: bool,
-    /// Whether a list that cannot be believed has the name still.
-    in_the_way: bool,
+    file: ListFile,
+}
+
+fn file(root: &Path) -> ListFile {
+    ListFile::new(root, NAME, DAMAGED_NAME)
 }
 
 /// What is listed in the data directory `root`; `None` where there is no list.
@@ -53,46 +54,28 @@ struct State {
 /// # Errors
 /// [`StorageError::Damaged`] for a list that cannot be believed, or why it cannot be read.
 pub(crate) fn read(files: &Files, root: &Path) -> Result<Option<Listed>, StorageError> {
-    let path = root.join(NAME);
-    let file = match files.open(&path) {
-        Err(error) if error.is_not_found() => return Ok(None),
-        opened => opened?,
-    };
-    let len = files.len(&file)?;
-    if len > MAX_BYTES {
-        let source = DecodeError::Range {
-            what: "list of datasets",
-            field: "length",
-            value: len,
-        };
-        return Err(StorageError::Damaged { path, source });
-    }
-    let mut bytes = vec![0; len as usize];
-    files.read_at(&file, &mut bytes, 0)?;
-    let listed = parse_catalogue(&bytes).and_then(|datasets| {
+    file(root).read(files, "list of datasets", MAX_BYTES, |bytes| {
+        let datasets = parse_catalogue(bytes)?;
         let each = datasets
             .iter()
             .map(|it| Ok((it.dataset, Description::decode(it, it.dataset)?)));
         each.collect()
-    });
-    listed
-        .map(Some)
-        .map_err(|source| StorageError::Damaged { path, source })
+    })
+}
+
+fn encode(listed: &Listed) -> Vec<u8> {
+    let datasets: Vec<_> = listed.values().map(Description::encode).collect();
+    encode_catalogue(&datasets)
 }
 
 /// Makes a list durable in the data directory `root`.
 pub(crate) fn write(files: &Files, root: &Path, listed: &Listed) -> Result<(), StorageError> {
-    let datasets: Vec<_> = listed.values().map(Description::encode).collect();
-    files.replace(&root.join(NAME), &encode_catalogue(&datasets))?;
-    Ok(())
+    file(root).replace(files, &encode(listed))
 }
 
 /// Gives a list that cannot be believed another name: somebody may want to look at it.
 pub(crate) fn set_aside(files: &Files, root: &Path) -> Result<(), StorageError> {
-    match files.rename(&root.join(NAME), &root.join(DAMAGED_NAME)) {
-        Err(error) if error.is_not_found() => Ok(()),
-        renamed => renamed,
-    }
+    file(root).set_aside(files)
 }
 
 impl Catalogue {
@@ -110,16 +93,15 @@ impl Catalogue {
             }
             read => read?,
         };
-        let state = State {
-            written: read.is_some(),
-            listed: read.unwrap_or_default(),
-            in_the_way: was_damaged,
-        };
+        let mut file = file(root);
+        file.written = read.is_some();
+        file.in_the_way = was_damaged;
+        let listed = read.unwrap_or_default();
         Ok(Self {
             root: root.to_owned(),
             was_damaged,
             gone: AtomicU64::new(0),
-            state: Mutex::new(state),
+            state: Mutex::new(State { listed, file }),
         })
     }
 
@@ -148,28 +130,29 @@ impl Catalogue {
             changed |= state.listed.get(&id) != Some(&description);
             state.listed.insert(id, description);
         }
-        state.written &= !changed;
-        self.try_to_write(files, &mut state);
+        state.file.written &= !changed;
+        try_to_write(files, &mut state);
     }
 
     /// Lists a dataset whose directory stands, or has another description.
     pub(crate) fn put(&self, files: &Files, description: Description) {
         let mut state = lock(&self.state);
         state.listed.insert(description.id, description);
-        state.written = false;
-        self.try_to_write(files, &mut state);
+        state.file.written = false;
+        try_to_write(files, &mut state);
     }
 
     /// Has a dataset leave the list that was dropped; whether it has, durably: what is left of its directory may go then.
     pub(crate) fn remove(&self, files: &Files, id: &[u8; 16]) -> bool {
         let mut state = lock(&self.state);
-        state.written &= state.listed.remove(id).is_none();
-        self.try_to_write(files, &mut state)
+        let was_listed = state.listed.remove(id).is_some();
+        state.file.written &= !was_listed;
+        try_to_write(files, &mut state)
     }
 
     /// Writes the list where its file may say something else; whether it says this then.
     pub(crate) fn bring_up_to_date(&self, files: &Files) -> bool {
-        self.try_to_write(files, &mut lock(&self.state))
+        try_to_write(files, &mut lock(&self.state))
     }
 
     /// Its figures; the last word of each name is the unit.
@@ -179,25 +162,15 @@ impl Catalogue {
             ("damaged_catalogues_count", u64::from(self.was_damaged)),
         ]
     }
+}
 
-    fn try_to_write(&self, files: &Files, state: &mut State) -> bool {
-        if state.written {
-            return true;
-        }
-        if let Err(error) = self.write(files, state) {
-            tracing::warn!(%error, "datasets that are lost from now on may not be missed: their list cannot be written");
-            return false;
-        }
-        true
+fn try_to_write(files: &Files, state: &mut State) -> bool {
+    if state.file.written {
+        return true;
     }
-
-    fn write(&self, files: &Files, state: &mut State) -> Result<(), StorageError> {
-        if state.in_the_way {
-            set_aside(files, &self.root)?;
-            state.in_the_way = false;
-        }
-        write(files, &self.root, &state.listed)?;
-        state.written = true;
-        Ok(())
+    if let Err(error) = state.file.replace(files, &encode(&state.listed)) {
+        tracing::warn!(%error, "datasets that are lost from now on may not be missed: their list cannot be written");
+        return false;
     }
+    true
 }

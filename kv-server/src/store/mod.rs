@@ -37,6 +37,7 @@ mod index;
 pub mod journal;
 
 mod limits;
+mod list_file;
 mod loader;
 mod log;
 mod open;

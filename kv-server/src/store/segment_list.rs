@@ -9,11 +9,11 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 
-use kv_proto::DecodeError;
 use kv_proto::segment_list::{encode_segments, parse_segments};
 
 use super::files::Files;
 use super::limits::SEGMENT_LIST_MAX_BYTES;
+use super::list_file::ListFile;
 use super::lock;
 use super::recover::says_lost;
 use crate::error::StorageError;
@@ -37,12 +37,13 @@ pub(crate) struct SegmentList {
 
 struct State {
     listed: BTreeSet<u32>,
-    /// Whether the file says this, durably.
-    written: bool,
+    file: ListFile,
     /// Whether a file was met that is not listed: its name may not be durable.
     unsynced: bool,
-    /// Whether a list that cannot be believed has the name still.
-    in_the_way: bool,
+}
+
+fn file(directory: &Path) -> ListFile {
+    ListFile::new(directory, NAME, DAMAGED_NAME)
 }
 
 /// What is listed in `directory`; `None` where there is no list.
@@ -54,27 +55,15 @@ pub(crate) fn read(
     directory: &Path,
     dataset: [u8; 16],
 ) -> Result<Option<BTreeSet<u32>>, StorageError> {
-    let path = directory.join(NAME);
-    let file = match files.open(&path) {
-        Err(error) if error.is_not_found() => return Ok(None),
-        opened => opened?,
-    };
-    let len = files.len(&file)?;
-    let parsed = if len > SEGMENT_LIST_MAX_BYTES {
-        Err(DecodeError::Range {
-            what: "list of segments",
-            field: "length",
-            value: len,
-        })
-    } else {
-        let mut bytes = vec![0; len as usize];
-        files.read_at(&file, &mut bytes, 0)?;
-        parse_segments(&bytes, dataset)
-    };
-    match parsed {
-        Ok(segments) => Ok(Some(segments.into_iter().collect())),
-        Err(source) => Err(StorageError::Damaged { path, source }),
-    }
+    file(directory).read(files, "list of segments", SEGMENT_LIST_MAX_BYTES, |bytes| {
+        let segments = parse_segments(bytes, dataset)?;
+        Ok(segments.into_iter().collect())
+    })
+}
+
+fn encode(dataset: [u8; 16], segments: &BTreeSet<u32>) -> Vec<u8> {
+    let segments: Vec<u32> = segments.iter().copied().collect();
+    encode_segments(dataset, &segments)
 }
 
 /// Makes a list durable in `directory`.
@@ -84,22 +73,19 @@ pub(crate) fn write(
     dataset: [u8; 16],
     segments: &BTreeSet<u32>,
 ) -> Result<(), StorageError> {
-    let segments: Vec<u32> = segments.iter().copied().collect();
-    files.replace(&directory.join(NAME), &encode_segments(dataset, &segments))?;
-    Ok(())
+    file(directory).replace(files, &encode(dataset, segments))
 }
 
 /// Gives a list that cannot be believed another name: somebody may want to look at it.
 pub(crate) fn set_aside(files: &Files, directory: &Path) -> Result<(), StorageError> {
-    match files.rename(&directory.join(NAME), &directory.join(DAMAGED_NAME)) {
-        Err(error) if error.is_not_found() => Ok(()),
-        renamed => renamed,
-    }
+    file(directory).set_aside(files)
 }
 
 impl SegmentList {
     /// Of a new dataset, whose list has no segment.
     pub(crate) fn new(directory: &Path, dataset: [u8; 16]) -> Self {
+        let mut file = file(directory);
+        file.written = true;
         Self {
             directory: directory.to_owned(),
             dataset,
@@ -107,9 +93,8 @@ impl SegmentList {
             has_gone: false,
             state: Mutex::new(State {
                 listed: BTreeSet::new(),
-                written: true,
+                file,
                 unsynced: false,
-                in_the_way: false,
             }),
         }
     }
@@ -144,11 +129,13 @@ impl SegmentList {
         let read = read.unwrap_or_default();
         let unsynced = !found.is_subset(&read);
         let listed = &found | &read;
+        let mut file = file(directory);
+        file.written = there_is_one && !unsynced;
+        file.in_the_way = was_damaged;
         let state = State {
             listed: listed.clone(),
-            written: there_is_one && !unsynced,
+            file,
             unsynced,
-            in_the_way: was_damaged,
         };
         let this = Self {
             was_damaged,
@@ -188,7 +175,7 @@ impl SegmentList {
         for segment in segments {
             changed |= state.listed.remove(&segment);
         }
-        if state.written && !changed {
+        if state.file.written && !changed {
             return Ok(());
         }
         self.write(files, &mut state)
@@ -205,8 +192,8 @@ impl SegmentList {
         }
         let mut state = lock(&self.state);
         tracing::debug!(error = %full, "the list of segments is removed: nothing else fits the disk");
-        state.written = false;
-        match files.remove(&self.directory.join(NAME)) {
+        state.file.written = false;
+        match files.remove(state.file.path()) {
             Err(error) if error.is_not_found() => {}
             removed => removed?,
         }
@@ -219,25 +206,19 @@ impl SegmentList {
     /// Why its file may still say something else.
     pub(crate) fn bring_up_to_date(&self, files: &Files) -> Result<(), StorageError> {
         let mut state = lock(&self.state);
-        if state.written {
+        if state.file.written {
             return Ok(());
         }
         self.write(files, &mut state)
     }
 
     fn write(&self, files: &Files, state: &mut State) -> Result<(), StorageError> {
-        state.written = false;
+        state.file.written = false;
         if state.unsynced {
             // Listed, and not there after a power cut, it would be missed.
             files.sync_directory(&self.directory)?;
             state.unsynced = false;
         }
-        if state.in_the_way {
-            set_aside(files, &self.directory)?;
-            state.in_the_way = false;
-        }
-        write(files, &self.directory, self.dataset, &state.listed)?;
-        state.written = true;
-        Ok(())
+        state.file.replace(files, &encode(self.dataset, &state.listed))
     }
 }
