@@ -1,4 +1,4 @@
-//! `bench lookup`, `bench put` and `bench restart` over little data: that they run, check what they read, and report all
+//! `bench lookup`, `bench put`, `bench restart` and `bench floor` over little data: that they run, check what they read, and report all
 //! that they promise. What they measure here says nothing.
 
 mod common;
@@ -150,4 +150,34 @@ fn restarts_are_measured() {
         "ready_over_both_reserved",
     ];
     intervals(&report, &figures);
+}
+
+#[test]
+#[ignore = "needs an RDMA device: VKV_TEST_DEVICE=rxe0"]
+fn the_floor_is_measured_by_two_instruments() {
+    let folder = tempfile::tempdir().unwrap();
+    let json = folder.path().join("floor.json");
+    let output = Command::new(BENCH)
+        .args([
+            "floor",
+            "--sizes",
+            "4096,65536",
+            "--blocks",
+            "2",
+            "--reads",
+            "64",
+            "--json",
+        ])
+        .arg(&json)
+        .stdin(Stdio::null())
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{said}");
+    let report: Value = serde_json::from_slice(&fs::read(&json).unwrap()).unwrap();
+    let rows = report["rows"].as_array().unwrap();
+    assert_eq!(rows.len(), 4, "latency and bandwidth of each length");
+    for row in rows {
+        intervals(row, &["perftest", "raw", "ratio"]);
+    }
 }

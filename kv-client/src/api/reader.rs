@@ -227,9 +227,7 @@ impl Reader {
             _ => Err(ReadError::OtherSession),
         }
     }
-}
 
-impl Reader {
     /// Reads the values of many keys straight into `buffer`, each at its offset: as [`Client::get_many_into`].
     pub fn get_many_into<K: AsRef<[u8]>>(
         &mut self,

@@ -12,6 +12,8 @@ use crate::failure::Failure;
 
 /// Most things of one kind that are named one by one on stderr.
 pub(crate) const NAMED_MAX: u64 = 100;
+/// Problems that a report holds; all of them are counted.
+pub(crate) const PROBLEMS_KEPT_MAX: usize = 1000;
 
 /// Says that so many things of a kind were named.
 pub(crate) fn named_above(count: u64) -> String {

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
-use crate::output::{NAMED_MAX, clock, say, size};
+use crate::output::{NAMED_MAX, PROBLEMS_KEPT_MAX, clock, say, size};
 
 /// Between two lines where stderr is no terminal.
 const LINE_EVERY: Duration = Duration::from_secs(5);
@@ -110,11 +110,12 @@ impl Progress {
         if before > NAMED_MAX {
             return;
         }
-        let text = if before < NAMED_MAX {
-            text
-        } else {
-            "kv: more of this kind is counted and not named (--json FILE has a thousand)"
+        let more = || {
+            format!(
+                "kv: more of this kind is counted and not named (--json FILE has the first {PROBLEMS_KEPT_MAX})"
+            )
         };
+        let text = if before < NAMED_MAX { text } else { &more() };
         match &self.bar {
             Some(bar) => bar.suspend(|| say(text)),
             None => say(text),

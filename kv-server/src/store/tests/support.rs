@@ -363,12 +363,22 @@ fn copy_files(files: &[(PathBuf, bool)], from: &Path, to: &Path) -> bool {
 }
 
 /// Copies a file of which the end may be a hole.
+///
+/// What is written while it is read may come without what was written before it, in front of it: no crash leaves that, and
+/// it is read again.
 fn copy_file(from: &Path, to: &Path) -> std::io::Result<()> {
-    let bytes = std::fs::read(from)?;
-    let data = bytes
-        .iter()
-        .rposition(|byte| *byte != 0)
-        .map_or(0, |last| last + 1);
+    let mut bytes = std::fs::read(from)?;
+    let data = loop {
+        let data = bytes
+            .iter()
+            .rposition(|byte| *byte != 0)
+            .map_or(0, |last| last + 1);
+        let again = std::fs::read(from)?;
+        if again.get(..data) == Some(&bytes[..data]) {
+            break data;
+        }
+        bytes = again;
+    };
     std::fs::write(to, &bytes[..data])?;
     std::fs::File::options()
         .write(true)

@@ -15,6 +15,7 @@ use kv_proto::layout::PART_MAX_BYTES;
 
 use super::plan::Step;
 use crate::keys::shown;
+use crate::output::PROBLEMS_KEPT_MAX;
 use crate::progress::{Counted, Progress};
 use crate::source::read::Opener;
 use crate::source::{Item, Problem, Sources};
@@ -32,8 +33,6 @@ const LARGE_UNDER_WAY_MAX: usize = 2;
 const ATTEMPTS_MAX: u32 = 3;
 /// How often it is tried, each time for the whole deadline, where the server is busy and nothing else gets on either.
 const BUSY_ATTEMPTS_MAX: u32 = 20;
-/// Problems kept for the report; all are counted, and all are said when they happen.
-const PROBLEMS_KEPT_MAX: usize = 1000;
 
 /// What was done.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

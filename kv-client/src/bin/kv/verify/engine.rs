@@ -5,6 +5,7 @@ use std::io::{self, Read};
 use std::time::{Duration, Instant};
 
 use crate::keys::shown;
+use crate::output::PROBLEMS_KEPT_MAX;
 use crate::progress::Progress;
 use crate::source::read::Opener;
 use crate::source::{Item, Sources};
@@ -19,8 +20,6 @@ const BATCH_BYTES_MAX: u64 = 16 << 20;
 const WHOLE_BYTES_MAX: u64 = 1 << 30;
 /// Bytes of a source that are held at a time.
 const PIECE_BYTES: usize = 1 << 20;
-/// Problems kept for the report; all are counted, and all are said when they are found.
-const PROBLEMS_KEPT_MAX: usize = 1000;
 
 /// How to verify.
 #[derive(Clone, Copy, Debug)]
