@@ -228,8 +228,8 @@ fn definitions_over_verbs_run_over_local_too() {
             ("\"replay\"", "\"memcpy\""),
         ];
         let text = changes.iter().fold(text, |text, (from, to)| {
-            // A case may do without perftest.
-            assert!(text.contains(from) || *from == "\"perftest\"");
+            // What is beside a case may be all that there is.
+            assert!(text.contains(from) || *from != "\"verbs\"");
             text.replace(from, to)
         });
         let path = folder.path().join(definition.file_name().unwrap());

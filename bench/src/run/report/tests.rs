@@ -172,3 +172,28 @@ fn a_table_has_a_row_for_each_side_and_reads_back() {
         .to_string();
     assert!(error.contains("no report of bench run"), "{error}");
 }
+
+/// What is recorded is of the definitions as they are now, and `bench compare` can read it.
+#[test]
+fn recorded_results_are_read() {
+    let own = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut read = 0;
+    for entry in std::fs::read_dir(own.join("results")).unwrap() {
+        let path = entry.unwrap().path();
+        if path.extension().is_none_or(|extension| extension != "json") {
+            continue;
+        }
+        let report = Report::read(&path).unwrap();
+        let definition = own
+            .join("defs")
+            .join(path.with_extension("toml").file_name().unwrap());
+        assert_eq!(
+            report.definition,
+            std::fs::read_to_string(definition).unwrap(),
+            "{}",
+            path.display()
+        );
+        read += 1;
+    }
+    assert!(read > 0);
+}
