@@ -5,9 +5,10 @@ use std::path::Path;
 use std::process::Command;
 
 /// What the program is built from, of this repository.
-const SOURCES: [&str; 9] = [
+const SOURCES: [&str; 10] = [
     "build.rs",
     "src",
+    "../campaigns/src",
     "../kv-client/src",
     "../kv-fabric/src",
     "../kv-proto/src",

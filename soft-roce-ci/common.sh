@@ -97,10 +97,10 @@ guarded() {
     return "$code"
 }
 
-# build_programs: kv-server, kv and bench, for release; sets $programs
+# build_programs PACKAGE...: kv-server, kv and the programs of these packages, for release; sets $programs
 build_programs() {
     need_toolchain
     note "building (the first time takes some minutes)"
-    (cd "$top" && cargo build --release --locked --quiet -p kv-server -p kv-client -p bench --bins)
+    (cd "$top" && cargo build --release --locked --quiet -p kv-server -p kv-client "${@/#/-p}" --bins)
     programs=${CARGO_TARGET_DIR:-$top/target}/release
 }

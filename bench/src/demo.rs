@@ -6,6 +6,7 @@ use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use campaigns::processes::Server;
 use clap::ValueEnum;
 use kv_client::{ReadError, Server as Session};
 use serde::{Deserialize, Serialize};
@@ -15,7 +16,7 @@ use crate::echo::{Echo, Echoed};
 use crate::environment::{self, Environment};
 use crate::fetch::{self, Pass, Sources};
 use crate::latency::{self, Floor, Latency};
-use crate::processes::{Server, sleeps};
+use crate::processes::{cpu_us, sleeps};
 use crate::source::{self, Sample};
 use crate::stage::{Listen, Stage};
 
@@ -294,7 +295,7 @@ fn fetch_all(
     };
     let before = Frames::of(&session)?;
     std::thread::sleep(SETTLE);
-    let cpu = server.cpu_us()?;
+    let cpu = cpu_us(server.pid())?;
     let wakes = sleeps(server.pid())?;
 
     eprintln!("demo: fetching every file by its key, with no locator cached");
@@ -303,16 +304,16 @@ fn fetch_all(
     let known = fetch::pass(&client, &sources, Some(&locators), args.seed + 1)?;
 
     let wakes = sleeps(server.pid())?.saturating_sub(wakes);
-    let cpu = server.cpu_us()? - cpu;
+    let cpu = cpu_us(server.pid())? - cpu;
     let echo = echo.map(Echo::finish).transpose()?;
     let packets = environment::packets(&device)
         .zip(packets)
         .map(|(after, before)| after - before);
     let after = Frames::of(&session)?;
     let directory_reads = client.counters().directory_reads;
-    let idle = server.cpu_us()?;
+    let idle = cpu_us(server.pid())?;
     std::thread::sleep(IDLE);
-    let idle = (server.cpu_us()? - idle) / IDLE.as_secs_f64();
+    let idle = (cpu_us(server.pid())? - idle) / IDLE.as_secs_f64();
 
     eprintln!("demo: measuring one GET of 4 KiB beside the floor");
     let latency = measure_latency(args, stage, &session)?;

@@ -3,26 +3,20 @@
 //! - `bench run`: what a DEF.toml says, beside floors and peers; `bench compare` tells two such runs apart.
 //! - `bench instructions`: how many of them the client spends on a GET.
 //! - `bench floor`: raw READs over `rdma-core-rs` beside perftest, alternating.
-//! - `bench fire`: readers against writers and reclamation, on networks that are late, in processes that stop.
-//! - `bench crash`: a server killed at random moments; nothing that was answered is lost.
-//! - `bench power`: the power cut at any point of a recording of the block device; the same.
 //! - `bench lookup`: lookups in a table of ten million keys, in one of ten thousand, and random loads.
 //! - `bench put`: durable PUTs beside fio.
 //! - `bench restart`: a start with ten million records beside `cat` and a hash map.
 //! - `bench demo`: real files into a dataset and back, every byte compared; the main job.
-mod crash;
 mod demo;
 mod disk;
 mod echo;
 mod environment;
 mod fetch;
-mod fire;
 mod floor;
 mod instructions;
 mod latency;
 mod lookup;
 mod perftest;
-mod power;
 mod process_clock;
 mod processes;
 mod put;
@@ -60,12 +54,6 @@ enum Command {
     Floor(floor::Args),
     /// Ingests real files, kills the server, fetches every file back by READs and compares every byte.
     Demo(demo::Args),
-    /// Readers against writers and reclamation: no wrong byte, nothing old, and every hazard often enough.
-    Fire(fire::Args),
-    /// Kills a server at random moments while it is written to, and compares everything after each restart.
-    Crash(crash::Args),
-    /// Records every block write of a server, cuts the power at many points, and compares what is left.
-    Power(power::Args),
     /// Lookups in a large and in a small table, beside dependent random loads; one process, no device.
     Lookup(lookup::Args),
     /// Durable PUTs of 64 KiB beside fio, and the bytes they write beside plain writes, alternating.
@@ -88,9 +76,6 @@ fn main() -> ExitCode {
         Command::Instructions(args) => instructions::run(&args),
         Command::Floor(args) => floor::run(&args),
         Command::Demo(args) => demo::run(&args),
-        Command::Fire(args) => fire::run(&args),
-        Command::Crash(args) => crash::run(&args),
-        Command::Power(args) => power::run(&args),
         Command::Lookup(args) => lookup::run(&args),
         Command::Put(args) => put::run(&args),
         Command::Restart(args) => restart::run(&args),

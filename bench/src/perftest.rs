@@ -7,7 +7,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use crate::Error;
-use crate::processes::end_of;
+use campaigns::processes::end_of;
 
 /// Longest that one side may take to start or to finish.
 const PATIENCE: Duration = Duration::from_secs(120);

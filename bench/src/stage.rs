@@ -8,7 +8,7 @@ use std::time::Duration;
 use kv_client::{AccessKey, ClientOptions};
 
 use crate::Error;
-use crate::processes::{self, Server};
+use campaigns::processes::{self, Server};
 
 /// Where a server listens.
 #[derive(Debug, Clone, Copy)]

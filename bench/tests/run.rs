@@ -1,12 +1,13 @@
 //! `bench run` in smoke form: every definition that is shipped runs, with few values, and every value is right. It shows
 //! that the harness works, and measures nothing.
 
+#[path = "../../campaigns/tests/common/mod.rs"]
 mod common;
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
-use common::{BENCH, server};
+use common::server;
 use serde_json::Value;
 
 fn definitions(start: &str) -> Vec<PathBuf> {
@@ -23,7 +24,7 @@ fn definitions(start: &str) -> Vec<PathBuf> {
 fn bench(arguments: &[&str], folder: &Path, variables: &[(&str, &str)]) -> Output {
     // Real files: this package's own.
     let files = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/run");
-    Command::new(BENCH)
+    Command::new(env!("CARGO_BIN_EXE_bench"))
         .args(arguments)
         .env("VKV_FILES", files)
         .env("TMPDIR", folder)

@@ -1,6 +1,7 @@
 //! `bench lookup`, `bench put`, `bench restart` and `bench floor` over little data: that they run, check what they read, and report all
 //! that they promise. What they measure here says nothing.
 
+#[path = "../../campaigns/tests/common/mod.rs"]
 mod common;
 
 use std::fs;
@@ -8,7 +9,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use common::{BENCH, server};
+use common::server;
 use serde_json::Value;
 
 /// A directory on a block device: in the one that `VKV_BENCH_DATA` names, else where cargo keeps what tests write.
@@ -23,7 +24,7 @@ fn measured(folder: &Path, what: &str, args: &[&str]) -> Value {
     let data = folder.join("data");
     fs::create_dir(&data).unwrap();
     let path = format!("{}:{}", folder.display(), std::env::var("PATH").unwrap());
-    let output = Command::new(BENCH)
+    let output = Command::new(env!("CARGO_BIN_EXE_bench"))
         .args([what, "--data"])
         .arg(&data)
         .arg("--json")
@@ -157,7 +158,7 @@ fn restarts_are_measured() {
 fn the_floor_is_measured_by_two_instruments() {
     let folder = tempfile::tempdir().unwrap();
     let json = folder.path().join("floor.json");
-    let output = Command::new(BENCH)
+    let output = Command::new(env!("CARGO_BIN_EXE_bench"))
         .args([
             "floor",
             "--sizes",

@@ -8,9 +8,9 @@ use super::values::Values;
 use super::{Args, Cut, kv};
 use crate::demo::Network;
 use crate::disk::make_cold;
-use crate::processes::Server;
 use crate::stage::{Listen, Stage};
 use crate::{Error, environment};
+use campaigns::processes::Server;
 
 /// What a set of values is called, and what was made of it.
 struct Set {

@@ -11,11 +11,11 @@ use kv_proto::layout::wire_len;
 use crate::Error;
 use crate::environment::{is_soft_roce, program};
 use crate::perftest::{Perftest, Reaped, Test, wait_until_listening};
-use crate::processes::end_of;
 use crate::raw::{CHAIN_MAX, SIGNAL_READS};
 use crate::run::definition::{Lengths, SideName, Start};
 use crate::run::job::{Block, Point};
 use crate::run::values::Values;
+use campaigns::processes::end_of;
 
 /// READs of a block at least: perftest calibrates itself on them.
 const ITERATIONS_MIN: usize = 64;

@@ -1,4 +1,4 @@
-//! `bench crash`: a real server killed with SIGKILL at random moments, and everything compared after each restart.
+//! `campaign crash`: a real server killed with SIGKILL at random moments, and everything compared after each restart.
 //!
 //! A campaign is a row of *lives*. Each begins with a fresh data directory and has its own seed, so that a round that
 //! fails is found again by running its life alone. The seed chooses every operation and the moment of each kill; what
@@ -20,7 +20,7 @@ use std::time::{Duration, Instant};
 use indicatif::{ProgressBar, ProgressStyle};
 use signal_hook::consts::{SIGINT, SIGTERM};
 
-use crate::Error;
+use campaigns::Error;
 use life::{Life, Totals};
 use model::Model;
 use place::Place;
@@ -66,7 +66,7 @@ id and number, and so are some old ones: each is done once, also where another c
 
 Ends with a line of counts and 0, or says what is wrong, how to run that life again, and where its directory was kept.";
 
-/// Options of `bench crash`.
+/// Options of `campaign crash`.
 #[derive(Debug, clap::Args)]
 #[command(after_long_help = ABOUT)]
 pub(crate) struct Args {
@@ -232,7 +232,7 @@ fn live(
         .map(|arg| format!(" --server-arg={}", arg.display()))
         .collect();
     eprintln!(
-        "crash: run it again with: bench crash --rounds {rounds} --life {rounds} --seed {seed}{}",
+        "crash: run it again with: campaign crash --rounds {rounds} --life {rounds} --seed {seed}{}",
         more.concat()
     );
     Ok(Ended::Wrong)

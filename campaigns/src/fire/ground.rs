@@ -14,7 +14,7 @@ use kv_server::store::StoreOptions;
 
 use super::fabrics::FireFabric;
 use super::{Args, PLACES, Plan, values, writer};
-use crate::Error;
+use campaigns::Error;
 
 const SECRET: [u8; 32] = [7; 32];
 

@@ -1,14 +1,14 @@
-//! Short campaigns of `bench fire`; the long ones are its defaults.
+//! Short campaigns of `campaign fire`; the long ones are its defaults.
 
 use std::process::Command;
 
 /// Runs a campaign; all that it requires must hold.
 fn fire(args: &[&str]) {
-    let output = Command::new(env!("CARGO_BIN_EXE_bench"))
+    let output = Command::new(env!("CARGO_BIN_EXE_campaign"))
         .arg("fire")
         .args(args)
         .output()
-        .expect("bench starts");
+        .expect("campaign starts");
     let text = String::from_utf8_lossy(&output.stdout);
     println!("{text}{}", String::from_utf8_lossy(&output.stderr));
     assert!(output.status.success(), "{}", output.status);
@@ -47,7 +47,7 @@ fn nothing_wrong_is_read_under_fire_over_local() {
 /// What a campaign requires can be missed, and then it fails.
 #[test]
 fn a_campaign_whose_hazards_did_not_happen_fails() {
-    let output = Command::new(env!("CARGO_BIN_EXE_bench"))
+    let output = Command::new(env!("CARGO_BIN_EXE_campaign"))
         .args([
             "fire",
             "--reads",
@@ -58,7 +58,7 @@ fn a_campaign_whose_hazards_did_not_happen_fails() {
             "1",
         ])
         .output()
-        .expect("bench starts");
+        .expect("campaign starts");
     let text = String::from_utf8_lossy(&output.stdout);
     assert!(!output.status.success() && text.contains("TOO FEW"), "{text}");
 }

@@ -10,7 +10,7 @@ use std::os::unix::fs::FileExt;
 use fastrand::Rng;
 
 use super::log::{Entry, Log};
-use crate::Error;
+use campaigns::Error;
 
 /// What a device writes wholly or not at all.
 const UNIT_BYTES: u64 = 4096;

@@ -1,4 +1,4 @@
-//! `bench crash`: that a short campaign finds nothing wrong, that one on a server that loses bytes does, and that it
+//! `campaign crash`: that a short campaign finds nothing wrong, that one on a server that loses bytes does, and that it
 //! leaves nothing behind when it is interrupted.
 
 mod common;
@@ -9,14 +9,14 @@ use std::path::Path;
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
-use common::{BENCH, server};
+use common::server;
 use rustix::process::{Pid, Signal, kill_process};
 
 /// Longest wait for anything.
 const PATIENCE: Duration = Duration::from_secs(60);
 
 fn crash(data: &Path, program: &Path, arguments: &[&str]) -> Command {
-    let mut command = Command::new(BENCH);
+    let mut command = Command::new(env!("CARGO_BIN_EXE_campaign"));
     command.arg("crash").arg("--data").arg(data).args(arguments);
     command
         .env("VKV_KV_SERVER", program)
@@ -63,7 +63,7 @@ fn a_server_that_loses_the_end_of_its_log_is_found_out() {
     assert_eq!(output.status.code(), Some(1), "{said}");
     assert!(said.contains("crash: WRONG after "), "{said}");
     assert!(
-        said.contains("bench crash --rounds 6 --life 6 --seed 3"),
+        said.contains("campaign crash --rounds 6 --life 6 --seed 3"),
         "{said}"
     );
     let kept = fs::read_dir(&kept).unwrap().next().unwrap().unwrap();
@@ -73,7 +73,7 @@ fn a_server_that_loses_the_end_of_its_log_is_found_out() {
 #[test]
 fn sigint_leaves_nothing_behind() {
     let data = tempfile::tempdir().unwrap();
-    let mut bench = crash(data.path(), server(), &["--rounds", "100000"])
+    let mut campaign = crash(data.path(), server(), &["--rounds", "100000"])
         .stdout(Stdio::null())
         .stderr(Stdio::piped())
         .spawn()
@@ -83,12 +83,12 @@ fn sigint_leaves_nothing_behind() {
         assert!(Instant::now() < deadline, "no server was started");
         std::thread::sleep(Duration::from_millis(10));
     }
-    kill_process(Pid::from_child(&bench), Signal::INT).unwrap();
-    while bench.try_wait().unwrap().is_none() {
+    kill_process(Pid::from_child(&campaign), Signal::INT).unwrap();
+    while campaign.try_wait().unwrap().is_none() {
         assert!(Instant::now() < deadline, "it goes on after SIGINT");
         std::thread::sleep(Duration::from_millis(10));
     }
-    let output = bench.wait_with_output().unwrap();
+    let output = campaign.wait_with_output().unwrap();
     assert_eq!(output.status.code(), Some(1));
     assert!(
         stderr(&output).contains("interrupted after "),

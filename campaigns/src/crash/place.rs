@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use kv_client::{AccessKey, ClientError, ClientOptions, Server as Session, Target};
 
-use crate::Error;
-use crate::processes::{self, Server, Starting};
+use campaigns::Error;
+use campaigns::processes::{self, Server, Starting};
 
 /// Longest wait for a connection to a server that said that it is ready.
 const CONNECT_PATIENCE: Duration = Duration::from_secs(20);
@@ -28,7 +28,7 @@ impl Place {
         let program = program()?;
         let keys = scratch.join("keys.toml");
         if !keys.exists() {
-            let keygen = ["keygen", "--name", "bench", "--role", "admin", "--out"].map(OsStr::new);
+            let keygen = ["keygen", "--name", "campaign", "--role", "admin", "--out"].map(OsStr::new);
             processes::run(&program, &[&keygen[..], &[keys.as_os_str()]].concat())?;
         }
         let listen = format!("local:{}", scratch.join("socket").display());

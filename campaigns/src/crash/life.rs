@@ -12,8 +12,8 @@ use super::check::{Check, Tally};
 use super::model::{MAIN, Model, Wrong};
 use super::place::Place;
 use super::work::{DATASET, Load, Mark, Round, Writer, churn, read};
-use crate::Error;
-use crate::processes::Server;
+use campaigns::Error;
+use campaigns::processes::Server;
 
 /// Longest that answers are waited for before the kill comes anyway.
 const ANSWERS_PATIENCE: Duration = Duration::from_secs(30);

@@ -1,4 +1,4 @@
-//! `bench power`: power cuts, at points between the flushes of a real recording, and what a server makes of each.
+//! `campaign power`: power cuts, at points between the flushes of a real recording, and what a server makes of each.
 //!
 //! A short crash campaign runs on a file system whose every block write is recorded, with a mark for each operation as it
 //! is answered. Then the device is made anew as it may be after a power cut at many points of that recording; each time
@@ -15,12 +15,12 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use crate::Error;
 use crate::crash::life::Life;
 use crate::crash::model::Model;
 use crate::crash::place::Place;
 use crate::crash::stop_on_signals;
 use crate::crash::work::Load;
+use campaigns::Error;
 use cut::Cut;
 use device::{Marker, Recorded};
 use log::{Entry, Log};
@@ -61,7 +61,7 @@ const SERVER_ARGUMENTS: [&str; 14] = [
 ];
 
 const ABOUT: &str = "\
-Records a short crash campaign (see `bench crash --help`) on a fresh ext4 on DEVICE, with the kernel's dm-log-writes and
+Records a short crash campaign (see `campaign crash --help`) on a fresh ext4 on DEVICE, with the kernel's dm-log-writes and
 a mark for every answer, and then cuts the power at COUNT points. Half of them lie right behind an answer, where nothing
 counts that was not flushed; the others at flushes: right behind one, or right before one with its first writes or any
 4 KiB of them kept. After each cut the file system is mounted (ext4 replays its journal), a server started, and every key
@@ -70,7 +70,7 @@ compared: what was answered before is there, nothing is there by halves, nothing
 With --leave-out KIND the server that is recorded leaves one kind of sync out, and the run succeeds if a cut shows that.
 Needs root, dmsetup and the modules dm-log-writes and loop; `soft-roce-ci/power` runs it where those are.";
 
-/// Options of `bench power`.
+/// Options of `campaign power`.
 #[derive(Debug, clap::Args)]
 #[command(after_long_help = ABOUT)]
 pub(crate) struct Args {

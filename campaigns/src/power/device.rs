@@ -7,7 +7,7 @@ use std::process::{Command, Stdio};
 use std::sync::mpsc::{self, Receiver, Sender};
 use std::thread::JoinHandle;
 
-use crate::Error;
+use campaigns::Error;
 
 const SECTOR_BYTES: u64 = 512;
 /// Length of the recorded file system: small, so that it is soon written anew for each cut.
