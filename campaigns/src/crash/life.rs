@@ -19,6 +19,8 @@ use campaigns::processes::Server;
 const ANSWERS_PATIENCE: Duration = Duration::from_secs(30);
 /// Longest that a call of a client goes on that lives on across a kill.
 const SURVIVOR_DEADLINE: Duration = Duration::from_secs(60);
+/// A quiet round has so many times the answers of another: few of them are of drops, whose cuts are what it is for.
+const QUIET_TIMES: u64 = 2;
 /// Longest from the last answer that counts to the kill, us.
 const KILL_DELAY_US: u64 = 4000;
 /// Servers that are killed while they start, in a round at most.
@@ -156,6 +158,7 @@ impl<'a> Life<'a> {
 
             let conductor = Conductor {
                 round: &round,
+                quiet,
                 interrupted: self.interrupted,
             };
             let conducted = conductor.conduct(server, &mut self.rng, &mut self.totals);
@@ -214,13 +217,15 @@ pub(crate) fn no_panic(place: &Place) -> Result<(), Error> {
 /// Decides when the server dies.
 struct Conductor<'a> {
     round: &'a Round<'a>,
+    quiet: bool,
     interrupted: &'a AtomicBool,
 }
 
 impl Conductor<'_> {
     fn conduct(&self, server: Server, rng: &mut Rng, totals: &mut Totals) -> Result<Option<Server>, Error> {
         let round = self.round;
-        let first = rng.u64(round.load.answers_max / 2..=round.load.answers_max);
+        let times = if self.quiet { QUIET_TIMES } else { 1 };
+        let first = times * rng.u64(round.load.answers_max / 2..=round.load.answers_max);
 
         self.await_answers(first);
         std::thread::sleep(Duration::from_micros(rng.u64(..KILL_DELAY_US)));

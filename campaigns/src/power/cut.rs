@@ -40,10 +40,7 @@ impl Cut {
             Entry::Mark(text) => Some(text),
             _ => None,
         });
-        marks
-            .flat_map(|text| text.split(','))
-            .filter_map(|id| id.parse().ok())
-            .collect()
+        marks.filter_map(|id| id.parse().ok()).collect()
     }
 
     /// Fills `image`, which is empty and as long as the device, with what the device holds.
@@ -213,7 +210,7 @@ mod tests {
             (at(0), 0, "", &blocks[0]),
             (0, 1, "", &[]),
             (at(2), 2, "", &blocks[2]),
-            (0, 8, "5,6", &[]),
+            (0, 8, "5", &[]),
             (at(1), 0, "", &blocks[1]),
             (at(3), 0, "", &blocks[3]),
             (0, 1, "", &[]),
@@ -270,8 +267,8 @@ mod tests {
             Cut { at, kept }.marked(&log)
         };
         assert_eq!(marked(4), [].into());
-        assert_eq!(marked(5), [5, 6].into());
-        assert_eq!(marked(9), [5, 6, 7].into());
+        assert_eq!(marked(5), [5].into());
+        assert_eq!(marked(9), [5, 7].into());
     }
 
     #[test]

@@ -4,10 +4,10 @@ use std::ffi::OsStr;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::sync::mpsc::{self, Receiver, Sender};
-use std::thread::JoinHandle;
 
 use campaigns::Error;
+
+use super::message;
 
 const SECTOR_BYTES: u64 = 512;
 /// Length of the recorded file system: small, so that it is soon written anew for each cut.
@@ -15,8 +15,6 @@ pub(crate) const DATA_BYTES: u64 = 256 << 20;
 const DATA: &str = "vkv-power-data";
 const LOG: &str = "vkv-power-log";
 const RECORDED: &str = "vkv-power-recorded";
-/// Longest text of a mark: with the entry it must fit a sector.
-const MARK_BYTES_MAX: usize = 400;
 
 /// Runs a program; what it says is shown where it fails.
 pub(crate) fn command(program: &str, arguments: &[&OsStr]) -> Result<(), String> {
@@ -170,64 +168,8 @@ impl Drop for Mounted<'_> {
     }
 }
 
-type Asked = (u64, Sender<Result<(), String>>);
-
-/// Writes marks into the log: those that come while one is written share the next.
-pub(crate) struct Marker {
-    asks: Option<Sender<Asked>>,
-    thread: Option<JoinHandle<()>>,
-}
-
-impl Marker {
-    pub(crate) fn start() -> Self {
-        let (asks, asked) = mpsc::channel();
-        let thread = std::thread::spawn(move || write_marks(&asked));
-        Self {
-            asks: Some(asks),
-            thread: Some(thread),
-        }
-    }
-
-    /// Marks that the change `id` was answered; the mark is in the log when this returns.
-    pub(crate) fn mark(&self, id: u64) -> Result<(), String> {
-        let (done, answer) = mpsc::channel();
-        let asked = self.asks.as_ref().and_then(|asks| asks.send((id, done)).ok());
-        asked
-            .and_then(|()| answer.recv().ok())
-            .unwrap_or_else(|| Err("the marker is gone".to_owned()))
-    }
-}
-
-impl Drop for Marker {
-    fn drop(&mut self) {
-        self.asks.take();
-        if let Some(thread) = self.thread.take() {
-            let _ = thread.join();
-        }
-    }
-}
-
-fn write_marks(asked: &Receiver<Asked>) {
-    while let Ok((id, done)) = asked.recv() {
-        let (mut text, mut owed) = (id.to_string(), vec![done]);
-        while text.len() < MARK_BYTES_MAX
-            && let Ok((id, done)) = asked.try_recv()
-        {
-            text.push_str(&format!(",{id}"));
-            owed.push(done);
-        }
-        let written = mark(&text);
-        for done in owed {
-            // Who asked may have given up.
-            let _ = done.send(written.clone());
-        }
-    }
-}
-
-/// Writes one mark.
+/// Marks in the log that this was answered; the mark is there when this returns.
 pub(crate) fn mark(text: &str) -> Result<(), String> {
-    command(
-        "dmsetup",
-        &["message", RECORDED, "0", "mark", text].map(OsStr::new),
-    )
+    let message = format!("mark {text}");
+    message::send(RECORDED, &message).map_err(|error| format!("marking {text} in the log: {error}"))
 }
