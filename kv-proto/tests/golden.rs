@@ -312,7 +312,9 @@ fn golden_path() -> std::path::PathBuf {
 
 #[test]
 fn bytes_are_the_golden_ones() {
-    let mut text = String::from("# Bytes of the samples in tests/common; see tests/golden.rs.\n");
+    let mut text = String::from(
+        "# Bytes of the samples in tests/common; see tests/golden.rs. Dataset d0..df in hexadecimal, hash key 00..0f, epoch 7, key \"key\", secret \"secret\"\n# (proofs take any; a key file's has 32 bytes). The second slot of the bucket is there to fill it.\n",
+    );
     for (name, bytes) in golden() {
         let _ = writeln!(text, "{name} = {}", hex(&bytes));
     }

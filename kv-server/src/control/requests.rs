@@ -303,8 +303,6 @@ impl<F: Fabric> Control<F> {
             figures.push((name.to_owned(), value as u64));
         }
         figures.push(("staging_bytes".to_owned(), held));
-        figures.push(("retired_number".to_owned(), self.retirements.latest()));
-        figures.push(("epoch_number".to_owned(), self.store.epoch()));
         figures
     }
 }

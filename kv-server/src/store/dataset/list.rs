@@ -12,7 +12,7 @@ impl<D: Domain> Dataset<D> {
     /// Keys from slot hash `cursor` on, in the order of their slot hashes: at most `limit`, within `room_bytes` of a
     /// frame; the cursor of the next page, and whether this was the last. A page may be empty with more to come.
     ///
-    /// All keys of one slot hash come in one page. Where those of the first do not fit: nothing, the
+    /// A key whose record does not tell it any more is left out. All keys of one slot hash come in one page. Where those of the first do not fit: nothing, the
     /// same cursor, and not the last.
     ///
     /// # Errors
@@ -44,6 +44,17 @@ impl<D: Domain> Dataset<D> {
                 let Some(key) = segment.key_at(&slot.locator) else {
                     continue;
                 };
+                let hash = self.hash(&key);
+                if (hash.slot, hash.tag()) != (slot.hash, slot.locator.tag) {
+                    // What is there is of no key, or of another: whoever acted on it would reach the wrong one.
+                    tracing::error!(
+                        dataset = %self.name(),
+                        segment = slot.locator.segment,
+                        offset = slot.locator.offset_bytes(),
+                        "a key is left out of a list: its record is damaged and does not tell it any more"
+                    );
+                    continue;
+                }
                 let need = 2 + key.len() + 8 + size_of::<Locator>();
                 if entries.len() == limit || need > room {
                     return Ok(cut_page(entries, slot.hash));

@@ -139,6 +139,15 @@ impl<S: Source> Scan<'_, S> {
         Ok(Ok((header, end)))
     }
 
+    /// Whether the index names what is at `offset`, below the length `known` to be durable: also where its value is damaged.
+    fn is_named(&mut self, offset: u64, known: u64) -> Result<bool, StorageError> {
+        Ok(match self.record_at(offset)? {
+            Ok(_) => true,
+            Err(Invalid::Value { end, .. }) => end <= known,
+            Err(Invalid::Header) => false,
+        })
+    }
+
     /// The highest length that a whole header from `offset` on says was durable.
     fn durable_after(&mut self, offset: u64) -> Result<u64, StorageError> {
         let mut durable = 0;
@@ -212,7 +221,7 @@ pub(crate) fn scan(
             end = next;
         } else {
             at += 64;
-            while at < known && scan.record_at(at)?.is_err() {
+            while at < known && !scan.is_named(at, known)? {
                 at += 64;
             }
         }

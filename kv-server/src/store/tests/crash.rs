@@ -226,23 +226,31 @@ fn a_flipped_bit_in_durable_bytes_is_reported_kept_and_skipped() {
     }
 }
 
+/// Also where the record before it is damaged, from whose end on records are looked for unit by unit.
 #[test]
 fn an_older_value_does_not_come_back_in_place_of_a_damaged_one() {
     let running = scratch();
     let rig = Rig::open(running.path());
     rig.store.create("set").unwrap();
     rig.put("set", b"key", b"old").unwrap();
-    let new = rig.put("set", b"key", b"new").unwrap();
+    let before = rig.put("set", b"before", b"it").unwrap().locator.offset_bytes();
+    let new = rig.put("set", b"key", b"new").unwrap().locator.offset_bytes();
     rig.put("set", b"after", b"says what is durable").unwrap();
     let file = segment_files(&rig.dataset("set"))[0].clone();
-    let crashed = scratch();
-    copy_directory(running.path(), crashed.path());
-    let target = crashed.path().join(file.strip_prefix(running.path()).unwrap());
-    let mut contents = std::fs::read(&target).unwrap();
-    contents[new.locator.offset_bytes() as usize + 64 + 3] ^= 1;
-    std::fs::write(&target, contents).unwrap();
-    let rig = Rig::open(crashed.path());
-    assert_eq!(rig.reader("set").lookup(b"key"), Err(super::support::Miss::Torn));
+    let in_value = new + 64 + 3;
+    for flips in [&[in_value][..], &[in_value, before + 20]] {
+        let crashed = scratch();
+        copy_directory(running.path(), crashed.path());
+        let target = crashed.path().join(file.strip_prefix(running.path()).unwrap());
+        let mut contents = std::fs::read(&target).unwrap();
+        for at in flips {
+            contents[*at as usize] ^= 1;
+        }
+        std::fs::write(&target, contents).unwrap();
+        let rig = Rig::open(crashed.path());
+        let found = rig.reader("set").lookup(b"key");
+        assert_eq!(found, Err(super::support::Miss::Torn), "{flips:?}");
+    }
 }
 
 #[test]

@@ -4,7 +4,7 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 
-use kv_proto::layout::Locator;
+use kv_proto::layout::{Locator, RecordHeader};
 
 use super::compacting::{eager, until};
 use super::support::{Miss, Rig, bytes, faulty, options, scratch};
@@ -119,6 +119,28 @@ fn what_flips_in_memory_is_counted_and_refused() {
             _ => assert_eq!(found.unwrap().1, bytes(key, 3000)),
         }
     }
+}
+
+/// A list tells keys from their records: one of which a bit flipped would be that of nothing, or of another value.
+#[test]
+fn a_key_that_its_record_does_not_tell_any_more_is_not_listed() {
+    let directory = scratch();
+    let rig = filled(directory.path());
+    flip_in_image(&rig, &place(&rig, 7), size_of::<RecordHeader>() as u64 + 3);
+    let (entries, _, done) = rig.dataset("set").list(0, 100, 1 << 20).unwrap();
+    let mut listed: Vec<Vec<u8>> = entries.into_iter().map(|entry| entry.key.0).collect();
+    listed.sort();
+    let others = (0..40_u64).filter(|key| *key != 7);
+    let mut expected: Vec<Vec<u8>> = others.map(|key| key.to_le_bytes().to_vec()).collect();
+    expected.push(b"large".to_vec());
+    expected.sort();
+    assert_eq!(listed, expected);
+    assert!(done);
+    // It is there, and whoever asks for it is told of the damage.
+    assert_eq!(
+        rig.reader("set").lookup(&7_u64.to_le_bytes()).unwrap_err(),
+        Miss::Torn
+    );
 }
 
 #[test]
