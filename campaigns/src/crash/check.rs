@@ -93,6 +93,11 @@ pub(crate) fn healthy(client: &Client) -> Result<(), Wrong> {
     unharmed(&client.stat().map_err(said("stat"))?)
 }
 
+/// The same of those of the server itself.
+pub(crate) fn healthy_server(session: &Session) -> Result<(), Wrong> {
+    unharmed(&session.stat().map_err(said("stat of the server"))?)
+}
+
 fn unharmed(figures: &[(String, u64)]) -> Result<(), Wrong> {
     let bad = |name: &str| name.split('_').any(|word| DAMAGE.contains(&word));
     match figures.iter().find(|(name, value)| bad(name) && *value != 0) {
@@ -112,6 +117,7 @@ impl Check<'_> {
     pub(crate) fn all(&self, writers: &mut [Writer], rng: &mut Rng) -> Result<Tally, Wrong> {
         let mut tally = Tally::default();
         let session = self.session(None)?;
+        healthy_server(&session)?;
         let main = session.open(DATASET).map_err(said("opening the dataset"))?;
         healthy(&main)?;
         let names = self.model.names(MAIN);
@@ -280,6 +286,8 @@ mod tests {
             "cut_segments_count",
             "damaged_records_count",
             "damaged_segment_lists_count",
+            "damaged_catalogues_count",
+            "lost_datasets_count",
         ] {
             assert_eq!(figure(name, 0), Ok(()));
             assert_eq!(figure(name, 1), Err(format!("the server says {name} 1")));

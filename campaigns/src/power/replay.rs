@@ -9,7 +9,7 @@ use std::time::Duration;
 use super::cut::Cut;
 use super::device::{DATA_BYTES, Mounted};
 use super::log::Log;
-use crate::crash::check::{churned_names, contents, healthy};
+use crate::crash::check::{churned_names, contents, healthy, healthy_server};
 use crate::crash::life::no_panic;
 use crate::crash::model::{Churned, History, MAIN, Name, Step, Value, churned_is, holds, shown};
 use crate::crash::place::Place;
@@ -86,6 +86,7 @@ fn compare_with(place: &Place, marked: &BTreeSet<u64>, asked: &Asked) -> Result<
     let session = place
         .session(place.options(DEADLINE, None))
         .map_err(|error| error.to_string())?;
+    healthy_server(&session)?;
     let datasets = session.datasets().map_err(|error| error.to_string())?;
     if datasets.iter().any(|info| info.name == DATASET) {
         compare_dataset(&session, DATASET, MAIN, marked, asked)?;
