@@ -1,5 +1,7 @@
 //! CRC32C (Castagnoli, RFC 3720 section 12.1) of values, blocks and records.
 
+mod short;
+
 use crate::layout::{BLOCK_BYTES, block_count};
 use crc_fast::{CrcAlgorithm, Digest, checksum_combine, crc32_iscsi};
 
@@ -7,7 +9,22 @@ use crc_fast::{CrcAlgorithm, Digest, checksum_combine, crc32_iscsi};
 #[inline]
 #[must_use]
 pub fn crc32c(bytes: &[u8]) -> u32 {
-    crc32_iscsi(bytes)
+    short::crc32c(&[], bytes).unwrap_or_else(|| crc32_iscsi(bytes))
+}
+
+/// CRC32C of `first` and of `second` behind it.
+#[inline]
+#[must_use]
+pub(crate) fn crc32c_of_both<const FIRST: usize>(first: &[u8; FIRST], second: &[u8]) -> u32 {
+    /// Apart, so that short ones do not pay for long ones.
+    #[inline(never)]
+    fn in_steps(first: &[u8], second: &[u8]) -> u32 {
+        let mut crc = Crc32c::new();
+        crc.update(first);
+        crc.update(second);
+        crc.finish()
+    }
+    short::crc32c(first, second).unwrap_or_else(|| in_steps(first, second))
 }
 
 /// CRC32C of bytes with the CRC `first` and, behind them, `second_len_bytes` bytes with the CRC `second`.

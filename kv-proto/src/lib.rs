@@ -13,7 +13,6 @@
 //! - [`bucket`]: checksums of buckets and directory entries, and the lookup rules.
 //! - [`control`]: control frames.
 //! - [`auth`]: the proofs of the challenge and response.
-#![forbid(unsafe_code)]
 
 #[cfg(target_endian = "big")]
 compile_error!("verbs-kv lays its structs out in little-endian order and does not run on big-endian targets");

@@ -10,7 +10,7 @@ use core::mem::size_of;
 use zerocopy::{FromBytes, IntoBytes};
 
 use crate::DecodeError;
-use crate::crc::{Crc32c, crc32c};
+use crate::crc::{Crc32c, crc32c, crc32c_of_both};
 use crate::hash::KeyHash;
 use crate::layout::{
     BLOCK_BYTES, HeadValue, KEY_MAX_BYTES, Locator, MEDIA_FORMAT, PART_MAX_BYTES, PARTS_MAX, PartRef,
@@ -188,49 +188,11 @@ fn check_crc(prefix: &[u8], header: &RecordHeader) -> Result<(), DecodeError> {
     Ok(())
 }
 
-/// Longest key, with the CRCs of blocks, whose prefix is put together before its CRC is taken.
-const SHORT_BYTES: usize = 128;
-/// What most keys do not exceed: less is put together for them.
-const SHORTER_BYTES: usize = 32;
-
 /// CRC of a header but for its last field, and of what comes behind it.
 #[inline]
 fn prefix_crc(header: &[u8; HEADER_BYTES], rest: &[u8]) -> u32 {
-    if rest.len() <= SHORTER_BYTES {
-        let (halves, _) = header.as_chunks();
-        joined_crc(Words([halves[0], halves[1], [0; 32]]), rest)
-    } else {
-        long_prefix_crc(header, rest)
-    }
-}
-
-/// Apart, so that short keys do not pay for long ones.
-#[inline(never)]
-fn long_prefix_crc(header: &[u8; HEADER_BYTES], rest: &[u8]) -> u32 {
-    // Twice as fast as in two steps.
-    if rest.len() <= SHORT_BYTES {
-        let mut words = Words([[0; 32]; (HEADER_BYTES + SHORT_BYTES) / 32]);
-        words.0.as_flattened_mut()[..HEADER_BYTES].copy_from_slice(header);
-        return joined_crc(words, rest);
-    }
-    let mut crc = Crc32c::new();
-    crc.update(&header[..HEADER_BYTES - 4]);
-    crc.update(rest);
-    crc.finish()
-}
-
-/// Bytes that begin where a word does: from there on a CRC is taken word by word.
-#[repr(align(8))]
-struct Words<const N: usize>([[u8; 32]; N]);
-
-/// CRC of the header that `words` begin with, but for its last field, and of `rest`.
-#[inline]
-fn joined_crc<const N: usize>(mut words: Words<N>, rest: &[u8]) -> u32 {
-    let bytes = words.0.as_flattened_mut();
-    // Over the field that does not count.
-    let end = HEADER_BYTES - 4 + rest.len();
-    copy(&mut bytes[HEADER_BYTES - 4..end], rest);
-    crc32c(&bytes[..end])
+    let (counted, _) = header.as_chunks::<{ HEADER_BYTES - 4 }>();
+    crc32c_of_both(&counted[0], rest)
 }
 
 /// First and last half of what is 16 to 32 bytes long, as most keys are; they overlap.
@@ -239,19 +201,7 @@ fn halves(bytes: &[u8]) -> Option<[&[u8; 16]; 2]> {
     (bytes.len() <= 32).then_some([bytes.first_chunk()?, bytes.last_chunk()?])
 }
 
-/// Copies bytes; of the lengths that keys have most often without a call.
-#[inline]
-fn copy(to: &mut [u8], from: &[u8]) {
-    match halves(from) {
-        Some([first, last]) if to.len() == from.len() => {
-            to[..16].copy_from_slice(first);
-            to[from.len() - 16..].copy_from_slice(last);
-        }
-        _ => to.copy_from_slice(from),
-    }
-}
-
-/// Whether two keys are the same, as fast.
+/// Whether two keys are the same; of the lengths that keys have most often without a call.
 #[inline]
 fn is_same(one: &[u8], other: &[u8]) -> bool {
     match (halves(one), halves(other)) {
@@ -509,12 +459,11 @@ mod tests {
     use crate::layout::wire_len;
 
     #[test]
-    fn keys_of_all_lengths_are_copied_and_compared() {
+    fn keys_of_all_lengths_are_compared() {
         let key: Vec<u8> = (1..=100).collect();
         for len in 0..=key.len() {
-            let mut copied = vec![0; len];
-            copy(&mut copied, &key[..len]);
-            assert!(copied == key[..len] && is_same(&copied, &key[..len]), "{len}");
+            let mut copied = key[..len].to_vec();
+            assert!(is_same(&copied, &key[..len]), "{len}");
             for at in 0..len {
                 copied[at] ^= 1;
                 assert!(!is_same(&copied, &key[..len]), "{len} {at}");
@@ -526,7 +475,7 @@ mod tests {
 
     #[test]
     fn a_prefix_has_one_crc_however_it_is_taken() {
-        let bytes: Vec<u8> = (0..=255).cycle().take(400).collect();
+        let bytes: Vec<u8> = (0..=255).cycle().take(600).collect();
         let (header, rest) = bytes.split_first_chunk().unwrap();
         for len in 0..=rest.len() {
             let apart = [&bytes[..HEADER_BYTES - 4], &rest[..len]].concat();
