@@ -169,11 +169,9 @@ impl Memory {
 
     #[inline]
     fn range(&self, offset: usize, len: usize) -> NonNull<u8> {
-        assert!(
-            offset.checked_add(len).is_some_and(|end| end <= self.len),
-            "{len} bytes at {offset} are not inside memory of {} bytes",
-            self.len
-        );
+        if offset > self.len || len > self.len - offset {
+            outside(offset, len, self.len);
+        }
         // SAFETY: `offset <= self.len`, so the result is inside the mapping or one past its end.
         unsafe { self.start.add(offset) }
     }
@@ -287,6 +285,12 @@ impl Memory {
         // SAFETY: as in `view`, and the caller vouches for exclusive access.
         unsafe { std::slice::from_raw_parts_mut(at.as_ptr(), len) }
     }
+}
+
+/// Apart, so that those that are inside put nothing into memory for it.
+#[cold]
+fn outside(offset: usize, len: usize, all: usize) -> ! {
+    panic!("{len} bytes at {offset} are not inside memory of {all} bytes");
 }
 
 impl Drop for Memory {

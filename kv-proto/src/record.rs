@@ -205,7 +205,8 @@ fn halves(bytes: &[u8]) -> Option<[&[u8; 16]; 2]> {
 #[inline]
 fn is_same(one: &[u8], other: &[u8]) -> bool {
     match (halves(one), halves(other)) {
-        (Some(first), Some(second)) => one.len() == other.len() && first == second,
+        _ if one.len() != other.len() => false,
+        (Some(first), Some(second)) => first == second,
         _ => one == other,
     }
 }
@@ -282,7 +283,7 @@ fn judge_other_whole(prefix: &[u8], value: Option<&[u8]>, expected: &Expected<'_
 
 /// The header, if `prefix` is that of a VALUE which is wanted in every respect: what nearly always comes, judged in few
 /// steps. What it takes [`judge_other`] takes too, which alone says what is wrong with the rest.
-#[inline]
+#[inline(always)]
 fn wanted<'p>(prefix: &'p [u8], expected: &Expected<'_>) -> Option<&'p RecordHeader> {
     let locator = &expected.locator;
     let (bytes, rest) = prefix.split_first_chunk::<HEADER_BYTES>()?;
@@ -292,15 +293,15 @@ fn wanted<'p>(prefix: &'p [u8], expected: &Expected<'_>) -> Option<&'p RecordHea
         && header.part == 0
         && header.segment_identity == expected.segment_identity
         && (1..=KEY_MAX_BYTES).contains(&key_len)
-        && prefix.len() as u64 == locator.prefix_len_bytes()
-        && prefix_crc(bytes, rest) == header.header_crc;
+        && prefix.len() as u64 == locator.prefix_len_bytes();
     let key = rest.get(..key_len).filter(|_| is_wanted)?;
     let is_key = match expected.key {
         // Equal keys have equal tags: hashing again is for those who come with a locator alone.
         Some(wanted) => is_same(key, wanted),
         None => KeyHash::of(expected.hash_key, key).tag() == locator.tag,
     };
-    is_key.then_some(header)
+    // The last of all: until then little is kept in registers, and the call clears those.
+    (is_key && prefix_crc(bytes, rest) == header.header_crc).then_some(header)
 }
 
 /// As [`judge_prefix`], step by step.

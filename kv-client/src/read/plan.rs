@@ -43,8 +43,8 @@ impl Piece {
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Planned {
     from: RemoteRef,
+    /// The second may be empty.
     pieces: [Piece; 2],
-    count: usize,
     signaled: bool,
 }
 
@@ -54,11 +54,9 @@ impl Planned {
     pub(crate) fn new(from: RemoteRef, pieces: [Piece; 2]) -> Self {
         let [first, second] = pieces;
         let pieces = if first.len == 0 { [second, first] } else { pieces };
-        let count = 1 + usize::from(pieces[1].len > 0);
         Self {
             from,
             pieces,
-            count,
             signaled: true,
         }
     }
@@ -173,7 +171,7 @@ impl Chain {
             *read = Read {
                 number,
                 from: planned.from,
-                to: &pieces[..planned.count],
+                to: &pieces[..1 + usize::from(pieces[1].len > 0)],
                 signaled: planned.signaled,
             };
         }

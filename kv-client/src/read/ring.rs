@@ -10,6 +10,10 @@ pub(crate) struct Ring {
     /// First byte in use, and how many bytes from it on, wrapping.
     tail: usize,
     used: usize,
+    /// First byte behind those, and how many are free from it on without a break, or fewer: what is given back may add to
+    /// them.
+    head: usize,
+    ahead: usize,
 }
 
 /// A span that was given out, and all that was passed over to keep it whole.
@@ -27,23 +31,45 @@ impl Span {
     pub(crate) fn none(self) -> Self {
         Self { taken: 0, ..self }
     }
+
+    /// It and the one that was given out next, to be given back at once.
+    #[inline]
+    pub(super) fn with(self, next: Self) -> Self {
+        Self {
+            taken: self.taken + next.taken,
+            ..self
+        }
+    }
 }
 
 impl Ring {
     pub(crate) fn new(capacity: usize) -> Self {
+        let capacity = capacity / ALIGN * ALIGN;
         Self {
-            capacity: capacity / ALIGN * ALIGN,
+            capacity,
             tail: 0,
             used: 0,
+            head: 0,
+            ahead: capacity,
         }
     }
 
     #[inline]
     pub(crate) fn take(&mut self, len: usize) -> Option<Span> {
         let need = len.checked_add(ALIGN - 1)? & !(ALIGN - 1);
-        if self.used == 0 {
-            self.tail = 0;
+        if need > self.ahead {
+            return self.look_for(need);
         }
+        let offset = self.head;
+        self.head += need;
+        self.ahead -= need;
+        self.used += need;
+        Some(Span { offset, taken: need })
+    }
+
+    /// The same where what is known to be free is not enough.
+    #[inline(never)]
+    fn look_for(&mut self, need: usize) -> Option<Span> {
         let head = self.tail + self.used;
         // Behind what is in use up to the end, or else from the start up to what is in use.
         let (offset, taken) = if head + need <= self.capacity {
@@ -57,15 +83,23 @@ impl Ring {
             return None;
         }
         self.used += taken;
+        self.head = offset + need;
+        let end = if self.tail >= self.head {
+            self.tail
+        } else {
+            self.capacity
+        };
+        self.ahead = end - self.head;
         Some(Span { offset, taken })
     }
 
     /// Takes back all that was given out.
     pub(crate) fn clear(&mut self) {
-        self.used = 0;
+        *self = Self::new(self.capacity);
     }
 
-    /// Takes back the span that was given out longest ago.
+    /// Takes back the span that was given out longest ago. With nothing given out it begins at the start again, so that few
+    /// bytes are used as long as few are needed.
     #[inline]
     pub(crate) fn give_back(&mut self, span: Span) {
         // No span is longer than the ring.
@@ -74,6 +108,9 @@ impl Ring {
             self.tail -= self.capacity;
         }
         self.used -= span.taken;
+        if self.used == 0 {
+            self.clear();
+        }
     }
 }
 

@@ -71,21 +71,21 @@ impl Shorts {
         self.places.resize_with(len, Short::none);
     }
 
-    /// The oldest.
+    /// The one that `older` are older than.
     #[inline]
-    pub(super) fn front(&mut self) -> Option<&mut Short> {
-        if self.count == 0 {
+    pub(super) fn get(&mut self, older: usize) -> Option<&mut Short> {
+        if older >= self.count {
             return None;
         }
-        let place = self.place(0);
+        let place = self.place(older);
         self.places.get_mut(place)
     }
 
-    /// The oldest does not fly any more. It holds no slot.
+    /// So many of the oldest do not fly any more. They hold no slots.
     #[inline]
-    pub(super) fn pop(&mut self) {
-        self.first = self.first.wrapping_add(1);
-        self.count -= 1;
+    pub(super) fn pop(&mut self, count: usize) {
+        self.first = self.first.wrapping_add(count);
+        self.count -= count;
     }
 
     pub(in super::super) fn iter_mut(&mut self) -> impl Iterator<Item = &mut Short> {
@@ -120,18 +120,21 @@ mod tests {
             }
             let users: Vec<_> = shorts.iter().map(|short| short.user).collect();
             assert_eq!(users, (popped..pushed).collect::<Vec<_>>());
-            for _ in 0..(seed >> 50) % 90 {
-                let Some(front) = shorts.front() else { break };
-                assert_eq!(front.user, popped);
-                shorts.pop();
-                popped += 1;
+            let mut landed = 0;
+            while landed < (seed >> 50) as usize % 90
+                && let Some(short) = shorts.get(landed)
+            {
+                assert_eq!(short.user, popped + landed);
+                landed += 1;
             }
+            shorts.pop(landed);
+            popped += landed;
             assert_eq!(
                 (shorts.len(), shorts.is_empty()),
                 (pushed - popped, pushed == popped)
             );
         }
         shorts.clear();
-        assert!(shorts.is_empty() && shorts.front().is_none());
+        assert!(shorts.is_empty() && shorts.get(0).is_none());
     }
 }

@@ -16,6 +16,7 @@ use super::super::fill::BUCKET_BYTES;
 use super::super::item::{Found, Want};
 use super::super::lane::Lane;
 use super::super::locators::Locators;
+use super::super::ring::Span;
 use super::super::slots::{Slot, Value};
 use super::{Brings, Call, Record, Short};
 use crate::ReadError;
@@ -55,7 +56,7 @@ impl<F: Fabric> Engine<F> {
         let Lane {
             memory: Some(ring),
             shorts,
-            ring: spans,
+            ring: given,
             completed,
             got_on,
             ..
@@ -75,11 +76,15 @@ impl<F: Fabric> Engine<F> {
             want: call.want,
             verify: self.options.verify,
         };
-        let (mut landed, mut gets, mut guesses) = (0, 0, 0);
-        while let Some(short) = shorts.front()
+        // Those that brought a value are counted by the others: nearly all do.
+        let (mut landed, mut others, mut guesses) = (0, 0, 0);
+        let mut spans = Span::EMPTY;
+        while let Some(short) = shorts.get(landed)
             && short.last <= *completed
         {
             let (user, span) = (short.user, short.span);
+            spans = spans.with(span);
+            landed += 1;
             let key = call.wishes.key(user);
             let (record, judged) = match &short.brings {
                 Brings::Record(record) => {
@@ -104,16 +109,12 @@ impl<F: Fabric> Engine<F> {
                             call.left.push((user, trouble));
                         }
                     }
-                    spans.give_back(span);
-                    shorts.pop();
-                    landed += 1;
+                    others += 1;
                     continue;
                 }
             };
             match judged {
                 Ok(()) => {
-                    *got_on = true;
-                    gets += 1;
                     let locator = record.locator;
                     let value = judging.value(span.offset, &locator, short);
                     let found = Found {
@@ -127,14 +128,16 @@ impl<F: Fabric> Engine<F> {
                     let depth = judging.view.directory.depth;
                     let trouble = refused(&short.brings, &why, depth, &mut self.locators, &self.counters);
                     call.left.push((user, trouble));
+                    others += 1;
                 }
             }
-            spans.give_back(span);
-            shorts.pop();
-            landed += 1;
         }
+        given.give_back(spans);
+        shorts.pop(landed);
         self.flying -= landed;
-        add(&self.counters.gets, gets);
+        let gets = landed - others;
+        *got_on |= gets > 0;
+        add(&self.counters.gets, gets as u64);
         if guesses > 0 {
             add(&self.counters.cached, guesses);
         }
