@@ -11,16 +11,12 @@ fn root() -> PathBuf {
 /// Every Rust source of the workspace's crates.
 fn sources() -> Vec<PathBuf> {
     let mut found = Vec::new();
-    let mut folders: Vec<PathBuf> = [
-        "rdma-core-rs",
-        "kv-proto",
-        "kv-fabric",
-        "kv-server",
-        "kv-client",
-        "bench",
-    ]
-    .map(|name| root().join(name))
-    .to_vec();
+    let in_root = fs::read_dir(root()).expect("the workspace's folder");
+    let mut folders: Vec<PathBuf> = in_root
+        .map(|entry| entry.expect("an entry").path())
+        .filter(|folder| folder.join("Cargo.toml").exists())
+        .collect();
+    assert!(folders.len() > 1, "the workspace has crates");
     while let Some(folder) = folders.pop() {
         for entry in fs::read_dir(&folder).expect("a folder of the workspace") {
             let path = entry.expect("an entry").path();
