@@ -111,12 +111,13 @@ pub(crate) struct Args {
 ///   (`creating_renaming_and_dropping_fail_whole` and others), on which no file system has a say.
 /// - `datasets-directory` is here: a dataset that is created is durable by `catalogue.new` too, but one that is dropped
 ///   leaves the catalogue after the answer.
-const NEEDED: [&str; 6] = [
+const NEEDED: [&str; 7] = [
     "records",
     "header",
     "superblock",
     "description",
     "segment-list",
+    "catalogue",
     "datasets-directory",
 ];
 
