@@ -31,8 +31,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-/// What can go wrong in a run: said in one line.
-pub(crate) type Error = Box<dyn std::error::Error>;
+pub(crate) use campaigns::Error;
 
 /// Measures verbs-kv beside the floor that the wire sets, in one run, with checked data.
 #[derive(Parser)]
