@@ -97,10 +97,13 @@ guarded() {
     return "$code"
 }
 
-# build_programs PACKAGE...: kv-server, kv and the programs of these packages, for release; sets $programs
+# build_programs PACKAGE...: kv-server, kv and the programs of these packages, for release; sets $programs. Another choice of
+# packages has cargo unify other features and build much anew: who has built them all names their folder in VKV_PROGRAMS.
 build_programs() {
+    programs=${VKV_PROGRAMS-}
+    [[ -z $programs ]] || return 0
     need_toolchain
     note "building (the first time takes some minutes)"
-    (cd "$top" && cargo build --release --locked --quiet -p kv-server -p kv-client "${@/#/-p}" --bins)
+    (cd "$top" && cargo build --release --locked --quiet -p kv-server -p kv-client "${@/#/-p}" --bins) || return
     programs=${CARGO_TARGET_DIR:-$top/target}/release
 }
