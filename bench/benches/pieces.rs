@@ -3,14 +3,13 @@
 //! `cargo bench -p bench` measures; `cargo test` runs each once.
 
 use std::hint::black_box;
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use kv_client::pieces::Locators;
-use kv_fabric::sim::{Data, Region, Sim, SimOptions};
+use kv_fabric::sim::{Sim, SimOptions};
 use kv_fabric::{
-    DataConnection, Domain, Endpoint, EndpointEvent, Fabric, Memory, MemoryKind, Read, ReadCompletion,
+    DataConnection, Endpoint, EndpointEvent, Fabric, Memory, MemoryKind, Read, ReadCompletion, Region,
     Registration, RemoteRef, Scatter,
 };
 use kv_proto::bucket::{IndexScope, candidates, judge_bucket};
@@ -127,8 +126,15 @@ fn checksums(bench: &mut Criterion) {
 }
 
 /// A data connection over `sim`, and what it may READ.
-fn connect() -> (Arc<Sim>, Data, impl Registration, impl Endpoint) {
-    let fabric = Arc::new(Sim::new(SimOptions::default()));
+struct Connected {
+    fabric: Sim,
+    data: Box<dyn DataConnection>,
+    registration: Box<dyn Registration>,
+    _endpoint: Box<dyn Endpoint>,
+}
+
+fn connect() -> Connected {
+    let fabric = Sim::new(SimOptions::default());
     let mut endpoint = fabric.listen("server:7471").expect("listen");
     let domain = fabric.domain().expect("domain");
     let memory = Memory::new(CHAIN * LEN, MemoryKind::SharedReadOnly).expect("memory");
@@ -144,25 +150,30 @@ fn connect() -> (Arc<Sim>, Data, impl Registration, impl Endpoint) {
                 break request;
             }
         };
-        endpoint.accept_data(request, &domain).expect("accept");
+        endpoint.accept_data(request, &*domain).expect("accept");
         client.join().expect("no panic").expect("connect")
     });
-    (fabric, data, registration, endpoint)
+    Connected {
+        fabric,
+        data,
+        registration,
+        _endpoint: endpoint,
+    }
 }
 
 /// READs of a chain, and the length of each.
 const CHAIN: usize = 32;
 const LEN: usize = 128;
 
-fn post(data: &mut Data, from: RemoteRef, region: &Region, ended: &mut Vec<ReadCompletion>) {
-    let to: [[Scatter<'_, Region>; 1]; CHAIN] = std::array::from_fn(|index| {
+fn post(data: &mut dyn DataConnection, from: RemoteRef, region: &Region, ended: &mut Vec<ReadCompletion>) {
+    let to: [[Scatter<'_>; 1]; CHAIN] = std::array::from_fn(|index| {
         [Scatter {
             region,
             offset: index * LEN,
             len: LEN,
         }]
     });
-    let reads: [Read<'_, Region>; CHAIN] = std::array::from_fn(|index| Read {
+    let reads: [Read<'_>; CHAIN] = std::array::from_fn(|index| Read {
         number: index as u64,
         from: from.offset((index * LEN) as u64),
         to: &to[index],
@@ -176,11 +187,12 @@ fn post(data: &mut Data, from: RemoteRef, region: &Region, ended: &mut Vec<ReadC
 }
 
 fn chains(bench: &mut Criterion) {
-    let (fabric, mut data, registration, _endpoint) = connect();
-    let region = fabric.allocate(CHAIN * LEN).expect("allocate");
+    let mut connected = connect();
+    let region = connected.fabric.allocate(CHAIN * LEN).expect("allocate");
     let mut ended = Vec::with_capacity(CHAIN);
+    let from = connected.registration.remote();
     bench.bench_function("chain/32 READs over sim", |bench| {
-        bench.iter(|| post(&mut data, registration.remote(), &region, &mut ended));
+        bench.iter(|| post(&mut *connected.data, from, &region, &mut ended));
     });
 }
 

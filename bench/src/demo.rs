@@ -318,7 +318,6 @@ fn fetch_all(
     eprintln!("demo: measuring one GET of 4 KiB beside the floor");
     let latency = measure_latency(args, stage, &session)?;
     let described = session.describe();
-    session.close()?;
     Ok(report(args, samples, &cold, &known, latency, |report| {
         report.described = described;
         report.rdma_packets = packets;

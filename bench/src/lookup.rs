@@ -6,14 +6,13 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use kv_client::on::{DatasetOn, SessionOn};
-use kv_client::{AccessKey, ClientOptions};
+use kv_client::{AccessKey, Client, ClientOptions};
 use kv_fabric::local::Local;
 use kv_fabric::{Fabric, Memory, MemoryKind};
 use kv_proto::auth::Role;
 use kv_proto::crc::crc32c;
 use kv_server::control::keys::Key;
-use kv_server::control::{Handle, Keys, Options, Server};
+use kv_server::control::{Keys, Options, Server};
 use kv_server::error::StorageError;
 use kv_server::store::{BeginPut, Compaction, Completion, Dataset, Store, StoreOptions};
 use serde::Serialize;
@@ -174,12 +173,7 @@ pub(crate) fn fill_store(
     Ok(taken)
 }
 
-fn fill<D: kv_fabric::Domain>(
-    store: &Store<D>,
-    dataset: &Dataset<D>,
-    count: u64,
-    value_bytes: usize,
-) -> Result<(), Error> {
+fn fill(store: &Store, dataset: &Dataset, count: u64, value_bytes: usize) -> Result<(), Error> {
     let mut done: Vec<Completion> = Vec::new();
     let (mut begun, mut finished) = (0, 0);
     while finished < count {
@@ -212,8 +206,8 @@ fn fill<D: kv_fabric::Domain>(
 
 /// A server in this process, and a session with it.
 struct Served {
-    server: Handle,
-    session: SessionOn<Local>,
+    server: Server,
+    session: kv_client::Server,
 }
 
 impl Served {
@@ -226,8 +220,8 @@ impl Served {
         };
         let socket = folder.join("socket").to_string_lossy().into_owned();
         let started = Instant::now();
-        let server = Server::<Local>::start(
-            Local::new()?,
+        let server = Server::start(
+            Arc::new(Local::new()?),
             &socket,
             options,
             Keys::new(vec![key])?,
@@ -235,7 +229,7 @@ impl Served {
         )?;
         eprintln!("server: ready in {:.1} s", started.elapsed().as_secs_f64());
         let options = ClientOptions::new(AccessKey::new("bench", SECRET));
-        let session = SessionOn::connect(Arc::new(Local::new()?), &socket, options)?;
+        let session = kv_client::Server::connect_over(Arc::new(Local::new()?), &socket, options)?;
         Ok(Self { server, session })
     }
 
@@ -248,7 +242,7 @@ impl Served {
 
 /// One table as it is measured.
 struct Side {
-    dataset: DatasetOn<Local>,
+    dataset: Client,
     keys: u64,
     index_bytes: u64,
     random: fastrand::Rng,

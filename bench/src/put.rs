@@ -102,7 +102,7 @@ pub(crate) fn run(args: &Args) -> Result<bool, Error> {
         blocks.put_device.push((after - between) as f64 / bytes as f64);
         session.drop_dataset(&name_of(block))?;
     }
-    session.close()?;
+    drop(session);
     server.terminate()?;
     let report = blocks.report(args)?;
     report.print();

@@ -12,8 +12,6 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
 use std::thread::JoinHandle;
 
-use kv_fabric::Fabric;
-
 use crate::clock::boot_ns;
 use crate::mailbox::Bell;
 use crate::opening::Core;
@@ -110,10 +108,7 @@ impl std::fmt::Debug for Get {
 }
 
 impl AsyncReader {
-    pub(crate) fn start<F: Fabric>(
-        core: Arc<Core<F>>,
-        options: Arc<ClientOptions>,
-    ) -> Result<Self, ClientError> {
+    pub(crate) fn start(core: Arc<Core>, options: Arc<ClientOptions>) -> Result<Self, ClientError> {
         let engine = Engine::new(core, options)?;
         let desk = Arc::new(Desk {
             inbox: Mutex::default(),
@@ -285,7 +280,7 @@ impl Drop for Ending<'_> {
     }
 }
 
-fn drive<F: Fabric>(mut engine: Engine<F>, desk: &Desk) {
+fn drive(mut engine: Engine, desk: &Desk) {
     let mut ending = Ending(desk, Promises::default());
     let mut wanted = Vec::new();
     let mut idle = Idle::default();
@@ -320,7 +315,7 @@ fn drive<F: Fabric>(mut engine: Engine<F>, desk: &Desk) {
     }
 }
 
-fn submit<F: Fabric>(engine: &mut Engine<F>, wanted: &Order, user: u64, now_ns: u64) {
+fn submit(engine: &mut Engine, wanted: &Order, user: u64, now_ns: u64) {
     let key = wanted.has_key.then_some(&*wanted.key);
     let wish = match &wanted.at {
         Some(at) => by_place(engine.dataset_id(), at, key),

@@ -48,16 +48,17 @@
 //!   there, the call waits until it does, past its deadline too.
 //!
 //! # Threads
-//! A process has one session with each server and key, whoever connects; it has one background thread, which renews its
+//! A process has one session with each server and key, whoever connects (by [`Server::connect_over`] a further one, over a
+//! fabric of the caller's choice); it has one background thread, which renews its
 //! lease and sleeps otherwise. All else happens in the thread that calls, or in the one that drives an [`AsyncReader`]. A
 //! [`Client`] can be shared, but its calls take turns; a clone, and a [`Reader`], has data connections of its own, so threads
 //! do not wait for each other.
 
-mod api;
 mod backoff;
+mod buffers;
+mod client;
 mod clock;
 mod control;
-mod dataset;
 mod error;
 mod future;
 mod key;
@@ -78,14 +79,17 @@ mod tables;
 mod target;
 mod types;
 
-pub use api::{Client, Destination, List, Moved, Reader, RegisteredBuffer, RegisteredMemory, Server};
+pub use buffers::{Destination, Moved, RegisteredBuffer, RegisteredMemory};
+pub use client::Client;
 pub use error::{ClientError, ConnectionLimit, ReadError};
 pub use future::{AsyncReader, Get};
 pub use key::AccessKey;
 pub use kv_fabric::ReadStatus;
+pub use list::List;
 pub use options::ClientOptions;
 pub use read::slots::Value;
-pub use reader::{Completion, Ticket};
+pub use reader::{Completion, Reader, Ticket};
+pub use server::Server;
 pub use target::{PORT_DEFAULT, Target};
 pub use types::{Counters, DatasetId, DatasetInfo, Entry, GlobalLocator, Locator, PutOutcome};
 
@@ -93,15 +97,6 @@ pub use types::{Counters, DatasetId, DatasetInfo, Entry, GlobalLocator, Locator,
 #[doc(hidden)]
 pub mod pieces {
     pub use crate::read::locators::Locators;
-}
-
-/// The same over a fabric of the caller's choice, `kv_fabric::sim` included.
-pub mod on {
-    pub use crate::dataset::DatasetOn;
-    pub use crate::list::ListOn;
-    pub use crate::memory::BufferOn;
-    pub use crate::reader::ReaderOn;
-    pub use crate::server::SessionOn;
 }
 
 /// The README's example, so that it compiles.

@@ -3,7 +3,6 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-use kv_fabric::Fabric;
 use kv_proto::control::{Answer, Request};
 
 use crate::opening::Core;
@@ -15,15 +14,15 @@ const PAGE_ENTRIES: u16 = 1024;
 
 /// The keys of a dataset, in no order that means anything. Keys that are stored or deleted meanwhile may or may not
 /// be among them.
-pub struct ListOn<F: Fabric> {
-    core: Arc<Core<F>>,
+pub struct List {
+    core: Arc<Core>,
     page: VecDeque<Entry>,
     cursor: u64,
     done: bool,
 }
 
-impl<F: Fabric> ListOn<F> {
-    pub(crate) fn new(core: Arc<Core<F>>) -> Self {
+impl List {
+    pub(crate) fn new(core: Arc<Core>) -> Self {
         Self {
             core,
             page: VecDeque::new(),
@@ -64,7 +63,7 @@ impl<F: Fabric> ListOn<F> {
     }
 }
 
-impl<F: Fabric> Iterator for ListOn<F> {
+impl Iterator for List {
     type Item = Result<Entry, ClientError>;
 
     fn next(&mut self) -> Option<Self::Item> {

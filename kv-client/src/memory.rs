@@ -1,7 +1,7 @@
 //! Registered memory that callers hold, seen as bytes.
 //!
 //! # Safety
-//! A [`BufferOn`] gives references to memory that a device may write. It may, because a READ into it is posted only
+//! A [`Buffer`] gives references to memory that a device may write. It may, because a READ into it is posted only
 //! by calls that borrow the buffer mutably, and those return only after every such READ has completed or its
 //! connection was destroyed (**I5**; a guard destroys it when a call unwinds). A server never writes a client's
 //! memory: nothing of a client is registered for remote access. So while safe code can look at the bytes, nothing
@@ -20,9 +20,7 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use kv_fabric::{Fabric, FabricError, Region};
 
-use crate::ClientError;
-use crate::api::{Client, Inner, Memory, RegisteredMemory};
-use crate::dataset::DatasetOn;
+use crate::{Client, ClientError, RegisteredMemory};
 
 /// Bytes that READs have brought, by the rule in the file header.
 #[inline]
@@ -31,26 +29,27 @@ pub(crate) fn landed(memory: &kv_fabric::Memory, offset: usize, len: usize) -> &
     unsafe { memory.view(offset, len) }
 }
 
-/// Memory that values are read into without a copy, on fabric `F`.
-pub struct BufferOn<F: Fabric> {
-    region: Arc<F::Region>,
+/// Memory that values are read into without a copy.
+pub(crate) struct Buffer {
+    /// Shared by what holds the memory: requests in flight, which clone the region alone, are not found by [`Registrations`].
+    region: Arc<Region>,
     /// Where it begins in the region, and its length.
     base: usize,
     len: usize,
     /// With which it is registered: no other can READ into it.
-    fabric: Arc<F>,
+    fabric: Arc<dyn Fabric>,
     /// Whether the memory is the caller's.
     callers: bool,
 }
 
 /// The callers' memory that is registered, by its start: what lies inside is not registered again.
-pub(crate) struct Registrations<F: Fabric> {
-    known: Mutex<BTreeMap<usize, Weak<F::Region>>>,
+pub(crate) struct Registrations {
+    known: Mutex<BTreeMap<usize, Weak<Region>>>,
     /// Registrations made.
     pub(crate) made: AtomicU64,
 }
 
-impl<F: Fabric> Registrations<F> {
+impl Registrations {
     pub(crate) fn new() -> Self {
         Self {
             known: Mutex::default(),
@@ -60,7 +59,7 @@ impl<F: Fabric> Registrations<F> {
 
     /// What is registered of `start..start + len`, if all of it is: its region and where it begins there. A region is
     /// found while somebody holds it, and so is mapped.
-    fn covering(&self, start: usize, len: usize) -> Option<(Arc<F::Region>, usize)> {
+    fn covering(&self, start: usize, len: usize) -> Option<(Arc<Region>, usize)> {
         let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
         known.range(..=start).rev().find_map(|(&first, region)| {
             let region = region.upgrade()?;
@@ -70,11 +69,11 @@ impl<F: Fabric> Registrations<F> {
         })
     }
 
-    fn remember(&self, region: &Arc<F::Region>) {
+    fn remember(&self, region: &Arc<Region>) {
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
         known.retain(|_, region| region.strong_count() > 0);
         let start = region.memory().start().as_ptr() as usize;
-        let longer = |other: &Weak<F::Region>| {
+        let longer = |other: &Weak<Region>| {
             let other = other.upgrade();
             other.is_some_and(|other| other.memory().len() >= region.memory().len())
         };
@@ -85,8 +84,8 @@ impl<F: Fabric> Registrations<F> {
     }
 }
 
-impl<F: Fabric> BufferOn<F> {
-    pub(crate) fn allocate(fabric: &Arc<F>, len: usize) -> Result<Self, FabricError> {
+impl Buffer {
+    pub(crate) fn allocate(fabric: &Arc<dyn Fabric>, len: usize) -> Result<Self, FabricError> {
         Ok(Self {
             region: Arc::new(fabric.allocate(len)?),
             base: 0,
@@ -102,8 +101,8 @@ impl<F: Fabric> BufferOn<F> {
     /// - `start..start + len` is mapped readable and writable until the value is dropped.
     /// - While a call reads into it, it is moved into a reader, or one of its methods runs, nothing else accesses it.
     pub(crate) unsafe fn register(
-        fabric: &Arc<F>,
-        registrations: &Registrations<F>,
+        fabric: &Arc<dyn Fabric>,
+        registrations: &Registrations,
         start: NonNull<u8>,
         len: usize,
     ) -> Result<Self, FabricError> {
@@ -132,7 +131,7 @@ impl<F: Fabric> BufferOn<F> {
     }
 
     /// Cuts it in two at `at`: what lies behind that comes back, `None` if it is not that long.
-    pub fn split_off(&mut self, at: usize) -> Option<Self> {
+    pub(crate) fn split_off(&mut self, at: usize) -> Option<Self> {
         let len = self.len.checked_sub(at)?;
         self.len = at;
         Some(Self {
@@ -150,11 +149,11 @@ impl<F: Fabric> BufferOn<F> {
     }
 
     /// Whether the sessions on `fabric` can READ into it.
-    pub(crate) fn is_of(&self, fabric: &Arc<F>) -> bool {
+    pub(crate) fn is_of(&self, fabric: &Arc<dyn Fabric>) -> bool {
         Arc::ptr_eq(&self.fabric, fabric)
     }
 
-    pub(crate) fn region(&self) -> &F::Region {
+    pub(crate) fn region(&self) -> &Region {
         &self.region
     }
 
@@ -164,57 +163,22 @@ impl<F: Fabric> BufferOn<F> {
     }
 
     /// Its length, bytes.
-    #[must_use]
-    pub fn len(&self) -> usize {
+    pub(crate) fn len(&self) -> usize {
         self.len
     }
 
-    /// Whether it has no bytes.
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
-    }
-
     /// The bytes.
-    #[must_use]
-    pub fn bytes(&self) -> &[u8] {
+    pub(crate) fn bytes(&self) -> &[u8] {
         let memory = self.region.memory();
         // SAFETY: no READ into the region is posted while it is not mutably borrowed by a call (file header).
         unsafe { memory.view(self.base, self.len) }
     }
 
     /// The bytes, to be changed.
-    pub fn bytes_mut(&mut self) -> &mut [u8] {
+    pub(crate) fn bytes_mut(&mut self) -> &mut [u8] {
         let memory = self.region.memory();
         // SAFETY: as in `bytes`, and `&mut self` excludes every other look; the region is cloned only into posts.
         unsafe { memory.view_mut(self.base, self.len) }
-    }
-}
-
-impl<F: Fabric> std::fmt::Debug for BufferOn<F> {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "BufferOn<{}>({} bytes)", F::NAME, self.len())
-    }
-}
-
-impl<F: Fabric> DatasetOn<F> {
-    /// As [`Client::register`].
-    ///
-    /// # Errors
-    /// As there.
-    ///
-    /// # Safety
-    /// As there.
-    pub unsafe fn register(&self, start: NonNull<u8>, len: usize) -> Result<BufferOn<F>, ClientError> {
-        // SAFETY: the obligations are the same.
-        Ok(unsafe {
-            BufferOn::register(
-                &self.core.shared().fabric,
-                self.core.session().registrations(),
-                start,
-                len,
-            )
-        }?)
     }
 }
 
@@ -231,12 +195,15 @@ impl Client {
     ///   that lies inside.
     /// - While a call reads into the result or a piece of it, or one is moved into a reader, nothing else accesses that memory.
     pub unsafe fn register(&self, start: NonNull<u8>, len: usize) -> Result<RegisteredMemory, ClientError> {
-        let memory = match &self.inner {
-            // SAFETY: the obligations are the same.
-            Inner::Verbs(dataset) => Memory::Verbs(unsafe { dataset.register(start, len) }?),
-            // SAFETY: the obligations are the same.
-            Inner::Local(dataset) => Memory::Local(unsafe { dataset.register(start, len) }?),
-        };
+        // SAFETY: the obligations are the same.
+        let memory = unsafe {
+            Buffer::register(
+                &self.core.shared().fabric,
+                self.core.session().registrations(),
+                start,
+                len,
+            )
+        }?;
         Ok(RegisteredMemory { memory })
     }
 }

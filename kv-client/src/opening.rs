@@ -3,7 +3,6 @@
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
-use kv_fabric::Fabric;
 use kv_proto::control::{Answer, Bytes, Request, Status};
 
 use crate::backoff::Backoff;
@@ -12,13 +11,13 @@ use crate::control::{Command, Shared, Up, refused};
 use crate::mailbox::Reply;
 use crate::read::NotReady;
 use crate::read::counters::Tally;
-use crate::server::{ASK_WAITS, SessionInner, SessionOn, is_passing};
+use crate::server::{ASK_WAITS, Server, SessionInner, is_passing};
 use crate::tables::{DatasetState, View};
 use crate::{ClientError, DatasetId, ReadError};
 
 /// A dataset of a session, with all that is known of it, however many clients it has.
-pub(crate) struct Opened<F: Fabric> {
-    session: Arc<SessionInner<F>>,
+pub(crate) struct Opened {
+    session: Arc<SessionInner>,
     /// Its name now, as far as this session changed it.
     name: Mutex<String>,
     state: Arc<DatasetState>,
@@ -29,14 +28,14 @@ pub(crate) struct Opened<F: Fabric> {
 }
 
 /// A dataset as one client and its clones have it: with their settings and their counters.
-pub(crate) struct Core<F: Fabric> {
-    session: SessionOn<F>,
-    opened: Arc<Opened<F>>,
+pub(crate) struct Core {
+    session: Server,
+    opened: Arc<Opened>,
     tally: Arc<Tally>,
 }
 
-impl<F: Fabric> Opened<F> {
-    pub(crate) fn new(session: Arc<SessionInner<F>>, name: &str) -> Self {
+impl Opened {
+    pub(crate) fn new(session: Arc<SessionInner>, name: &str) -> Self {
         Self {
             session,
             name: Mutex::new(name.to_owned()),
@@ -69,8 +68,8 @@ enum NotOpen {
     Replaced,
 }
 
-impl<F: Fabric> Core<F> {
-    pub(crate) fn new(session: SessionOn<F>, opened: Arc<Opened<F>>) -> Self {
+impl Core {
+    pub(crate) fn new(session: Server, opened: Arc<Opened>) -> Self {
         Self {
             session,
             opened,
@@ -78,12 +77,12 @@ impl<F: Fabric> Core<F> {
         }
     }
 
-    pub(crate) fn opened(&self) -> &Arc<Opened<F>> {
+    pub(crate) fn opened(&self) -> &Arc<Opened> {
         &self.opened
     }
 
     /// Whether it is of this dataset.
-    pub(crate) fn is_of(&self, opened: &Arc<Opened<F>>) -> bool {
+    pub(crate) fn is_of(&self, opened: &Arc<Opened>) -> bool {
         Arc::ptr_eq(&self.opened, opened)
     }
 
@@ -121,11 +120,11 @@ impl<F: Fabric> Core<F> {
         refused(what, refusal)
     }
 
-    pub(crate) fn session(&self) -> &SessionOn<F> {
+    pub(crate) fn session(&self) -> &Server {
         &self.session
     }
 
-    pub(crate) fn shared(&self) -> &Arc<Shared<F>> {
+    pub(crate) fn shared(&self) -> &Arc<Shared> {
         self.session.shared()
     }
 
@@ -268,7 +267,7 @@ impl<F: Fabric> Core<F> {
     }
 }
 
-impl<F: Fabric> Drop for Opened<F> {
+impl Drop for Opened {
     fn drop(&mut self) {
         let (_, view) = self.state.view();
         if view.generation != 0 {

@@ -1,39 +1,41 @@
-//! A session over one fabric: the generic core under [`crate::Server`].
+//! A session with a server, and what is asked of the server through it.
 
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
 use kv_fabric::Fabric;
+use kv_fabric::local::Local;
+use kv_fabric::verbs::Verbs;
 use kv_proto::control::{Answer, Bytes, Request, Status};
 
 use crate::backoff::Backoff;
+use crate::client::Client;
 use crate::clock::Deadline;
 use crate::control::{Handle, Shared, refused, unexpected};
-use crate::dataset::DatasetOn;
 use crate::mailbox::Reply;
 use crate::memory::Registrations;
 use crate::opening::{Core, Opened};
 use crate::put::pool::Pool;
 use crate::sessions;
-use crate::{ClientError, ClientOptions, DatasetId, DatasetInfo};
+use crate::{ClientError, ClientOptions, DatasetId, DatasetInfo, Target};
 
 /// First and longest wait between attempts at a request.
 pub(crate) const ASK_WAITS: (Duration, Duration) = (Duration::from_millis(1), Duration::from_millis(200));
 
-type Registry<F> = Mutex<Vec<Weak<Opened<F>>>>;
+type Registry = Mutex<Vec<Weak<Opened>>>;
 
 /// A session, however many handles it has: one of each process, server and key.
-pub(crate) struct SessionInner<F: Fabric> {
-    pub(crate) handle: Handle<F>,
-    pool: Arc<Pool<F>>,
-    datasets: Registry<F>,
-    registrations: Registrations<F>,
+pub(crate) struct SessionInner {
+    pub(crate) handle: Handle,
+    pool: Arc<Pool>,
+    datasets: Registry,
+    registrations: Registrations,
 }
 
 /// What a handle and its clones have for themselves.
-struct Own<F: Fabric> {
+struct Own {
     options: Arc<ClientOptions>,
-    cores: Mutex<Vec<Weak<Core<F>>>>,
+    cores: Mutex<Vec<Weak<Core>>>,
 }
 
 /// Whether asking again later can help: nothing was done.
@@ -41,19 +43,11 @@ pub(crate) fn is_passing(status: Status) -> bool {
     matches!(status, Status::Busy | Status::ShuttingDown)
 }
 
-/// A session on fabric `F`. Clones share it.
-pub struct SessionOn<F: Fabric> {
-    inner: Arc<SessionInner<F>>,
-    own: Arc<Own<F>>,
-}
-
-impl<F: Fabric> Clone for SessionOn<F> {
-    fn clone(&self) -> Self {
-        Self {
-            inner: Arc::clone(&self.inner),
-            own: Arc::clone(&self.own),
-        }
-    }
+/// A session with a server. Clones share it; it ends when the last clone and the last [`Client`] of it are dropped.
+#[derive(Clone)]
+pub struct Server {
+    inner: Arc<SessionInner>,
+    own: Arc<Own>,
 }
 
 fn text(bytes: &Bytes) -> String {
@@ -67,9 +61,9 @@ pub(crate) fn figures(answer: Answer) -> Result<Vec<(String, u64)>, Answer> {
     }
 }
 
-impl<F: Fabric> SessionInner<F> {
+impl SessionInner {
     fn begin(
-        fabric: Arc<F>,
+        fabric: Arc<dyn Fabric>,
         address: &str,
         options: ClientOptions,
         deadline: Deadline,
@@ -83,37 +77,43 @@ impl<F: Fabric> SessionInner<F> {
     }
 }
 
-impl<F: Fabric> SessionOn<F> {
-    /// Begins a session of its own with the server at `address`.
+impl Server {
+    /// The session of this process with the server that `target` names, begun if it has none under this key: all that
+    /// connect share it, its tables and its lease. Settings of clients and readers are those given here; those of the
+    /// session itself (`client_id`, `session_connections`) are the ones that it was begun with. A `client_id` of its own
+    /// or a `first_operation` has a session of its own.
     ///
     /// # Errors
-    /// [`ClientError`]: the first thing that went wrong.
-    pub fn connect(
-        fabric: impl Into<Arc<F>>,
+    /// [`ClientError::Fabric`] if it cannot be reached, [`ClientError::Refused`] if it does not take the key,
+    /// [`ClientError::Timeout`] if it does not answer within `options.connect_timeout`.
+    pub fn connect(target: &Target, options: ClientOptions) -> Result<Self, ClientError> {
+        let address = target.address()?;
+        let begin = |deadline: Deadline| {
+            let fabric: Arc<dyn Fabric> = match target {
+                Target::Rdma { .. } => Arc::new(Verbs::for_peer_until(&address, deadline.instant())?),
+                Target::Local { .. } => Arc::new(Local::new()?),
+            };
+            SessionInner::begin(fabric, &address, options.clone(), deadline)
+        };
+        let inner = sessions::shared(target.scheme(), &address, &options, begin)?;
+        Ok(Self::over(inner, options))
+    }
+
+    /// A session of its own with the server at `address`, over a fabric of the caller's choice, `kv_fabric::sim` included.
+    ///
+    /// # Errors
+    /// As [`Server::connect`].
+    pub fn connect_over(
+        fabric: Arc<dyn Fabric>,
         address: &str,
         options: ClientOptions,
     ) -> Result<Self, ClientError> {
         let deadline = Deadline::after(options.connect_timeout);
-        let inner = SessionInner::begin(fabric.into(), address, options.clone(), deadline)?;
+        let inner = SessionInner::begin(fabric, address, options.clone(), deadline)?;
         Ok(Self::over(Arc::new(inner), options))
     }
 
-    /// The session that this process has with the server at `address` under this key, begun if there is none. The
-    /// settings are the handle's own, but for those of the session itself.
-    pub(crate) fn shared_by_process(
-        fabric: impl FnOnce(Deadline) -> Result<F, ClientError>,
-        address: &str,
-        options: ClientOptions,
-    ) -> Result<Self, ClientError> {
-        let begin = |deadline| {
-            let fabric = Arc::new(fabric(deadline)?);
-            SessionInner::begin(fabric, address, options.clone(), deadline)
-        };
-        let inner = sessions::shared(address, &options, begin)?;
-        Ok(Self::over(inner, options))
-    }
-
-    fn over(inner: Arc<SessionInner<F>>, options: ClientOptions) -> Self {
+    fn over(inner: Arc<SessionInner>, options: ClientOptions) -> Self {
         let own = Own {
             options: Arc::new(options),
             cores: Mutex::default(),
@@ -128,20 +128,20 @@ impl<F: Fabric> SessionOn<F> {
         &self.own.options
     }
 
-    pub(crate) fn shared(&self) -> &Arc<Shared<F>> {
+    pub(crate) fn shared(&self) -> &Arc<Shared> {
         &self.inner.handle.shared
     }
 
-    pub(crate) fn pool(&self) -> &Arc<Pool<F>> {
+    pub(crate) fn pool(&self) -> &Arc<Pool> {
         &self.inner.pool
     }
 
     /// The callers' memory that is registered.
-    pub(crate) fn registrations(&self) -> &Registrations<F> {
+    pub(crate) fn registrations(&self) -> &Registrations {
         &self.inner.registrations
     }
 
-    /// The fabric and what it chose.
+    /// The fabric and what it chose, for people: device, port, GID and why, MTU.
     #[must_use]
     pub fn describe(&self) -> String {
         self.shared().fabric.describe()
@@ -179,10 +179,10 @@ impl<F: Fabric> SessionOn<F> {
         Err(unexpected(&self.shared().address, answer))
     }
 
-    /// As [`crate::Server::create`].
+    /// Creates a dataset; it is durable when this returns. Needs the role `admin`.
     ///
     /// # Errors
-    /// As there.
+    /// [`ClientError::Refused`] with why; [`ClientError::Unknown`] if the connection was lost meanwhile.
     pub fn create(&self, name: &str) -> Result<DatasetId, ClientError> {
         let request = Request::Create {
             name: Bytes::from(name.as_bytes()),
@@ -193,10 +193,10 @@ impl<F: Fabric> SessionOn<F> {
         }
     }
 
-    /// As [`crate::Server::drop_dataset`].
+    /// Drops a dataset and all in it. Needs the role `admin`.
     ///
     /// # Errors
-    /// As there.
+    /// As [`Server::create`].
     pub fn drop_dataset(&self, name: &str) -> Result<(), ClientError> {
         let request = Request::Drop {
             name: Bytes::from(name.as_bytes()),
@@ -205,10 +205,10 @@ impl<F: Fabric> SessionOn<F> {
         Ok(())
     }
 
-    /// As [`crate::Server::rename`].
+    /// Renames a dataset. Needs the role `admin`.
     ///
     /// # Errors
-    /// As there.
+    /// As [`Server::create`].
     pub fn rename(&self, from: &str, to: &str) -> Result<(), ClientError> {
         let request = Request::Rename {
             from: Bytes::from(from.as_bytes()),
@@ -230,10 +230,10 @@ impl<F: Fabric> SessionOn<F> {
         Ok(())
     }
 
-    /// As [`crate::Server::datasets`].
+    /// The datasets that the key may open, by name.
     ///
     /// # Errors
-    /// As there.
+    /// [`ClientError`].
     pub fn datasets(&self) -> Result<Vec<DatasetInfo>, ClientError> {
         let mut all = Vec::new();
         let mut after = Bytes::default();
@@ -258,27 +258,27 @@ impl<F: Fabric> SessionOn<F> {
         }
     }
 
-    /// As [`crate::Server::stat`].
+    /// Figures of the server: name (the unit is its last word) and value.
     ///
     /// # Errors
-    /// As there.
+    /// [`ClientError`].
     pub fn stat(&self) -> Result<Vec<(String, u64)>, ClientError> {
         let answer = self.ask("stat the server", &Request::Stat { dataset: [0; 16] }, true)?;
         figures(answer).or_else(|other| self.strange(&other))
     }
 
-    /// As [`crate::Server::open`].
+    /// Opens a dataset.
     ///
     /// # Errors
-    /// As there.
-    pub fn open(&self, name: &str) -> Result<DatasetOn<F>, ClientError> {
+    /// [`ClientError::Refused`] if there is none of this name or the key may not open it.
+    pub fn open(&self, name: &str) -> Result<Client, ClientError> {
         // Asked anew each time: the name may be another dataset's by now.
         let asked = Core::new(self.clone(), Arc::new(Opened::new(Arc::clone(&self.inner), name)));
         asked.open_first()?;
         let opened = {
             let mut datasets = self.inner.datasets.lock().unwrap_or_else(PoisonError::into_inner);
             datasets.retain(|opened| opened.strong_count() > 0);
-            let same = |opened: &Arc<Opened<F>>| opened.is(asked.id());
+            let same = |opened: &Arc<Opened>| opened.is(asked.id());
             let known = datasets.iter().filter_map(Weak::upgrade).find(same);
             known.unwrap_or_else(|| {
                 datasets.push(Arc::downgrade(asked.opened()));
@@ -299,6 +299,6 @@ impl<F: Fabric> SessionOn<F> {
             })
         };
         core.open_first()?;
-        Ok(DatasetOn::over(core, Arc::clone(self.options())))
+        Ok(Client::over(core, Arc::clone(self.options())))
     }
 }

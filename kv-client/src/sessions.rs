@@ -1,11 +1,8 @@
 //! The sessions of this process: one for each server and key, whoever connects, so that one lease is renewed, one table
 //! of segments kept and one directory read for all of its clients and threads.
 
-use std::any::{Any, TypeId};
 use std::collections::HashMap;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
-
-use kv_fabric::Fabric;
 
 use crate::clock::Deadline;
 use crate::server::SessionInner;
@@ -15,7 +12,7 @@ use crate::{ClientError, ClientOptions};
 #[derive(PartialEq, Eq, Hash)]
 struct Name {
     process: u32,
-    fabric: TypeId,
+    scheme: &'static str,
     address: String,
     key: String,
     secret: Vec<u8>,
@@ -23,13 +20,13 @@ struct Name {
 }
 
 /// Where a session is, or is being begun.
-struct Place<F: Fabric> {
-    known: Mutex<Known<F>>,
+struct Place {
+    known: Mutex<Known>,
     changed: Condvar,
 }
 
-struct Known<F: Fabric> {
-    session: Weak<SessionInner<F>>,
+struct Known {
+    session: Weak<SessionInner>,
     /// Whether somebody is beginning it: the others wait for that, and share what comes of it.
     beginning: bool,
     /// Attempts that failed, and why the last one did.
@@ -37,9 +34,9 @@ struct Known<F: Fabric> {
     failure: Option<ClientError>,
 }
 
-type Places = Mutex<HashMap<Name, Arc<dyn Any + Send + Sync>>>;
+type Places = Mutex<HashMap<Name, Arc<Place>>>;
 
-impl<F: Fabric> Default for Place<F> {
+impl Default for Place {
     fn default() -> Self {
         Self {
             known: Mutex::new(Known {
@@ -53,27 +50,27 @@ impl<F: Fabric> Default for Place<F> {
     }
 }
 
-impl<F: Fabric> Place<F> {
-    fn known(&self) -> MutexGuard<'_, Known<F>> {
+impl Place {
+    fn known(&self) -> MutexGuard<'_, Known> {
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 /// An attempt; if it unwinds, the next one may begin.
-struct Attempt<'p, F: Fabric>(&'p Place<F>);
+struct Attempt<'p>(&'p Place);
 
-impl<F: Fabric> Drop for Attempt<'_, F> {
+impl Drop for Attempt<'_> {
     fn drop(&mut self) {
         self.0.known().beginning = false;
         self.0.changed.notify_all();
     }
 }
 
-fn place<F: Fabric>(address: &str, options: &ClientOptions) -> Arc<Place<F>> {
+fn place(scheme: &'static str, address: &str, options: &ClientOptions) -> Arc<Place> {
     static PLACES: OnceLock<Places> = OnceLock::new();
     let name = Name {
         process: std::process::id(),
-        fabric: TypeId::of::<F>(),
+        scheme,
         address: address.to_owned(),
         key: options.key.name.clone(),
         secret: options.key.secret().to_vec(),
@@ -82,32 +79,26 @@ fn place<F: Fabric>(address: &str, options: &ClientOptions) -> Arc<Place<F>> {
     let places = PLACES.get_or_init(Places::default);
     let mut places = places.lock().unwrap_or_else(PoisonError::into_inner);
     // Those that nobody connects by and whose session is over.
-    places.retain(|other, place| *other == name || Arc::strong_count(place) > 1 || is_live::<F>(place));
-    let fresh = || Arc::new(Place::<F>::default()) as Arc<dyn Any + Send + Sync>;
-    let place = Arc::clone(places.entry(name).or_insert_with(fresh));
-    // The name says of which fabric it is.
-    place.downcast().unwrap_or_default()
-}
-
-/// Whether a place of fabric `F` has a session; one of another fabric is left alone.
-fn is_live<F: Fabric>(place: &Arc<dyn Any + Send + Sync>) -> bool {
-    let place = place.downcast_ref::<Place<F>>();
-    place.is_none_or(|place| place.known().session.strong_count() > 0)
+    places.retain(|other, place| {
+        *other == name || Arc::strong_count(place) > 1 || place.known().session.strong_count() > 0
+    });
+    Arc::clone(places.entry(name).or_default())
 }
 
 /// The session of this process, begun with `begin` if there is none; that takes no longer than until the deadline that it is
 /// given. Who comes while another begins it waits for that, no longer than `connect_timeout`, and fails with it.
-pub(crate) fn shared<F: Fabric>(
+pub(crate) fn shared(
+    scheme: &'static str,
     address: &str,
     options: &ClientOptions,
-    begin: impl FnOnce(Deadline) -> Result<SessionInner<F>, ClientError>,
-) -> Result<Arc<SessionInner<F>>, ClientError> {
+    begin: impl FnOnce(Deadline) -> Result<SessionInner, ClientError>,
+) -> Result<Arc<SessionInner>, ClientError> {
     let deadline = Deadline::after(options.connect_timeout);
     // Who gives the number of an operation means to be the only one that gives any.
     if options.first_operation.is_some() {
         return begin(deadline).map(Arc::new);
     }
-    let place = place::<F>(address, options);
+    let place = place(scheme, address, options);
     let mut known = place.known();
     let failures = known.failures;
     loop {

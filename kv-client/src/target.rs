@@ -42,6 +42,14 @@ impl Target {
         }
     }
 
+    /// How its URI begins.
+    pub(crate) fn scheme(&self) -> &'static str {
+        match self {
+            Self::Rdma { .. } => "rdma",
+            Self::Local { .. } => "local",
+        }
+    }
+
     /// The address as a fabric takes it: `host:port`, or the socket's path.
     ///
     /// # Errors

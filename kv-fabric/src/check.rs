@@ -2,17 +2,14 @@
 
 use std::io;
 
-use crate::{FabricError, Read, Region, SCATTER_MAX};
+use crate::{FabricError, Read, SCATTER_MAX};
 
 /// The bytes that a batch asks for.
 ///
 /// # Errors
 /// [`FabricError::Post`] with `posted` 0 if a READ is longer than `read_max_bytes`, has no piece or too many, or a
 /// piece is empty or not inside its region.
-pub(crate) fn batch_bytes<R: Region>(
-    reads: &[Read<'_, R>],
-    read_max_bytes: usize,
-) -> Result<u64, FabricError> {
+pub(crate) fn batch_bytes(reads: &[Read<'_>], read_max_bytes: usize) -> Result<u64, FabricError> {
     let mut total = 0;
     for read in reads {
         let bytes = read_bytes(read)
@@ -34,7 +31,7 @@ pub(crate) fn batch_bytes<R: Region>(
 }
 
 /// Length of a READ; `None` if a piece is not as the seam wants it.
-fn read_bytes<R: Region>(read: &Read<'_, R>) -> Option<usize> {
+fn read_bytes(read: &Read<'_>) -> Option<usize> {
     if read.to.is_empty() || read.to.len() > SCATTER_MAX {
         return None;
     }

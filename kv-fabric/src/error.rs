@@ -2,6 +2,8 @@
 
 use std::io;
 
+use crate::DataConnection;
+
 /// Step of making a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Stage {
@@ -112,15 +114,15 @@ pub enum FabricError {
 /// The device refused to destroy a connection: it lives on, and what was posted may still reach memory.
 #[derive(thiserror::Error)]
 #[error("{error}")]
-pub struct NotDestroyed<T> {
+pub struct NotDestroyed {
     /// What lives on, to be destroyed later.
-    pub live: T,
+    pub live: Box<dyn DataConnection>,
     /// Why.
     #[source]
     pub error: FabricError,
 }
 
-impl<T> std::fmt::Debug for NotDestroyed<T> {
+impl std::fmt::Debug for NotDestroyed {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("NotDestroyed")
             .field("error", &self.error)

@@ -4,7 +4,8 @@
 //! - `local`: the same host, through shared read-only mappings passed over a Unix socket.
 //! - `sim`: one process; moves real bytes and, from a seed, delays, tears, reorders, errors and disconnects.
 //!
-//! [`Fabric`] is the seam. It is generic, never `dyn`, so that the read path is compiled for each answer.
+//! [`Fabric`] is the seam, and its traits are used as `dyn`: a post and a poll are one call each for many READs, and
+//! client and server are compiled once, not once for each answer and each program.
 //!
 //! # What every fabric promises
 //! - **Order.** Frames of one control connection arrive in the order sent; a [`ControlConnection::write`] is in the
@@ -18,6 +19,7 @@
 //! - **Fencing.** After [`Endpoint::destroy`] succeeded, the peer's operations have no effect any more, on `verbs` and
 //!   `sim`. On `local` mappings outlive it: [`Fabric::fences`] says which.
 
+use std::any::Any;
 use std::os::fd::BorrowedFd;
 use std::ptr::NonNull;
 use std::sync::Arc;
@@ -28,12 +30,14 @@ mod check;
 mod error;
 pub mod local;
 mod memory;
+mod region;
 pub mod sim;
 pub mod stop;
 pub mod verbs;
 
 pub use error::{FabricError, NotDestroyed, Stage};
 pub use memory::{Memory, MemoryKind};
+pub use region::Region;
 
 /// An address that a peer may READ or WRITE, and the key that lets it.
 ///
@@ -67,22 +71,15 @@ pub const PRIVATE_MAX_BYTES: usize = 56;
 pub const REASON_MAX_BYTES: usize = 148;
 
 /// A network, as one process sees it.
-pub trait Fabric: Send + Sync + Sized + 'static {
+pub trait Fabric: Send + Sync + 'static {
     /// `verbs`, `local` or `sim`.
-    const NAME: &'static str;
+    fn name(&self) -> &'static str;
+
     /// For how long a client's READs may succeed after the server has gone, its process included. A server that takes
     /// its place answers nobody before that.
-    const OUTLIVES: Duration = Duration::ZERO;
-    /// A protection domain of a server: one for each dataset.
-    type Domain: Domain;
-    /// A server's listening end and all its connections.
-    type Endpoint: Endpoint<Domain = Self::Domain>;
-    /// Memory of a client that READs may go to and WRITEs come from.
-    type Region: Region;
-    /// A client's control connection.
-    type Control: ControlConnection<Self::Region>;
-    /// A client's data connection.
-    type Data: DataConnection<Self::Region>;
+    fn outlives(&self) -> Duration {
+        Duration::ZERO
+    }
 
     /// Whether [`Endpoint::destroy`] ends a peer's reads: see *Fencing* above.
     fn fences(&self) -> bool;
@@ -103,19 +100,19 @@ pub trait Fabric: Send + Sync + Sized + 'static {
     ///
     /// # Errors
     /// [`FabricError`] if the device refuses.
-    fn domain(&self) -> Result<Self::Domain, FabricError>;
+    fn domain(&self) -> Result<Arc<dyn Domain>, FabricError>;
 
     /// Listens on `address` (`host:port`, or the path of a socket).
     ///
     /// # Errors
     /// [`FabricError`] with the address and what to do: taken, not this machine's, no permission.
-    fn listen(&self, address: &str) -> Result<Self::Endpoint, FabricError>;
+    fn listen(&self, address: &str) -> Result<Box<dyn Endpoint>, FabricError>;
 
     /// Client memory of `len` bytes, zeroed, registered once.
     ///
     /// # Errors
     /// [`FabricError::Memory`] if it cannot be mapped or registered.
-    fn allocate(&self, len: usize) -> Result<Self::Region, FabricError>;
+    fn allocate(&self, len: usize) -> Result<Region, FabricError>;
 
     /// Registers the caller's memory.
     ///
@@ -129,7 +126,7 @@ pub trait Fabric: Send + Sync + Sized + 'static {
         unsafe_code,
         reason = "declares an obligation of the caller; the answers discharge it"
     )]
-    unsafe fn register(&self, start: NonNull<u8>, len: usize) -> Result<Self::Region, FabricError>;
+    unsafe fn register(&self, start: NonNull<u8>, len: usize) -> Result<Region, FabricError>;
 
     /// Opens a control connection; `request` is the private data of the connection request.
     ///
@@ -141,7 +138,7 @@ pub trait Fabric: Send + Sync + Sized + 'static {
         request: &[u8],
         options: ControlOptions,
         deadline: Instant,
-    ) -> Result<Self::Control, FabricError>;
+    ) -> Result<Box<dyn ControlConnection>, FabricError>;
 
     /// Opens a data connection that holds up to `reads_max` READs; `request` is the private data.
     ///
@@ -153,7 +150,7 @@ pub trait Fabric: Send + Sync + Sized + 'static {
         request: &[u8],
         reads_max: u32,
         deadline: Instant,
-    ) -> Result<Self::Data, FabricError>;
+    ) -> Result<Box<dyn DataConnection>, FabricError>;
 }
 
 /// Sizes of a control connection.
@@ -177,15 +174,12 @@ impl ControlOptions {
 }
 
 /// A protection domain: what the data connections accepted into it may READ.
-pub trait Domain: Send + Sync + 'static {
-    /// Memory that the domain's connections may READ; dropping it ends that.
-    type Registration: Registration;
-
-    /// Lets the domain's connections READ `memory`, and do nothing else to it.
+pub trait Domain: Any + Send + Sync {
+    /// Lets the domain's connections READ `memory`, and do nothing else to it, until what is returned is dropped.
     ///
     /// # Errors
     /// [`FabricError::Memory`] with the length and the limit that was met.
-    fn register(&self, memory: Arc<Memory>) -> Result<Self::Registration, FabricError>;
+    fn register(&self, memory: Arc<Memory>) -> Result<Box<dyn Registration>, FabricError>;
 }
 
 /// Registered memory of a server. It holds the memory, and ends the peers' access when dropped.
@@ -198,6 +192,16 @@ pub trait Registration: Send + Sync + 'static {
     fn reused(&self, offset: usize, len: usize) {
         let _ = (offset, len);
     }
+}
+
+/// A domain as one of a fabric's own.
+///
+/// # Panics
+/// If it is another fabric's.
+pub(crate) fn own<D: Domain>(domain: &dyn Domain) -> &D {
+    (domain as &dyn Any)
+        .downcast_ref()
+        .expect("a domain of the same kind of fabric")
 }
 
 /// Names a connection of an endpoint; never used again.
@@ -233,11 +237,6 @@ pub enum EndpointEvent {
 
 /// A server's end: one listener and all the connections that came from it, driven by one thread.
 pub trait Endpoint: Send + 'static {
-    /// Domains that data connections are accepted into.
-    type Domain: Domain;
-    /// Staging memory of one control connection.
-    type Staging: Staging;
-
     /// Readable when [`Endpoint::poll`] may have something; stays quiet while nothing happens.
     fn fd(&self) -> BorrowedFd<'_>;
 
@@ -266,8 +265,10 @@ pub trait Endpoint: Send + 'static {
     ///
     /// # Errors
     /// As [`Endpoint::accept_control`].
-    fn accept_data(&mut self, request: RequestId, domain: &Self::Domain)
-    -> Result<ConnectionId, FabricError>;
+    ///
+    /// # Panics
+    /// If `domain` is one of another kind of fabric.
+    fn accept_data(&mut self, request: RequestId, domain: &dyn Domain) -> Result<ConnectionId, FabricError>;
 
     /// Refuses a connection request, with a text for the peer (cut to what fits).
     fn reject(&mut self, request: RequestId, reason: &str);
@@ -280,7 +281,7 @@ pub trait Endpoint: Send + 'static {
         &mut self,
         connection: ConnectionId,
         len: usize,
-    ) -> Result<(RemoteRef, Self::Staging), FabricError>;
+    ) -> Result<(RemoteRef, Arc<dyn Staging>), FabricError>;
 
     /// Queues a frame to a control connection's peer. Never waits: a peer that takes no frames loses its connection.
     ///
@@ -298,7 +299,7 @@ pub trait Endpoint: Send + 'static {
 }
 
 /// Staging memory of one control connection, as the server reads it: its peer may be writing it.
-pub trait Staging: Send + Sync + Clone + 'static {
+pub trait Staging: Send + Sync {
     /// Copies out of it.
     ///
     /// # Panics
@@ -306,10 +307,10 @@ pub trait Staging: Send + Sync + Clone + 'static {
     fn read(&self, offset: usize, out: &mut [u8]);
 }
 
-/// Registered memory of a client.
-pub trait Region: Clone + Send + Sync + 'static {
-    /// The memory.
-    fn memory(&self) -> &Memory;
+impl Staging for Memory {
+    fn read(&self, offset: usize, out: &mut [u8]) {
+        Self::read(self, offset, out);
+    }
 }
 
 /// What happened on a client's control connection.
@@ -322,7 +323,7 @@ pub enum ControlEvent {
 }
 
 /// A client's control connection.
-pub trait ControlConnection<R: Region>: Send + 'static {
+pub trait ControlConnection: Send + 'static {
     /// Readable when [`ControlConnection::poll`] may have something.
     fn fd(&self) -> BorrowedFd<'_>;
 
@@ -336,11 +337,11 @@ pub trait ControlConnection<R: Region>: Send + 'static {
     /// [`ControlEvent::Written`] with `number`; until then the source must not change.
     ///
     /// # Errors
-    /// As [`ControlConnection::send`].
+    /// As [`ControlConnection::send`]; [`FabricError::Unsupported`] if the source is of another kind of fabric.
     fn write(
         &mut self,
         number: u64,
-        source: &R,
+        source: &Region,
         offset: usize,
         len: usize,
         to: RemoteRef,
@@ -355,42 +356,28 @@ pub trait ControlConnection<R: Region>: Send + 'static {
 }
 
 /// One piece of where a READ goes.
-#[derive(Debug)]
-pub struct Scatter<'a, R> {
+#[derive(Debug, Clone, Copy)]
+pub struct Scatter<'a> {
     /// The memory.
-    pub region: &'a R,
+    pub region: &'a Region,
     /// First byte in it.
     pub offset: usize,
     /// Bytes.
     pub len: usize,
 }
 
-impl<R> Clone for Scatter<'_, R> {
-    fn clone(&self) -> Self {
-        *self
-    }
-}
-impl<R> Copy for Scatter<'_, R> {}
-
 /// One READ.
-#[derive(Debug)]
-pub struct Read<'a, R> {
+#[derive(Debug, Clone, Copy)]
+pub struct Read<'a> {
     /// Number that its completion repeats.
     pub number: u64,
     /// Where the bytes are.
     pub from: RemoteRef,
     /// Where they go, in order; 1 to [`SCATTER_MAX`] pieces, none empty.
-    pub to: &'a [Scatter<'a, R>],
+    pub to: &'a [Scatter<'a>],
     /// Whether its success gives a completion. The last of a batch should; a failure always gives one.
     pub signaled: bool,
 }
-
-impl<R> Clone for Read<'_, R> {
-    fn clone(&self) -> Self {
-        *self
-    }
-}
-impl<R> Copy for Read<'_, R> {}
 
 /// How a READ ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -428,7 +415,7 @@ pub struct DataCounters {
 }
 
 /// A client's data connection: READs and nothing else.
-pub trait DataConnection<R: Region>: Send + 'static {
+pub trait DataConnection: Send + 'static {
     /// READs that can still be posted before one must complete.
     fn room(&self) -> usize;
 
@@ -440,9 +427,9 @@ pub trait DataConnection<R: Region>: Send + 'static {
     /// Posts `reads` as one chain behind one doorbell. Allocates nothing after warm-up.
     ///
     /// # Errors
-    /// [`FabricError::Busy`] if there is less [`DataConnection::room`], [`FabricError::Closed`] after an error:
-    /// nothing was posted. [`FabricError::Post`] if the device took some and refused the rest.
-    fn post(&mut self, reads: &[Read<'_, R>]) -> Result<(), FabricError>;
+    /// [`FabricError::Busy`] if there is less [`DataConnection::room`], [`FabricError::Closed`] after an error,
+    /// [`FabricError::Unsupported`] if a region is of another kind of fabric: nothing was posted. [`FabricError::Post`] if the device took some and refused the rest.
+    fn post(&mut self, reads: &[Read<'_>]) -> Result<(), FabricError>;
 
     /// Appends READs that ended to `completions`; returns without waiting.
     ///
@@ -485,15 +472,17 @@ pub trait DataConnection<R: Region>: Send + 'static {
     /// What it has done so far.
     fn counters(&self) -> DataCounters;
 
+    /// Has the READs of the next batch carried out late, by up to `longest` each: for tests. Only `sim` can.
+    fn delay_next(&mut self, longest: Duration) {
+        let _ = longest;
+    }
+
     /// Ends it: from here on nothing that was posted reaches memory. Who hands that memory on must end a connection by
     /// this; one that is merely dropped may live on, and then keeps what it writes to from being freed.
     ///
     /// # Errors
     /// [`NotDestroyed`], with the connection, if the device refuses: its READs may go on until a later call succeeds.
-    fn destroy(self) -> Result<(), Box<NotDestroyed<Self>>>
-    where
-        Self: Sized,
-    {
+    fn destroy(self: Box<Self>) -> Result<(), NotDestroyed> {
         drop(self);
         Ok(())
     }

@@ -10,8 +10,8 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::{
-    ControlConnection, ControlEvent, ControlOptions, DataConnection, DataCounters, Fabric, FabricError,
-    NotDestroyed, Read, ReadCompletion, ReadStatus, RemoteRef,
+    ControlConnection, ControlEvent, ControlOptions, DataConnection, DataCounters, Domain, Endpoint, Fabric,
+    FabricError, NotDestroyed, Read, ReadCompletion, ReadStatus, Region, RemoteRef,
 };
 
 /// Longest wait for READs that were posted after a stop to end.
@@ -154,20 +154,17 @@ impl Stops {
 }
 
 /// A fabric as a process that can be stopped sees it.
-#[derive(Debug)]
-pub struct Stoppable<F: Fabric> {
-    inner: Arc<F>,
+pub struct Stoppable {
+    inner: Arc<dyn Fabric>,
     stops: Stops,
-    delay_next: fn(&mut F::Data, Duration),
 }
 
-impl<F: Fabric> Stoppable<F> {
-    /// A process of its own on `inner`. `delay_next` has the next READs of a connection be late, where that can be done.
-    pub fn new(inner: Arc<F>, delay_next: fn(&mut F::Data, Duration)) -> Self {
+impl Stoppable {
+    /// A process of its own on `inner`.
+    pub fn new(inner: Arc<dyn Fabric>) -> Self {
         Self {
             inner,
             stops: Stops::default(),
-            delay_next,
         }
     }
 
@@ -178,14 +175,14 @@ impl<F: Fabric> Stoppable<F> {
     }
 }
 
-impl<F: Fabric> Fabric for Stoppable<F> {
-    const NAME: &'static str = F::NAME;
-    const OUTLIVES: std::time::Duration = F::OUTLIVES;
-    type Domain = F::Domain;
-    type Endpoint = F::Endpoint;
-    type Region = F::Region;
-    type Control = StoppableControl<F>;
-    type Data = StoppableData<F>;
+impl Fabric for Stoppable {
+    fn name(&self) -> &'static str {
+        self.inner.name()
+    }
+
+    fn outlives(&self) -> Duration {
+        self.inner.outlives()
+    }
 
     fn fences(&self) -> bool {
         self.inner.fences()
@@ -203,15 +200,15 @@ impl<F: Fabric> Fabric for Stoppable<F> {
         self.inner.reads_at_once()
     }
 
-    fn domain(&self) -> Result<Self::Domain, FabricError> {
+    fn domain(&self) -> Result<Arc<dyn Domain>, FabricError> {
         self.inner.domain()
     }
 
-    fn listen(&self, address: &str) -> Result<Self::Endpoint, FabricError> {
+    fn listen(&self, address: &str) -> Result<Box<dyn Endpoint>, FabricError> {
         self.inner.listen(address)
     }
 
-    fn allocate(&self, len: usize) -> Result<Self::Region, FabricError> {
+    fn allocate(&self, len: usize) -> Result<Region, FabricError> {
         self.inner.allocate(len)
     }
 
@@ -219,7 +216,7 @@ impl<F: Fabric> Fabric for Stoppable<F> {
         unsafe_code,
         reason = "the caller's obligations are those of the fabric inside"
     )]
-    unsafe fn register(&self, start: NonNull<u8>, len: usize) -> Result<Self::Region, FabricError> {
+    unsafe fn register(&self, start: NonNull<u8>, len: usize) -> Result<Region, FabricError> {
         // SAFETY: the caller vouches for what the fabric inside asks, which is the same.
         unsafe { self.inner.register(start, len) }
     }
@@ -230,13 +227,13 @@ impl<F: Fabric> Fabric for Stoppable<F> {
         request: &[u8],
         options: ControlOptions,
         deadline: Instant,
-    ) -> Result<Self::Control, FabricError> {
+    ) -> Result<Box<dyn ControlConnection>, FabricError> {
         self.stops.0.pass();
         let inner = self.inner.connect_control(address, request, options, deadline)?;
-        Ok(StoppableControl {
+        Ok(Box::new(StoppableControl {
             inner,
             stops: self.stops.clone(),
-        })
+        }))
     }
 
     fn connect_data(
@@ -245,26 +242,24 @@ impl<F: Fabric> Fabric for Stoppable<F> {
         request: &[u8],
         reads_max: u32,
         deadline: Instant,
-    ) -> Result<Self::Data, FabricError> {
+    ) -> Result<Box<dyn DataConnection>, FabricError> {
         self.stops.0.pass();
         let inner = self.inner.connect_data(address, request, reads_max, deadline)?;
-        Ok(StoppableData {
+        Ok(Box::new(StoppableData {
             inner,
             stops: self.stops.clone(),
-            delay_next: self.delay_next,
             ended: Vec::new(),
-        })
+        }))
     }
 }
 
 /// A control connection of a process that can be stopped.
-#[derive(Debug)]
-pub struct StoppableControl<F: Fabric> {
-    inner: F::Control,
+struct StoppableControl {
+    inner: Box<dyn ControlConnection>,
     stops: Stops,
 }
 
-impl<F: Fabric> ControlConnection<F::Region> for StoppableControl<F> {
+impl ControlConnection for StoppableControl {
     fn fd(&self) -> BorrowedFd<'_> {
         self.inner.fd()
     }
@@ -277,7 +272,7 @@ impl<F: Fabric> ControlConnection<F::Region> for StoppableControl<F> {
     fn write(
         &mut self,
         number: u64,
-        source: &F::Region,
+        source: &Region,
         offset: usize,
         len: usize,
         to: RemoteRef,
@@ -293,16 +288,14 @@ impl<F: Fabric> ControlConnection<F::Region> for StoppableControl<F> {
 }
 
 /// A data connection of a process that can be stopped.
-#[derive(Debug)]
-pub struct StoppableData<F: Fabric> {
-    inner: F::Data,
+struct StoppableData {
+    inner: Box<dyn DataConnection>,
     stops: Stops,
-    delay_next: fn(&mut F::Data, Duration),
     /// Polled while the process was stopped.
     ended: Vec<ReadCompletion>,
 }
 
-impl<F: Fabric> StoppableData<F> {
+impl StoppableData {
     /// Waits until the READ `last` has ended, or all of a batch of `count` have failed.
     fn await_ends(&mut self, last: u64, count: usize) -> Result<(), FabricError> {
         let deadline = Instant::now() + ENDS_WAIT;
@@ -322,7 +315,7 @@ impl<F: Fabric> StoppableData<F> {
     }
 }
 
-impl<F: Fabric> DataConnection<F::Region> for StoppableData<F> {
+impl DataConnection for StoppableData {
     fn room(&self) -> usize {
         self.inner.room()
     }
@@ -331,12 +324,12 @@ impl<F: Fabric> DataConnection<F::Region> for StoppableData<F> {
         self.inner.reads_at_once()
     }
 
-    fn post(&mut self, reads: &[Read<'_, F::Region>]) -> Result<(), FabricError> {
+    fn post(&mut self, reads: &[Read<'_>]) -> Result<(), FabricError> {
         let gate = &self.stops.0;
         gate.pass();
         let stopped = gate.stop_at(StopAt::Post);
         if let Some(late) = gate.late() {
-            (self.delay_next)(&mut self.inner, late);
+            self.inner.delay_next(late);
         }
         let posted = self.inner.post(reads);
         match &posted {
@@ -382,22 +375,17 @@ impl<F: Fabric> DataConnection<F::Region> for StoppableData<F> {
         self.inner.counters()
     }
 
-    fn destroy(self) -> Result<(), Box<NotDestroyed<Self>>> {
-        let Self {
-            inner,
-            stops,
-            delay_next,
-            ended,
-        } = self;
-        inner.destroy().map_err(|refused| {
-            let NotDestroyed { live: inner, error } = *refused;
-            let live = Self {
-                inner,
-                stops,
-                delay_next,
-                ended,
-            };
-            Box::new(NotDestroyed { live, error })
-        })
+    fn delay_next(&mut self, longest: Duration) {
+        self.inner.delay_next(longest);
+    }
+
+    fn destroy(mut self: Box<Self>) -> Result<(), NotDestroyed> {
+        match self.inner.destroy() {
+            Ok(()) => Ok(()),
+            Err(NotDestroyed { live, error }) => {
+                self.inner = live;
+                Err(NotDestroyed { live: self, error })
+            }
+        }
     }
 }

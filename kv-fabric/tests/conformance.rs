@@ -11,6 +11,7 @@ mod data;
 #[path = "conformance/rig.rs"]
 mod rig;
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::Duration;
 
@@ -20,11 +21,11 @@ use kv_fabric::verbs::Verbs;
 
 use rig::Rig;
 
-fn local() -> Rig<Local> {
+fn local() -> Rig {
     let folder = tempfile::tempdir().expect("a folder");
     Rig {
-        server: Local::new().expect("local"),
-        client: Local::new().expect("local"),
+        server: Arc::new(Local::new().expect("local")),
+        client: Arc::new(Local::new().expect("local")),
         address: folder
             .path()
             .join("socket")
@@ -35,37 +36,37 @@ fn local() -> Rig<Local> {
     }
 }
 
-fn verbs() -> Rig<Verbs> {
+fn verbs() -> Rig {
     // A port of its own for each case: the one before may not be free yet.
     static PORT: AtomicU16 = AtomicU16::new(17_500);
     let host =
         std::env::var("VKV_TEST_ADDR").expect("VKV_TEST_ADDR names no address: run inside soft-roce-ci/run");
     let address = format!("{host}:{}", PORT.fetch_add(1, Ordering::Relaxed));
     Rig {
-        server: Verbs::for_listener(&address).expect("a device"),
-        client: Verbs::for_peer(&address).expect("a device"),
+        server: Arc::new(Verbs::for_listener(&address).expect("a device")),
+        client: Arc::new(Verbs::for_peer(&address).expect("a device")),
         address,
         _keep: Box::new(()),
     }
 }
 
-fn sim_of(faults: SimFaults) -> Rig<Sim> {
+fn sim_of(faults: SimFaults) -> Rig {
     let seed = seed_from_env(std::process::id().into()).expect("a seed");
     let network = Sim::new(SimOptions { seed, faults });
     Rig {
-        server: network.clone(),
-        client: network,
+        server: Arc::new(network.clone()),
+        client: Arc::new(network),
         address: "server:0".to_owned(),
         _keep: Box::new(ReplayHint(seed)),
     }
 }
 
-fn sim() -> Rig<Sim> {
+fn sim() -> Rig {
     sim_of(SimFaults::default())
 }
 
 /// Whatever is late, torn in time or out of order, the promises are kept.
-fn sim_with_faults() -> Rig<Sim> {
+fn sim_with_faults() -> Rig {
     sim_of(SimFaults {
         read_delay: 0.5,
         read_delay_max: Duration::from_millis(5),
@@ -155,5 +156,6 @@ conformance! {
         read_holds_its_memory
         wait_keeps_its_deadline
         callers_memory_can_be_registered
+        memory_of_another_fabric_serves_or_is_refused
         odd_memory_is_refused;
 }

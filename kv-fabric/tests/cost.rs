@@ -6,12 +6,13 @@
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use kv_fabric::local::{Data, Endpoint as LocalEndpoint, Local, Region};
+use kv_fabric::local::Local;
 use kv_fabric::{
-    DataConnection, Domain, Endpoint, EndpointEvent, Fabric, Memory, MemoryKind, Read, ReadStatus,
-    Registration, RemoteRef, Scatter,
+    DataConnection, Domain, Endpoint, EndpointEvent, Fabric, Memory, MemoryKind, Read, ReadStatus, Region,
+    RemoteRef, Scatter,
 };
 
 struct Counting;
@@ -41,8 +42,13 @@ const DEPTH: usize = 16;
 const LEN: usize = 4096;
 
 /// Posts a batch and takes its end.
-fn round(data: &mut Data, remote: RemoteRef, region: &Region, done: &mut Vec<kv_fabric::ReadCompletion>) {
-    let to: [[Scatter<'_, Region>; 2]; DEPTH] = std::array::from_fn(|i| {
+fn round(
+    data: &mut Box<dyn DataConnection>,
+    remote: RemoteRef,
+    region: &Region,
+    done: &mut Vec<kv_fabric::ReadCompletion>,
+) {
+    let to: [[Scatter<'_>; 2]; DEPTH] = std::array::from_fn(|i| {
         let piece = |offset, len| Scatter {
             region,
             offset: i * LEN + offset,
@@ -50,7 +56,7 @@ fn round(data: &mut Data, remote: RemoteRef, region: &Region, done: &mut Vec<kv_
         };
         [piece(0, 96), piece(96, LEN - 96)]
     });
-    let reads: [Read<'_, Region>; DEPTH] = std::array::from_fn(|i| Read {
+    let reads: [Read<'_>; DEPTH] = std::array::from_fn(|i| Read {
         number: i as u64,
         from: remote.offset((i * LEN) as u64),
         to: &to[i],
@@ -64,7 +70,11 @@ fn round(data: &mut Data, remote: RemoteRef, region: &Region, done: &mut Vec<kv_
     assert!(done.iter().all(|done| done.status == ReadStatus::Success));
 }
 
-fn connect(local: &Local, address: &str, domain: &kv_fabric::local::Domain) -> (LocalEndpoint, Data) {
+fn connect(
+    local: &Local,
+    address: &str,
+    domain: &Arc<dyn Domain>,
+) -> (Box<dyn Endpoint>, Box<dyn DataConnection>) {
     let mut endpoint = local.listen(address).expect("listen");
     let deadline = Instant::now() + Duration::from_secs(20);
     std::thread::scope(|scope| {
@@ -77,7 +87,7 @@ fn connect(local: &Local, address: &str, domain: &kv_fabric::local::Domain) -> (
                 break request;
             }
         };
-        endpoint.accept_data(request, domain).expect("accept");
+        endpoint.accept_data(request, &**domain).expect("accept");
         let data = client.join().expect("no panic").expect("connect");
         (endpoint, data)
     })

@@ -5,14 +5,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use kv_fabric::sim::{
-    Control, Data, Domain, Endpoint, Region, ReplayHint, Sim, SimFaults, SimInjected, SimOptions,
-};
+use kv_fabric::sim::{ReplayHint, Sim, SimFaults, SimInjected, SimOptions};
 use kv_fabric::stop::{Stop, StopAt, Stoppable};
 use kv_fabric::{
-    ConnectionId, ControlConnection, ControlEvent, ControlOptions, DataConnection, Domain as _,
-    Endpoint as _, EndpointEvent, Fabric, FabricError, Memory, MemoryKind, Read, ReadCompletion, ReadStatus,
-    Region as _, Registration, RemoteRef, Scatter, sim,
+    ConnectionId, ControlConnection, ControlEvent, ControlOptions, DataConnection, Domain, Endpoint,
+    EndpointEvent, Fabric, FabricError, Memory, MemoryKind, Read, ReadCompletion, ReadStatus, Region,
+    RemoteRef, Scatter, sim,
 };
 
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -30,8 +28,8 @@ fn patience() -> Instant {
 /// A network, its endpoint, and how to repeat a failure on it.
 struct World {
     net: Sim,
-    endpoint: Endpoint,
-    domain: Domain,
+    endpoint: Box<dyn Endpoint>,
+    domain: Arc<dyn Domain>,
     _hint: ReplayHint,
 }
 
@@ -85,7 +83,7 @@ impl World {
         events.into_iter().filter_map(frame).collect()
     }
 
-    fn data(&mut self) -> (Data, ConnectionId) {
+    fn data(&mut self) -> (Box<dyn DataConnection>, ConnectionId) {
         std::thread::scope(|scope| {
             let net = self.net.clone();
             let client = scope.spawn(move || net.connect_data(ADDRESS, b"", 64, patience()));
@@ -93,12 +91,12 @@ impl World {
                 EndpointEvent::Request { request, .. } => Some(request),
                 _ => None,
             });
-            let id = self.endpoint.accept_data(request, &self.domain).expect("accept");
+            let id = self.endpoint.accept_data(request, &*self.domain).expect("accept");
             (client.join().expect("no panic").expect("connect"), id)
         })
     }
 
-    fn control(&mut self) -> (Control, ConnectionId) {
+    fn control(&mut self) -> (Box<dyn ControlConnection>, ConnectionId) {
         std::thread::scope(|scope| {
             let net = self.net.clone();
             let client = scope.spawn(move || net.connect_control(ADDRESS, b"", OPTIONS, patience()));
@@ -119,7 +117,12 @@ fn served(fill: u8) -> Arc<Memory> {
 }
 
 /// Posts `count` READs of all of `from`, each to its own part of the region.
-fn post(data: &mut Data, from: RemoteRef, region: &Region, count: usize) -> Result<(), FabricError> {
+fn post(
+    data: &mut Box<dyn DataConnection>,
+    from: RemoteRef,
+    region: &Region,
+    count: usize,
+) -> Result<(), FabricError> {
     let to: Vec<_> = (0..count)
         .map(|i| {
             [Scatter {
@@ -140,7 +143,7 @@ fn post(data: &mut Data, from: RemoteRef, region: &Region, count: usize) -> Resu
     data.post(&reads)
 }
 
-fn completions(data: &mut Data, count: usize) -> Vec<ReadCompletion> {
+fn completions(data: &mut Box<dyn DataConnection>, count: usize) -> Vec<ReadCompletion> {
     let mut done = Vec::new();
     while done.len() < count {
         assert!(data.wait(patience()).expect("wait"), "only {done:?} of {count}");
@@ -156,7 +159,7 @@ fn bytes(region: &Region, index: usize) -> Vec<u8> {
 }
 
 /// A writer who fills the memory with one byte after the other is seen in the middle of it.
-fn torn(world: &mut World, data: &mut Data) -> usize {
+fn torn(world: &mut World, data: &mut Box<dyn DataConnection>) -> usize {
     let memory = served(0);
     let registration = world.domain.register(Arc::clone(&memory)).expect("register");
     let region = world.net.allocate(LEN).expect("allocate");
@@ -445,7 +448,7 @@ fn delayed_frames_and_writes_keep_their_order() {
     for i in 0..60_u8 {
         source.memory().write(usize::from(i), &[i + 1]);
         let to = remote.offset(i.into());
-        kv_fabric::ControlConnection::write(&mut control, i.into(), &source, i.into(), 1, to).expect("write");
+        control.write(i.into(), &source, i.into(), 1, to).expect("write");
         control.send(&[i]).expect("send");
         world.endpoint.send(id, &[i]).expect("send");
     }
@@ -459,7 +462,7 @@ fn delayed_frames_and_writes_keep_their_order() {
         };
         assert_eq!(frame, [i]);
         let mut seen = [0];
-        kv_fabric::Staging::read(&staging, i.into(), &mut seen);
+        staging.read(i.into(), &mut seen);
         assert_eq!(seen, [i + 1], "a frame overtook the WRITE before it");
     }
     let mut events = Vec::new();
@@ -531,7 +534,7 @@ fn reads_of_memory_that_goes(net: &Sim, destroy: bool, late: Duration) -> Vec<Re
                 _ => None,
             });
             if let Some(request) = request {
-                break endpoint.accept_data(request, &domain).expect("accept");
+                break endpoint.accept_data(request, &*domain).expect("accept");
             }
         };
         (client.join().expect("no panic").expect("connect"), id)
@@ -658,7 +661,7 @@ fn a_stopped_process_goes_on_where_it_was_while_its_reads_are_carried_out() {
     const SPAN: Duration = Duration::from_millis(80);
     let mut world = World::new(33);
     let net = Arc::new(world.net.clone());
-    let process = Stoppable::new(Arc::clone(&net), Data::delay_next);
+    let process = Stoppable::new(net.clone());
     let mut data = std::thread::scope(|scope| {
         let client = scope.spawn(|| process.connect_data(ADDRESS, b"", 64, patience()));
         let request = world.find(|event| match event {
@@ -666,7 +669,7 @@ fn a_stopped_process_goes_on_where_it_was_while_its_reads_are_carried_out() {
             _ => None,
         });
         let domain = &world.domain;
-        world.endpoint.accept_data(request, domain).expect("accept");
+        world.endpoint.accept_data(request, &**domain).expect("accept");
         client.join().expect("no panic").expect("connect")
     });
     let registration = world.domain.register(served(7)).expect("register");

@@ -12,9 +12,10 @@ mod rig;
 use std::fs::File;
 use std::mem::ManuallyDrop;
 use std::os::fd::{AsFd, FromRawFd, OwnedFd, RawFd};
+use std::sync::Arc;
 
 use kv_fabric::verbs::Verbs;
-use kv_fabric::{DataConnection, Endpoint, FabricError, ReadStatus, Region};
+use kv_fabric::{FabricError, ReadStatus};
 use rig::{Rig, bytes_of, completions, piece, post_one, read_one, register, served};
 
 /// While it lives no device of this process takes orders.
@@ -62,8 +63,8 @@ fn a_refused_destruction_is_told_and_repeated() {
         std::env::var("VKV_TEST_ADDR").expect("VKV_TEST_ADDR names no address: run inside soft-roce-ci/run");
     let address = format!("{host}:17499");
     let rig = Rig {
-        server: Verbs::for_listener(&address).expect("a device"),
-        client: Verbs::for_peer(&address).expect("a device"),
+        server: Arc::new(Verbs::for_listener(&address).expect("a device")),
+        client: Arc::new(Verbs::for_peer(&address).expect("a device")),
         address,
         _keep: Box::new(()),
     };
@@ -117,8 +118,8 @@ fn a_client_is_told_of_a_refused_destruction_and_repeats_it() {
         std::env::var("VKV_TEST_ADDR").expect("VKV_TEST_ADDR names no address: run inside soft-roce-ci/run");
     let address = format!("{host}:17498");
     let rig = Rig {
-        server: Verbs::for_listener(&address).expect("a device"),
-        client: Verbs::for_peer(&address).expect("a device"),
+        server: Arc::new(Verbs::for_listener(&address).expect("a device")),
+        client: Arc::new(Verbs::for_peer(&address).expect("a device")),
         address,
         _keep: Box::new(()),
     };

@@ -151,7 +151,7 @@ pub mod segment_flag {
     pub const FULL_LENGTH: u16 = 1;
 }
 
-/// Flags of a [`SegmentTrailer`](super::layout::SegmentTrailer).
+/// Flags of a [`SegmentTrailer`].
 pub mod trailer_flag {
     /// The file was found cut short, and nobody accepted that yet: what lay behind `sealed_units` is not known.
     pub const CUT: u16 = 1;

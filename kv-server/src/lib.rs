@@ -11,6 +11,7 @@
 //! use kv_fabric::local::Local;
 //! use kv_server::control::{Keys, Options, Server};
 //! use kv_server::store::StoreOptions;
+//! use std::sync::Arc;
 //!
 //! # fn main() -> Result<(), Box<dyn std::error::Error>> {
 //! let store = StoreOptions {
@@ -23,7 +24,7 @@
 //!     scrub_share: kv_server::store::SCRUB_SHARE_DEFAULT,
 //! };
 //! let keys = Keys::load("keys.toml".as_ref())?;
-//! let server = Server::<Local>::start(Local::new()?, "/run/verbs-kv.sock", store, keys, Options::default())?;
+//! let server = Server::start(Arc::new(Local::new()?), "/run/verbs-kv.sock", store, keys, Options::default())?;
 //! println!("serving at {}", server.address());
 //! server.stop();
 //! server.join()?;

@@ -9,11 +9,11 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use clap::Parser;
+use kv_fabric::Fabric;
 use kv_fabric::local::Local;
 use kv_fabric::verbs::Verbs;
 use kv_server::config::{Action, Address, Command, Keygen, Serve};
-use kv_server::control::server::Remote;
-use kv_server::control::{Keys, Options, Served, Server, keys};
+use kv_server::control::{Keys, Options, Remote, Server, keys};
 use kv_server::store::sync_kind;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
@@ -69,11 +69,11 @@ fn serve_on_fabric(arguments: &Serve) -> Result<(), String> {
     match &arguments.listen {
         Address::Rdma(address) => {
             let fabric = Verbs::for_listener(address).map_err(|error| error.to_string())?;
-            serve(arguments, options, keys, fabric, address)
+            serve(arguments, options, keys, Arc::new(fabric), address)
         }
         Address::Local(path) => {
             let fabric = Local::new().map_err(|error| error.to_string())?;
-            serve(arguments, options, keys, fabric, path)
+            serve(arguments, options, keys, Arc::new(fabric), path)
         }
     }
 }
@@ -92,24 +92,23 @@ fn log_to_stderr() {
     tracing_subscriber::registry().with(log).with(filter).init();
 }
 
-fn serve<F: Served>(
+fn serve(
     arguments: &Serve,
     options: Options,
     keys: Keys,
-    fabric: F,
+    fabric: Arc<dyn Fabric>,
     address: &str,
 ) -> Result<(), String> {
     // Signals that come during a long start are kept, and obeyed when it is done.
     let mut signals = Signals::new([SIGTERM, SIGINT, SIGHUP]).map_err(|error| format!("signals: {error}"))?;
-    let fabric = Arc::new(fabric);
-    let device = fabric.describe();
-    let server = Server::<F>::start(fabric, address, arguments.store(), keys, options)
+    let (name, device) = (fabric.name(), fabric.describe());
+    let server = Server::start(fabric, address, arguments.store(), keys, options)
         .map_err(|error| error.to_string())?;
     let address = match &arguments.listen {
         Address::Rdma(_) => Address::Rdma(server.address().to_owned()),
         Address::Local(_) => Address::Local(server.address().to_owned()),
     };
-    tracing::info!(%address, fabric = F::NAME, device, data = %arguments.data.display(), "ready");
+    tracing::info!(%address, fabric = name, device, data = %arguments.data.display(), "ready");
     if let Some(path) = &arguments.ready_file {
         write_ready(path, &address).map_err(|error| format!("--ready-file {}: {error}", path.display()))?;
     }

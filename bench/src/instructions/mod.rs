@@ -8,8 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::Arc;
 
-use kv_client::on::{ReaderOn, SessionOn};
-use kv_client::{AccessKey, ClientOptions, GlobalLocator};
+use kv_client::{AccessKey, ClientOptions, GlobalLocator, Reader};
 use kv_fabric::sim::{Sim, SimOptions};
 use kv_proto::auth::Role;
 use kv_server::control::keys::Key;
@@ -277,8 +276,8 @@ fn inside(args: &Args, folder: &Path) -> Result<bool, Error> {
         role: Role::Read,
         datasets: vec!["*".to_owned()],
     };
-    let server = Server::<Sim>::start(
-        Arc::clone(&fabric),
+    let server = Server::start(
+        fabric.clone(),
         "server:7471",
         options(args, folder),
         Keys::new(vec![key])?,
@@ -288,7 +287,7 @@ fn inside(args: &Args, folder: &Path) -> Result<bool, Error> {
     // Emulated instruction by instruction, everything takes its time.
     client.deadline = std::time::Duration::from_secs(300);
     client.connect_timeout = client.deadline;
-    let session = SessionOn::connect(fabric, "server:7471", client)?;
+    let session = kv_client::Server::connect_over(fabric, "server:7471", client)?;
     let dataset = session.open(DATASET)?;
     let batch = args.kind.batch(args);
     let mut random = fastrand::Rng::with_seed(1);
@@ -324,7 +323,7 @@ type Call<'k> = (Vec<GlobalLocator>, Vec<&'k [u8]>);
 
 /// What callgrind looks for: nothing else may be in it.
 #[inline(never)]
-fn counted_batched(reader: &mut ReaderOn<Sim>, calls: &[Call<'_>]) -> Result<(), Error> {
+fn counted_batched(reader: &mut Reader, calls: &[Call<'_>]) -> Result<(), Error> {
     for (at, keys) in calls {
         for value in reader.get_many_at(at, Some(keys)) {
             std::hint::black_box(value?);
@@ -335,7 +334,7 @@ fn counted_batched(reader: &mut ReaderOn<Sim>, calls: &[Call<'_>]) -> Result<(),
 
 /// As [`counted_batched`].
 #[inline(never)]
-fn counted_single(reader: &mut ReaderOn<Sim>, calls: &[Call<'_>]) -> Result<(), Error> {
+fn counted_single(reader: &mut Reader, calls: &[Call<'_>]) -> Result<(), Error> {
     for (at, keys) in calls {
         for (at, key) in at.iter().zip(keys) {
             std::hint::black_box(reader.get_at(at, Some(key))?);
@@ -346,7 +345,7 @@ fn counted_single(reader: &mut ReaderOn<Sim>, calls: &[Call<'_>]) -> Result<(), 
 
 /// As [`counted_batched`].
 #[inline(never)]
-fn counted_live(reader: &mut ReaderOn<Sim>, calls: &[Call<'_>]) -> Result<(), Error> {
+fn counted_live(reader: &mut Reader, calls: &[Call<'_>]) -> Result<(), Error> {
     for key in calls.iter().flat_map(|(_, keys)| keys) {
         std::hint::black_box(reader.get(key)?);
     }
@@ -354,7 +353,7 @@ fn counted_live(reader: &mut ReaderOn<Sim>, calls: &[Call<'_>]) -> Result<(), Er
 }
 
 /// Reads by keys alone.
-fn warm_up_live(reader: &mut ReaderOn<Sim>, calls: &[Call<'_>]) -> Result<(), Error> {
+fn warm_up_live(reader: &mut Reader, calls: &[Call<'_>]) -> Result<(), Error> {
     for key in calls.iter().flat_map(|(_, keys)| keys) {
         if reader.get(key)?.len() != VALUE_BYTES {
             return Err("a value has another length".into());
@@ -364,7 +363,7 @@ fn warm_up_live(reader: &mut ReaderOn<Sim>, calls: &[Call<'_>]) -> Result<(), Er
 }
 
 /// Calls that warm up.
-fn warm_up_by(reader: &mut ReaderOn<Sim>, calls: &[Call<'_>]) -> Result<(), Error> {
+fn warm_up_by(reader: &mut Reader, calls: &[Call<'_>]) -> Result<(), Error> {
     for (at, keys) in calls {
         for value in reader.get_many_at(at, Some(keys)) {
             if value?.len() != VALUE_BYTES {

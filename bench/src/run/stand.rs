@@ -145,7 +145,7 @@ impl<'a> Stand<'a> {
                 daemons: Vec::new(),
             });
         }
-        session.close()?;
+        drop(session);
         let mut stand = Self {
             args,
             network: definition.network,
@@ -317,7 +317,6 @@ impl<'a> Stand<'a> {
         if let (true, Some(server)) = (self.loading, &self.server) {
             let session = kv_client::Server::connect(&server.address.parse()?, self.stage.options()?)?;
             kv::wait_until_loaded(&session)?;
-            session.close()?;
             self.loading = false;
         }
         Ok(())

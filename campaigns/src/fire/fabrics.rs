@@ -4,32 +4,19 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use kv_fabric::FabricError;
 use kv_fabric::local::Local;
 use kv_fabric::sim::{Sim, SimFaults, SimInjected, SimOptions};
 use kv_fabric::verbs::Verbs;
-use kv_server::control::Served;
+use kv_fabric::{Fabric, FabricError};
 
 use super::Network;
 
-/// A network under fire.
-pub(super) trait FireFabric: Served {
-    /// The server's end.
-    fn server(network: Network, seed: u64, address: &str, lease: Duration) -> Result<Arc<Self>, FabricError>;
-
-    /// A client's end.
-    fn client(server: &Arc<Self>, address: &str) -> Result<Arc<Self>, FabricError>;
-
-    /// Where to listen unless told otherwise.
-    fn address(folder: &Path) -> Option<String>;
-
-    /// Has the next READs of a connection be late.
-    fn delay_next(_data: &mut Self::Data, _longest: Duration) {}
-
-    /// What a simulated network did.
-    fn injected(&self) -> Option<SimInjected> {
-        None
-    }
+/// A network under fire: the server's end, and how its clients get theirs.
+pub(super) struct Ends {
+    network: Network,
+    pub(super) server: Arc<dyn Fabric>,
+    /// The simulated network, where it is one.
+    sim: Option<Arc<Sim>>,
 }
 
 /// What goes wrong on a simulated network with leases of this length. Most READs go well, so that there are many.
@@ -50,75 +37,52 @@ fn faults(lease: Duration) -> SimFaults {
     }
 }
 
-impl FireFabric for Sim {
-    fn server(
+impl Ends {
+    pub(super) fn new(
         network: Network,
         seed: u64,
-        _address: &str,
-        lease: Duration,
-    ) -> Result<Arc<Self>, FabricError> {
-        let faults = faults(lease);
-        let options = SimOptions { seed, faults };
-        let unfenced = network == Network::SimUnfenced;
-        Ok(Arc::new(if unfenced {
-            Self::unfenced(options)
-        } else {
-            Self::new(options)
-        }))
-    }
-
-    fn client(server: &Arc<Self>, _address: &str) -> Result<Arc<Self>, FabricError> {
-        Ok(Arc::clone(server))
-    }
-
-    fn address(_folder: &Path) -> Option<String> {
-        Some("server:7471".to_owned())
-    }
-
-    fn delay_next(data: &mut Self::Data, longest: Duration) {
-        data.delay_next(longest);
-    }
-
-    fn injected(&self) -> Option<SimInjected> {
-        Some(Self::injected(self))
-    }
-}
-
-impl FireFabric for Local {
-    fn server(
-        _network: Network,
-        _seed: u64,
-        _address: &str,
-        _lease: Duration,
-    ) -> Result<Arc<Self>, FabricError> {
-        Ok(Arc::new(Self::new()?))
-    }
-
-    fn client(_server: &Arc<Self>, _address: &str) -> Result<Arc<Self>, FabricError> {
-        // Mappings are a process's own.
-        Ok(Arc::new(Self::new()?))
-    }
-
-    fn address(folder: &Path) -> Option<String> {
-        folder.join("socket").to_str().map(str::to_owned)
-    }
-}
-
-impl FireFabric for Verbs {
-    fn server(
-        _network: Network,
-        _seed: u64,
         address: &str,
-        _lease: Duration,
-    ) -> Result<Arc<Self>, FabricError> {
-        Ok(Arc::new(Self::for_listener(address)?))
+        lease: Duration,
+    ) -> Result<Self, FabricError> {
+        let sim = || {
+            let faults = faults(lease);
+            Arc::new(match network {
+                Network::SimUnfenced => Sim::unfenced(SimOptions { seed, faults }),
+                _ => Sim::new(SimOptions { seed, faults }),
+            })
+        };
+        let (server, sim): (Arc<dyn Fabric>, _) = match network {
+            Network::Sim | Network::SimUnfenced => {
+                let sim = sim();
+                (sim.clone(), Some(sim))
+            }
+            Network::Local => (Arc::new(Local::new()?), None),
+            Network::Verbs => (Arc::new(Verbs::for_listener(address)?), None),
+        };
+        Ok(Self { network, server, sim })
     }
 
-    fn client(_server: &Arc<Self>, address: &str) -> Result<Arc<Self>, FabricError> {
-        Ok(Arc::new(Self::for_peer(address)?))
+    /// A client's end, of the server at `address`.
+    pub(super) fn client(&self, address: &str) -> Result<Arc<dyn Fabric>, FabricError> {
+        Ok(match self.network {
+            Network::Sim | Network::SimUnfenced => self.server.clone(),
+            // Mappings are a process's own.
+            Network::Local => Arc::new(Local::new()?),
+            Network::Verbs => Arc::new(Verbs::for_peer(address)?),
+        })
     }
 
-    fn address(_folder: &Path) -> Option<String> {
-        None
+    /// What a simulated network did.
+    pub(super) fn injected(&self) -> Option<SimInjected> {
+        self.sim.as_ref().map(|sim| sim.injected())
+    }
+}
+
+/// Where a server listens unless told otherwise.
+pub(super) fn address(network: Network, folder: &Path) -> Option<String> {
+    match network {
+        Network::Sim | Network::SimUnfenced => Some("server:7471".to_owned()),
+        Network::Local => folder.join("socket").to_str().map(str::to_owned),
+        Network::Verbs => None,
     }
 }

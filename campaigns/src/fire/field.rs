@@ -7,22 +7,27 @@
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use kv_client::ReadError;
+use kv_proto::hash::WEAK_PREFIX;
 
 use super::values::Version;
 
-/// Three keys in a row have all but the last byte in common: with `weak-hash` they collide.
+/// Three keys in a row have all but the last byte in common.
 pub(super) const COLLIDING: u32 = 3;
+/// Of so many such threes one collides (see [`kv_proto::hash::weaken`]); the others are found as keys usually are.
+const THREES: u32 = 4;
 
 /// The keys of every dataset.
 pub(super) fn keys(count: u32) -> Vec<Vec<u8>> {
     let letter = |key| b'a' + (key % COLLIDING) as u8;
     (0..count)
         .map(|key| {
-            [
-                format!("\0weak\0{:06}", key / COLLIDING).as_bytes(),
-                &[letter(key)],
-            ]
-            .concat()
+            let three = key / COLLIDING;
+            let prefix = if three.is_multiple_of(THREES) {
+                WEAK_PREFIX
+            } else {
+                b""
+            };
+            [prefix, format!("{three:06}").as_bytes(), &[letter(key)]].concat()
         })
         .collect()
 }

@@ -4,37 +4,37 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use kv_client::on::SessionOn;
 use kv_client::{AccessKey, ClientOptions};
+use kv_fabric::Fabric;
 use kv_fabric::stop::{Stoppable, Stops};
 use kv_proto::auth::Role;
 use kv_server::control::keys::Key;
-use kv_server::control::{Handle, Keys, Options, Server};
+use kv_server::control::{Keys, Options, Server};
 use kv_server::store::StoreOptions;
 
-use super::fabrics::FireFabric;
+use super::fabrics::{self, Ends};
 use super::{Args, PLACES, Plan, values, writer};
 use campaigns::Error;
 
 const SECRET: [u8; 32] = [7; 32];
 
 /// A server in this process, and where it is.
-pub(super) struct Ground<F: FireFabric> {
+pub(super) struct Ground {
     // In this order: the server ends before its folder goes.
-    pub(super) _server: Handle,
-    pub(super) fabric: Arc<F>,
+    pub(super) _server: Server,
+    pub(super) ends: Ends,
     pub(super) address: String,
     pub(super) folder: tempfile::TempDir,
 }
 
-pub(super) fn ground<F: FireFabric>(args: &Args, plan: &Plan, seed: u64) -> Result<Ground<F>, Error> {
+pub(super) fn ground(args: &Args, plan: &Plan, seed: u64) -> Result<Ground, Error> {
     let memory = PathBuf::from("/dev/shm");
     let folder = match &args.data {
         Some(folder) => tempfile::tempdir_in(folder)?,
         None if memory.is_dir() => tempfile::tempdir_in(memory)?,
         None => tempfile::tempdir()?,
     };
-    let address = match F::address(folder.path()) {
+    let address = match fabrics::address(args.fabric, folder.path()) {
         Some(address) => address,
         None => {
             let given = args.address.as_deref();
@@ -46,7 +46,7 @@ pub(super) fn ground<F: FireFabric>(args: &Args, plan: &Plan, seed: u64) -> Resu
             }
         }
     };
-    let fabric = F::server(args.fabric, seed, &address, plan.lease)?;
+    let ends = Ends::new(args.fabric, seed, &address, plan.lease)?;
     let store = StoreOptions {
         data: folder.path().join("data"),
         memory_budget_bytes: plan.memory_bytes,
@@ -80,21 +80,21 @@ pub(super) fn ground<F: FireFabric>(args: &Args, plan: &Plan, seed: u64) -> Resu
         ..Options::default()
     };
     let keys = Keys::new(roles.map(key).to_vec())?;
-    let server = Server::<F>::start(Arc::clone(&fabric), &address, store, keys, options)?;
+    let server = Server::start(ends.server.clone(), &address, store, keys, options)?;
     Ok(Ground {
         address: server.address().to_owned(),
         _server: server,
-        fabric,
+        ends,
         folder,
     })
 }
 
 /// A session, as one of the roles.
-pub(super) fn session<F: kv_fabric::Fabric>(
-    fabric: Arc<F>,
+pub(super) fn session(
+    fabric: Arc<dyn Fabric>,
     address: &str,
     role: &str,
-) -> Result<SessionOn<F>, Error> {
+) -> Result<kv_client::Server, Error> {
     let options = ClientOptions {
         deadline: Duration::from_secs(60),
         // A guest beside others takes its time: two seconds were once too few.
@@ -103,25 +103,21 @@ pub(super) fn session<F: kv_fabric::Fabric>(
         spin: Duration::from_micros(20),
         ..ClientOptions::new(AccessKey::new(role, SECRET))
     };
-    Ok(SessionOn::connect(fabric, address, options)?)
+    Ok(kv_client::Server::connect_over(fabric, address, options)?)
 }
 
 /// Readers' processes and writers' sessions, made before anything moves.
-pub(super) struct Cast<F: FireFabric> {
-    pub(super) readers: Vec<SessionOn<Stoppable<F>>>,
-    pub(super) places: Vec<writer::Place<F>>,
+pub(super) struct Cast {
+    pub(super) readers: Vec<kv_client::Server>,
+    pub(super) places: Vec<writer::Place>,
 }
 
-pub(super) fn cast<F: FireFabric>(
-    plan: &Plan,
-    ground: &Ground<F>,
-    seed: u64,
-) -> Result<(Cast<F>, Vec<Stops>), Error> {
-    let client = || F::client(&ground.fabric, &ground.address);
+pub(super) fn cast(plan: &Plan, ground: &Ground, seed: u64) -> Result<(Cast, Vec<Stops>), Error> {
+    let client = || ground.ends.client(&ground.address);
     let mut stops = Vec::new();
     let mut readers = Vec::new();
     for _ in 0..plan.readers {
-        let process = Stoppable::new(client()?, F::delay_next);
+        let process = Stoppable::new(client()?);
         stops.push(process.stops());
         readers.push(session(Arc::new(process), &ground.address, "reader")?);
     }

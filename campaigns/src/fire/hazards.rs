@@ -53,8 +53,6 @@ pub(super) enum Required {
     AtLeast(u64),
     /// Never.
     Never,
-    /// It cannot happen here, and why.
-    Cannot(&'static str),
     /// It happens too seldom to wait for, and why.
     Seldom(&'static str),
 }
@@ -72,7 +70,7 @@ impl Hazard {
         match self.required {
             Required::AtLeast(least) => self.count >= least,
             Required::Never => self.count == 0,
-            Required::Cannot(_) | Required::Seldom(_) => true,
+            Required::Seldom(_) => true,
         }
     }
 
@@ -88,7 +86,6 @@ impl Hazard {
             Required::Never if self.holds() => "none may be".to_owned(),
             Required::Never => "NONE MAY BE".to_owned(),
             Required::Seldom(why) => format!("not waited for: {why}"),
-            Required::Cannot(why) => format!("cannot happen here: {why}"),
         };
         format!("{:>12}  {} ({verdict})", self.count, self.name)
     }
@@ -104,11 +101,6 @@ pub(super) fn hazards(
     least: u64,
 ) -> Vec<Hazard> {
     let at_least = Required::AtLeast(least);
-    let collisions = if cfg!(feature = "weak-hash") {
-        at_least
-    } else {
-        Required::Cannot("64 + 16 bits of hash; build with --features weak-hash")
-    };
     let torn = match injected {
         Some(_) => at_least,
         None => Required::Seldom("a processor copies a bucket in nanoseconds"),
@@ -124,7 +116,7 @@ pub(super) fn hazards(
         hazard(
             "tag collisions: records of another key",
             seen.other_keys,
-            collisions,
+            at_least,
         ),
     ];
     match (fences, injected) {

@@ -5,9 +5,7 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 
 use fastrand::Rng;
-use kv_client::on::{DatasetOn, SessionOn};
-use kv_client::{ClientError, GlobalLocator, ReadError};
-use kv_fabric::Fabric;
+use kv_client::{Client, ClientError, GlobalLocator, ReadError, Server};
 use kv_proto::control::Status;
 
 use super::field::Field;
@@ -34,13 +32,13 @@ struct Known {
 }
 
 /// A dataset as a reader has it open.
-struct Open<F: Fabric> {
+struct Open {
     field: Arc<Field>,
-    dataset: DatasetOn<F>,
+    dataset: Client,
     known: Vec<Known>,
 }
 
-impl<F: Fabric> Open<F> {
+impl Open {
     /// What its client counted, once it is done with it.
     fn close(self, seen: &mut Seen) {
         seen.add(&self.dataset.counters());
@@ -63,14 +61,9 @@ fn is_gone(error: ReadError) -> bool {
 }
 
 /// Reads until it is told to stop, and says in `told` what its clients count.
-pub(super) fn run<F: Fabric>(
-    shared: &Shared,
-    session: &SessionOn<F>,
-    mut rng: Rng,
-    told: &Mutex<Seen>,
-) -> Result<(), String> {
+pub(super) fn run(shared: &Shared, session: &Server, mut rng: Rng, told: &Mutex<Seen>) -> Result<(), String> {
     let mut seen = Seen::default();
-    let mut open: BTreeMap<u64, Open<F>> = BTreeMap::new();
+    let mut open: BTreeMap<u64, Open> = BTreeMap::new();
     let mut batches = 0_u32;
     while !shared.is_over() {
         let fields = shared.fields();
@@ -123,7 +116,7 @@ pub(super) fn run<F: Fabric>(
 }
 
 /// Opens a dataset; `None` if it is being dropped.
-fn open_field<F: Fabric>(session: &SessionOn<F>, field: &Field) -> Result<Option<DatasetOn<F>>, String> {
+fn open_field(session: &Server, field: &Field) -> Result<Option<Client>, String> {
     match session.open(&field.name) {
         Ok(dataset) => Ok(Some(dataset)),
         Err(
@@ -145,7 +138,7 @@ fn judge(field: &Field, key: u32, oldest: u32, got: &Result<Vec<u8>, ReadError>)
     }
 }
 
-fn by_keys<F: Fabric>(shared: &Shared, open: &Open<F>, rng: &mut Rng) -> Result<u64, String> {
+fn by_keys(shared: &Shared, open: &Open, rng: &mut Rng) -> Result<u64, String> {
     let field = &open.field;
     let picked: Vec<u32> = (0..BATCH_KEYS).map(|_| pick(rng, field.keys())).collect();
     let oldest: Vec<u32> = picked.iter().map(|&key| field.oldest(key)).collect();
@@ -158,7 +151,7 @@ fn by_keys<F: Fabric>(shared: &Shared, open: &Open<F>, rng: &mut Rng) -> Result<
     Ok(checked)
 }
 
-fn singles<F: Fabric>(shared: &Shared, open: &Open<F>, rng: &mut Rng) -> Result<u64, String> {
+fn singles(shared: &Shared, open: &Open, rng: &mut Rng) -> Result<u64, String> {
     let field = &open.field;
     let mut checked = 0;
     for _ in 0..8 {
@@ -171,7 +164,7 @@ fn singles<F: Fabric>(shared: &Shared, open: &Open<F>, rng: &mut Rng) -> Result<
 }
 
 /// Learns where records lie.
-fn locate<F: Fabric>(shared: &Shared, open: &mut Open<F>, rng: &mut Rng) -> Result<u64, String> {
+fn locate(shared: &Shared, open: &mut Open, rng: &mut Rng) -> Result<u64, String> {
     let field = Arc::clone(&open.field);
     let picked: Vec<u32> = (0..BATCH_KEYS).map(|_| pick(rng, field.keys())).collect();
     let oldest: Vec<u32> = picked.iter().map(|&key| field.oldest(key)).collect();
@@ -200,7 +193,7 @@ fn locate<F: Fabric>(shared: &Shared, open: &mut Open<F>, rng: &mut Rng) -> Resu
 }
 
 /// Reads records by their places. Those of versions that were replaced are there until their segment is retired.
-fn by_locators<F: Fabric>(shared: &Shared, open: &mut Open<F>, rng: &mut Rng) -> Result<u64, String> {
+fn by_locators(shared: &Shared, open: &mut Open, rng: &mut Rng) -> Result<u64, String> {
     if open.known.is_empty() {
         return Ok(0);
     }

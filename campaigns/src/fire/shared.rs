@@ -5,10 +5,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::Duration;
 
 use fastrand::Rng;
-use kv_client::on::SessionOn;
+use kv_client::Server;
 use kv_fabric::stop::{Stop, StopAt, Stops};
 
-use super::fabrics::FireFabric;
+use super::fabrics::Ends;
 use super::field::Field;
 use super::hazards::{Hazard, Required, Seen, hazards};
 use super::space::Space;
@@ -109,11 +109,11 @@ impl Shared {
     }
 
     /// How often each hazard has happened so far.
-    pub(super) fn hazards<F: FireFabric>(&self, network: &F) -> Vec<Hazard> {
+    pub(super) fn hazards(&self, ends: &Ends) -> Vec<Hazard> {
         let failed = self.stops.iter().map(|stops| stops.counters().reads_failed).sum();
-        let injected = network.injected();
+        let injected = ends.injected();
         let mut all = hazards(
-            network.fences(),
+            ends.server.fences(),
             &self.seen(),
             injected.as_ref(),
             failed,
@@ -133,11 +133,7 @@ impl Shared {
         sum
     }
 
-    pub(super) fn note_retired<F: kv_fabric::Fabric>(
-        &self,
-        admin: &SessionOn<F>,
-        field: &Field,
-    ) -> Result<(), String> {
+    pub(super) fn note_retired(&self, admin: &Server, field: &Field) -> Result<(), String> {
         let dataset = admin
             .open(&field.name)
             .map_err(|error| format!("opening {}: {error}", field.name))?;

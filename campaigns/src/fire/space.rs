@@ -4,8 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use kv_client::on::{DatasetOn, SessionOn};
-use kv_fabric::Fabric;
+use kv_client::{Client, Server};
 use serde::Serialize;
 
 use super::values::LONGER_BYTES;
@@ -100,11 +99,7 @@ fn disk_bytes(folder: &Path) -> u64 {
 
 impl Space {
     /// Of a server that has no datasets yet, and no session but this one.
-    pub(super) fn new<F: Fabric>(
-        data: PathBuf,
-        budget_bytes: u64,
-        session: &SessionOn<F>,
-    ) -> Result<Self, String> {
+    pub(super) fn new(data: PathBuf, budget_bytes: u64, session: &Server) -> Result<Self, String> {
         let figures = session.stat().map_err(|error| error.to_string())?;
         Ok(Self {
             data,
@@ -121,7 +116,7 @@ impl Space {
     }
 
     /// A dataset is about to be dropped: all that it has is retired.
-    pub(super) fn retire<F: Fabric>(&self, dataset: &DatasetOn<F>) -> Result<(), String> {
+    pub(super) fn retire(&self, dataset: &Client) -> Result<(), String> {
         let figures = dataset.stat().map_err(|error| error.to_string())?;
         let bytes = figure(&figures, "images_bytes")? + figure(&figures, "index_bytes")?;
         self.retired_bytes.fetch_add(bytes, Ordering::SeqCst);
@@ -133,7 +128,7 @@ impl Space {
     }
 
     /// Looks at what is in use.
-    pub(super) fn look<F: Fabric>(&self, session: &SessionOn<F>) -> Result<(), String> {
+    pub(super) fn look(&self, session: &Server) -> Result<(), String> {
         let figures = session.stat().map_err(|error| error.to_string())?;
         let memory = figure(&figures, "memory_used_bytes")?;
         let disk = disk_bytes(&self.data);
@@ -162,7 +157,7 @@ impl Space {
     }
 
     /// Waits until all memory and all files are free: every dataset was dropped, and nobody reads.
-    pub(super) fn come_back<F: Fabric>(&self, session: &SessionOn<F>) -> Result<Report, String> {
+    pub(super) fn come_back(&self, session: &Server) -> Result<Report, String> {
         let until = Instant::now() + PATIENCE;
         loop {
             self.look(session)?;

@@ -5,9 +5,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use fastrand::Rng;
-use kv_client::ClientError;
-use kv_client::on::{DatasetOn, SessionOn};
-use kv_fabric::Fabric;
+use kv_client::{Client, ClientError, Server};
 use kv_proto::control::Status;
 
 use super::field::Field;
@@ -29,16 +27,16 @@ const TRIES_MAX: u32 = 20;
 const STOPS_BEGIN: Duration = Duration::from_millis(15);
 
 /// What one place for a dataset has: a session that administers and one for each writer.
-pub(super) struct Place<F: Fabric> {
-    pub(super) admin: SessionOn<F>,
-    pub(super) writers: Vec<SessionOn<F>>,
+pub(super) struct Place {
+    pub(super) admin: Server,
+    pub(super) writers: Vec<Server>,
     pub(super) seed: u64,
     /// Whether its dataset is kept, so that compaction alone frees what it has.
     pub(super) standing: bool,
 }
 
 /// Makes datasets, has them written, and drops them, until it is told to stop; the last one is dropped too.
-pub(super) fn run<F: Fabric>(shared: &Shared, place: &Place<F>) -> Result<(), String> {
+pub(super) fn run(shared: &Shared, place: &Place) -> Result<(), String> {
     while !shared.is_over() {
         let generation = shared.next_generation();
         let field = Arc::new(Field::new(generation, shared.plan.keys));
@@ -97,10 +95,10 @@ fn surely(
 }
 
 /// Writes one writer's share.
-fn write<F: Fabric>(
+fn write(
     shared: &Shared,
     field: &Field,
-    dataset: &DatasetOn<F>,
+    dataset: &Client,
     (number, standing): (u32, bool),
     mut rng: Rng,
 ) -> Result<(), String> {
@@ -138,12 +136,7 @@ fn write<F: Fabric>(
 }
 
 /// Stores those versions that are values.
-fn put<F: Fabric>(
-    shared: &Shared,
-    field: &Field,
-    dataset: &DatasetOn<F>,
-    versions: &[Version],
-) -> Result<(), String> {
+fn put(shared: &Shared, field: &Field, dataset: &Client, versions: &[Version]) -> Result<(), String> {
     let mut left: Vec<Version> = versions
         .iter()
         .copied()
@@ -177,12 +170,7 @@ fn put<F: Fabric>(
     Err(format!("storing in {}: tried {TRIES_MAX} times", field.name))
 }
 
-fn delete<F: Fabric>(
-    shared: &Shared,
-    field: &Field,
-    dataset: &DatasetOn<F>,
-    version: Version,
-) -> Result<(), String> {
+fn delete(shared: &Shared, field: &Field, dataset: &Client, version: Version) -> Result<(), String> {
     for _ in 0..TRIES_MAX {
         match dataset.delete(shared.key(version.key)) {
             Ok(_) => {

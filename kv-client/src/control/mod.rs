@@ -36,19 +36,19 @@ const ATTEMPT_ENDS: Duration = Duration::from_secs(1);
 const COMMANDS_MAX: usize = 4096;
 
 /// Bytes to WRITE before a frame is sent. The slot is held until the WRITE is done with it.
-pub(crate) struct Write<F: Fabric> {
-    pub(crate) source: Arc<Slot<F>>,
+pub(crate) struct Write {
+    pub(crate) source: Arc<Slot>,
     pub(crate) offset: usize,
     pub(crate) len: usize,
     pub(crate) to: RemoteRef,
 }
 
-pub(crate) enum Command<F: Fabric> {
+pub(crate) enum Command {
     Request {
         generation: u64,
         request: Request,
         reply: Option<(Arc<Mailbox>, u64)>,
-        write: Option<Write<F>>,
+        write: Option<Write>,
         dataset: Option<Arc<DatasetState>>,
     },
     Renew {
@@ -82,14 +82,14 @@ struct State {
 }
 
 /// What the control thread and the callers share.
-pub(crate) struct Shared<F: Fabric> {
-    pub(crate) fabric: Arc<F>,
+pub(crate) struct Shared {
+    pub(crate) fabric: Arc<dyn Fabric>,
     pub(crate) address: String,
     pub(crate) options: ClientOptions,
     pub(crate) client_id: u64,
     state: Mutex<State>,
     changed: Condvar,
-    inbox: Mutex<Vec<Command<F>>>,
+    inbox: Mutex<Vec<Command>>,
     wake: OwnedFd,
     pub(crate) tenure: Tenure,
     operation: AtomicU64,
@@ -98,7 +98,7 @@ pub(crate) struct Shared<F: Fabric> {
     /// Data connections that there are, of all clients and readers.
     data_connections: AtomicUsize,
     /// Those of them that the device did not destroy.
-    pub(crate) quarantine: Quarantine<F>,
+    pub(crate) quarantine: Quarantine,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -106,8 +106,8 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-impl<F: Fabric> Shared<F> {
-    fn new(fabric: Arc<F>, address: String, options: ClientOptions) -> Result<Self, ClientError> {
+impl Shared {
+    fn new(fabric: Arc<dyn Fabric>, address: String, options: ClientOptions) -> Result<Self, ClientError> {
         let wake = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK).map_err(|error| {
             ClientError::System {
                 call: "eventfd",
@@ -142,7 +142,7 @@ impl<F: Fabric> Shared<F> {
     }
 
     /// Leave for one more data connection, or which limit is reached. It ends when it is dropped.
-    pub(crate) fn permit(self: &Arc<Self>) -> Result<Permit<F>, ConnectionLimit> {
+    pub(crate) fn permit(self: &Arc<Self>) -> Result<Permit, ConnectionLimit> {
         self.quarantine.retry(boot_ns());
         if self.quarantine.is_full() {
             return Err(ConnectionLimit::Undestroyed);
@@ -224,7 +224,7 @@ impl<F: Fabric> Shared<F> {
     }
 
     /// Hands a command to the control thread. Its reply comes in any case, [`Reply::Lost`] where nothing can be done.
-    pub(crate) fn submit(&self, command: Command<F>) {
+    pub(crate) fn submit(&self, command: Command) {
         let refused = {
             let mut inbox = lock(&self.inbox);
             if inbox.len() >= COMMANDS_MAX {
@@ -261,15 +261,15 @@ impl<F: Fabric> Shared<F> {
 }
 
 /// Leave for one data connection.
-pub(crate) struct Permit<F: Fabric>(Arc<Shared<F>>);
+pub(crate) struct Permit(Arc<Shared>);
 
-impl<F: Fabric> Drop for Permit<F> {
+impl Drop for Permit {
     fn drop(&mut self) {
         self.0.data_connections.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
-fn reply_lost<F: Fabric>(command: Command<F>) {
+fn reply_lost(command: Command) {
     match command {
         Command::Request { reply, write, .. } => {
             drop(write);
@@ -295,15 +295,15 @@ fn random(bytes: &mut [u8]) -> Result<(), ClientError> {
 }
 
 /// A running session: the thread ends, with a BYE, when the last handle is dropped.
-pub(crate) struct Handle<F: Fabric> {
-    pub(crate) shared: Arc<Shared<F>>,
+pub(crate) struct Handle {
+    pub(crate) shared: Arc<Shared>,
     thread: Option<JoinHandle<()>>,
 }
 
-impl<F: Fabric> Handle<F> {
+impl Handle {
     /// Begins a session and waits for it.
     pub(crate) fn start(
-        fabric: Arc<F>,
+        fabric: Arc<dyn Fabric>,
         address: String,
         options: ClientOptions,
         deadline: Deadline,
@@ -321,7 +321,7 @@ impl<F: Fabric> Handle<F> {
     }
 }
 
-impl<F: Fabric> Drop for Handle<F> {
+impl Drop for Handle {
     fn drop(&mut self) {
         lock(&self.shared.state).closing = true;
         self.shared.ring();

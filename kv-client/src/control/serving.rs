@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
-use kv_fabric::{ControlConnection, ControlEvent, Fabric, FabricError};
+use kv_fabric::{ControlConnection, ControlEvent, FabricError};
 use kv_proto::control::{Answer, DatasetChange, Refused, Request, Status};
 
 use super::tenure::Debt;
@@ -25,14 +25,14 @@ const BUSY_WAIT_NS: u64 = 1_000_000;
 const BYE_WAIT: Duration = Duration::from_millis(200);
 
 /// A request whose reply is owed.
-struct Owed<F: Fabric> {
+struct Owed {
     reply: Option<(Arc<Mailbox>, u64)>,
     dataset: Option<Arc<DatasetState>>,
     opens: bool,
     /// Where the page begins that a TABLE asks for.
     first: Option<u32>,
     /// Held until the WRITE is done with it.
-    write: Option<Write<F>>,
+    write: Option<Write>,
     answered: Option<Reply>,
 }
 
@@ -42,15 +42,15 @@ enum End {
     Lost(String),
 }
 
-pub(super) struct Serving<'a, F: Fabric> {
-    shared: &'a Shared<F>,
-    connection: F::Control,
+pub(super) struct Serving<'a> {
+    shared: &'a Shared,
+    connection: Box<dyn ControlConnection>,
     session: Session,
     up: Arc<Up>,
-    queue: VecDeque<Command<F>>,
+    queue: VecDeque<Command>,
     /// CLOSEs that wait for the answers of OPENs: at most one of each dataset state that there is.
-    closes: Vec<Command<F>>,
-    owed: HashMap<u64, Owed<F>>,
+    closes: Vec<Command>,
+    owed: HashMap<u64, Owed>,
     next_ticket: u64,
     written_ahead: usize,
     /// Open ones. One dataset may have several states, opened under the names that it had.
@@ -62,8 +62,13 @@ pub(super) struct Serving<'a, F: Fabric> {
     stalled: bool,
 }
 
-impl<'a, F: Fabric> Serving<'a, F> {
-    pub(super) fn new(shared: &'a Shared<F>, connection: F::Control, session: Session, up: Arc<Up>) -> Self {
+impl<'a> Serving<'a> {
+    pub(super) fn new(
+        shared: &'a Shared,
+        connection: Box<dyn ControlConnection>,
+        session: Session,
+        up: Arc<Up>,
+    ) -> Self {
         shared.sessions.fetch_add(1, Ordering::Relaxed);
         shared.tenure.begin(up.generation, session.lease_end_ns());
         let mut state = lock(&shared.state);
@@ -235,7 +240,7 @@ impl<'a, F: Fabric> Serving<'a, F> {
     }
 
     /// Begins a request; gives it back if its WRITE must wait.
-    fn begin(&mut self, command: Command<F>) -> Result<Option<Command<F>>, String> {
+    fn begin(&mut self, command: Command) -> Result<Option<Command>, String> {
         let Command::Request {
             request,
             reply,
@@ -397,7 +402,7 @@ impl<'a, F: Fabric> Serving<'a, F> {
 
     /// Replies once the answer is there and the WRITE is done with its source.
     fn settle(&mut self, ticket: u64) {
-        let ready = |owed: &Owed<F>| owed.answered.is_some() && owed.write.is_none();
+        let ready = |owed: &Owed| owed.answered.is_some() && owed.write.is_none();
         if !self.owed.get(&ticket).is_some_and(ready) {
             return;
         }

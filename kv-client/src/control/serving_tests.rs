@@ -18,8 +18,8 @@ const PATIENCE: Duration = Duration::from_secs(10);
 
 /// A session of an admin. Fields are dropped from the top: the session before its server.
 struct World {
-    handle: Handle<Sim>,
-    _server: kv_server::control::Handle,
+    handle: Handle,
+    _server: kv_server::control::Server,
     fabric: Arc<Sim>,
     _folder: tempfile::TempDir,
 }
@@ -46,10 +46,10 @@ impl World {
         let keys = Keys::new(vec![key]).unwrap();
         let address = "server:7471";
         let limits = Options::default();
-        let server = Server::<Sim>::start(Arc::clone(&fabric), address, store, keys, limits).unwrap();
+        let server = Server::start(fabric.clone(), address, store, keys, limits).unwrap();
         let options = ClientOptions::new(AccessKey::new("admin", [7; 32]));
         let deadline = crate::clock::Deadline::after(options.connect_timeout);
-        let handle = Handle::start(Arc::clone(&fabric), address.to_owned(), options, deadline).unwrap();
+        let handle = Handle::start(fabric.clone(), address.to_owned(), options, deadline).unwrap();
         Self {
             handle,
             _server: server,
@@ -126,10 +126,7 @@ fn who_asked_with_a_write_that_cannot_be_posted_is_answered_at_once() {
     let (fabric, shared) = (&world.fabric, &world.handle.shared);
     let deadline = Deadline::after(PATIENCE);
     let up = shared.ensure(deadline, true).unwrap();
-    let slot = Arc::new(Pool::<Sim>::new())
-        .take(fabric, deadline)
-        .unwrap()
-        .unwrap();
+    let slot = Arc::new(Pool::new()).take(&**fabric, deadline).unwrap().unwrap();
     let mailbox = Arc::new(Mailbox::default());
     shared.submit(Command::Request {
         generation: up.generation,

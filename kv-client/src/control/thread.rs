@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use kv_fabric::{ControlConnection, ControlEvent, ControlOptions, Fabric, FabricError};
+use kv_fabric::{ControlConnection, ControlEvent, ControlOptions, FabricError};
 use kv_proto::control::{FRAME_MAX_BYTES, RECEIVES_DEFAULT, Refused, Status};
 use kv_proto::layout::{CONNECT_MAGIC, ConnectRequest, PROTOCOL_VERSION, connect_kind};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -21,10 +21,7 @@ use crate::session::{Event, Greeting, Session, SessionError};
 const ATTEMPT_WAITS: (Duration, Duration) = (Duration::from_millis(5), Duration::from_millis(500));
 
 /// The first attempt ends at `first`, for somebody waits for it; where it fails, the thread ends.
-pub(super) fn spawn<F: Fabric>(
-    shared: Arc<Shared<F>>,
-    first: Deadline,
-) -> Result<JoinHandle<()>, ClientError> {
+pub(super) fn spawn(shared: Arc<Shared>, first: Deadline) -> Result<JoinHandle<()>, ClientError> {
     std::thread::Builder::new()
         .name("kv-session".to_owned())
         .spawn(move || run(&shared, first))
@@ -34,7 +31,7 @@ pub(super) fn spawn<F: Fabric>(
         })
 }
 
-fn run<F: Fabric>(shared: &Shared<F>, first: Deadline) {
+fn run(shared: &Shared, first: Deadline) {
     let (mut generation, mut first) = (0, Some(first));
     let mut backoff = Backoff::new(ATTEMPT_WAITS.0, ATTEMPT_WAITS.1);
     while wanted(shared) {
@@ -65,7 +62,7 @@ fn run<F: Fabric>(shared: &Shared<F>, first: Deadline) {
 }
 
 /// Sleeps until a session is wanted; false once the session is to close.
-fn wanted<F: Fabric>(shared: &Shared<F>) -> bool {
+fn wanted(shared: &Shared) -> bool {
     loop {
         {
             let state = lock(&shared.state);
@@ -81,7 +78,7 @@ fn wanted<F: Fabric>(shared: &Shared<F>) -> bool {
     }
 }
 
-fn pause<F: Fabric>(shared: &Shared<F>, span: Duration) {
+fn pause(shared: &Shared, span: Duration) {
     let until = Deadline::after(span);
     while !until.is_over() && !lock(&shared.state).closing {
         sleep(
@@ -93,13 +90,13 @@ fn pause<F: Fabric>(shared: &Shared<F>, span: Duration) {
     }
 }
 
-fn fail_inbox<F: Fabric>(shared: &Shared<F>) {
+fn fail_inbox(shared: &Shared) {
     let commands = std::mem::take(&mut *lock(&shared.inbox));
     commands.into_iter().for_each(reply_lost);
 }
 
 /// Sleeps until the bell rings, `fd` is readable, or `left_ns` have passed.
-pub(super) fn sleep<F: Fabric>(shared: &Shared<F>, fd: Option<rustix::fd::BorrowedFd<'_>>, left_ns: u64) {
+pub(super) fn sleep(shared: &Shared, fd: Option<rustix::fd::BorrowedFd<'_>>, left_ns: u64) {
     let wake = PollFd::new(&shared.wake, PollFlags::IN);
     let timeout = (left_ns != u64::MAX).then_some(Timespec {
         tv_sec: (left_ns / 1_000_000_000) as i64,
@@ -133,7 +130,7 @@ fn failure(error: ClientError) -> Failure {
     Failure { error, definite }
 }
 
-fn session_error<F: Fabric>(shared: &Shared<F>, error: SessionError) -> ClientError {
+fn session_error(shared: &Shared, error: SessionError) -> ClientError {
     match error {
         SessionError::Refused(Refused { status, text }) => ClientError::Refused {
             what: format!("session with {} as `{}`", shared.address, shared.options.key.name),
@@ -147,9 +144,9 @@ fn session_error<F: Fabric>(shared: &Shared<F>, error: SessionError) -> ClientEr
     }
 }
 
-type Begun<F> = (<F as Fabric>::Control, Session, crate::session::Established);
+type Begun = (Box<dyn ControlConnection>, Session, crate::session::Established);
 
-fn establish<F: Fabric>(shared: &Shared<F>, deadline: Deadline) -> Result<Begun<F>, Failure> {
+fn establish(shared: &Shared, deadline: Deadline) -> Result<Begun, Failure> {
     let request = ConnectRequest {
         magic: CONNECT_MAGIC,
         version: PROTOCOL_VERSION,

@@ -11,13 +11,13 @@ use std::io::Read;
 use std::sync::Arc;
 use std::time::Duration;
 
-use kv_fabric::{Fabric, RemoteRef};
+use kv_fabric::RemoteRef;
 use kv_proto::control::{Answer, Bytes, Refused, Request, Status};
 
 use crate::backoff::Backoff;
+use crate::client::Client;
 use crate::clock::Deadline;
 use crate::control::{Command, Up, Write};
-use crate::dataset::DatasetOn;
 use crate::mailbox::{Mailbox, Reply};
 use crate::opening::Core;
 use crate::read::arrive::global;
@@ -35,8 +35,8 @@ const BUFFERED_MAX_BYTES: u64 = 1 << 20;
 const FAILURES_MAX: u32 = 3;
 
 /// Puts of one call, in one session at a time.
-struct Putting<'c, 'v, F: Fabric> {
-    core: &'c Core<F>,
+struct Putting<'c, 'v> {
+    core: &'c Core,
     ops: Vec<Op<'v>>,
     deadline: Deadline,
     /// Times that puts of the session had got on when the deadline was set.
@@ -48,8 +48,8 @@ struct Putting<'c, 'v, F: Fabric> {
     up: Option<Arc<Up>>,
 }
 
-impl<'c, 'v, F: Fabric> Putting<'c, 'v, F> {
-    fn new(core: &'c Core<F>, ops: Vec<Op<'v>>) -> Self {
+impl<'c, 'v> Putting<'c, 'v> {
+    fn new(core: &'c Core, ops: Vec<Op<'v>>) -> Self {
         Self {
             core,
             ops,
@@ -182,7 +182,7 @@ impl<'c, 'v, F: Fabric> Putting<'c, 'v, F> {
         got_on
     }
 
-    fn submit(&mut self, index: usize, up: &Up, request: Request, write: Option<Write<F>>) {
+    fn submit(&mut self, index: usize, up: &Up, request: Request, write: Option<Write>) {
         self.active += 1;
         self.core.shared().submit(Command::Request {
             generation: up.generation,
@@ -274,7 +274,7 @@ impl<'c, 'v, F: Fabric> Putting<'c, 'v, F> {
             None
         } else {
             let shared = self.core.shared();
-            match self.core.session().pool().take(&shared.fabric, self.deadline) {
+            match self.core.session().pool().take(&*shared.fabric, self.deadline) {
                 Ok(Some(mut slot)) => {
                     if let Err(error) = op.source.fill(&mut slot, len) {
                         op.finish(Err(error));
@@ -424,7 +424,7 @@ impl<'c, 'v, F: Fabric> Putting<'c, 'v, F> {
     }
 }
 
-impl<F: Fabric> DatasetOn<F> {
+impl Client {
     fn put_ops(&self, ops: Vec<Op<'_>>) -> Vec<Result<PutOutcome, ClientError>> {
         Putting::new(&self.core, ops).run()
     }
@@ -434,15 +434,15 @@ impl<F: Fabric> DatasetOn<F> {
         results.pop().unwrap_or(Err(ClientError::Closed))
     }
 
-    /// As [`crate::Client::put`].
+    /// Stores a value; it is durable and visible when this returns.
     ///
     /// # Errors
-    /// As there.
+    /// [`ClientError::Refused`] with why; [`ClientError::Unknown`] if whether it was stored is not known.
     pub fn put(&self, key: &[u8], value: &[u8]) -> Result<PutOutcome, ClientError> {
         self.put_one(key, Source::bytes(value))
     }
 
-    /// As [`crate::Client::put_many`].
+    /// Stores many values, several at once; outcomes in their order. Of two with one key either may come last.
     pub fn put_many<K: AsRef<[u8]>, V: AsRef<[u8]>>(
         &self,
         items: &[(K, V)],
@@ -454,10 +454,12 @@ impl<F: Fabric> DatasetOn<F> {
         self.put_ops(ops)
     }
 
-    /// As [`crate::Client::put_from`].
+    /// Stores a value of `len` bytes that `source` gives, without holding all of it.
     ///
     /// # Errors
-    /// As there.
+    /// As [`Client::put`]; [`ClientError::Source`] and [`ClientError::SourceLength`] if the source fails or gives
+    /// another number of bytes; [`ClientError::StreamLost`] if the connection was lost and the source, which cannot be
+    /// asked twice, had been read. Nothing is stored then.
     pub fn put_from(&self, key: &[u8], len: u64, source: &mut dyn Read) -> Result<PutOutcome, ClientError> {
         if len > BUFFERED_MAX_BYTES {
             return self.put_one(key, Source::stream(len, source));

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::source::Source;
-use crate::dataset::{bad_key, shown};
+use crate::client::{bad_key, shown};
 use crate::read::check_key;
 use crate::{ClientError, PutOutcome};
 

@@ -13,26 +13,26 @@ pub(crate) const SLOT_BYTES: usize = 128 << 10;
 pub(crate) const SLOTS: usize = 32;
 
 /// The slots of a session.
-pub(crate) struct Pool<F: Fabric> {
-    inner: Mutex<Inner<F>>,
+pub(crate) struct Pool {
+    inner: Mutex<Inner>,
     returned: Condvar,
     /// Times that a put of the session got on.
     moved: AtomicU64,
 }
 
-struct Inner<F: Fabric> {
-    region: Option<F::Region>,
+struct Inner {
+    region: Option<Region>,
     free: Vec<usize>,
 }
 
 /// One slot, back in its pool when dropped.
-pub(crate) struct Slot<F: Fabric> {
-    pool: Arc<Pool<F>>,
-    region: F::Region,
+pub(crate) struct Slot {
+    pool: Arc<Pool>,
+    region: Region,
     index: usize,
 }
 
-impl<F: Fabric> Pool<F> {
+impl Pool {
     pub(crate) fn new() -> Self {
         let inner = Inner {
             region: None,
@@ -58,9 +58,9 @@ impl<F: Fabric> Pool<F> {
     /// A free slot; `None` if there is none until the deadline.
     pub(crate) fn take(
         self: &Arc<Self>,
-        fabric: &F,
+        fabric: &dyn Fabric,
         deadline: Deadline,
-    ) -> Result<Option<Slot<F>>, FabricError> {
+    ) -> Result<Option<Slot>, FabricError> {
         let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
         loop {
             if inner.region.is_none() {
@@ -83,8 +83,8 @@ impl<F: Fabric> Pool<F> {
     }
 }
 
-impl<F: Fabric> Slot<F> {
-    pub(crate) fn region(&self) -> &F::Region {
+impl Slot {
+    pub(crate) fn region(&self) -> &Region {
         &self.region
     }
 
@@ -100,7 +100,7 @@ impl<F: Fabric> Slot<F> {
     }
 }
 
-impl<F: Fabric> Drop for Slot<F> {
+impl Drop for Slot {
     fn drop(&mut self) {
         let mut inner = self.pool.inner.lock().unwrap_or_else(PoisonError::into_inner);
         inner.free.push(self.index);

@@ -3,7 +3,6 @@
 use std::io::{ErrorKind, Read};
 use std::sync::Arc;
 
-use kv_fabric::Fabric;
 use kv_proto::crc::Crc32c;
 
 use super::pool::Slot;
@@ -64,7 +63,7 @@ impl<'v> Source<'v> {
     }
 
     /// Fills the slot with the next `len` bytes.
-    pub(super) fn fill<F: Fabric>(&mut self, slot: &mut Slot<F>, len: usize) -> Result<(), ClientError> {
+    pub(super) fn fill(&mut self, slot: &mut Slot, len: usize) -> Result<(), ClientError> {
         let announced_bytes = self.len;
         let short = |given_bytes| ClientError::SourceLength {
             announced_bytes,

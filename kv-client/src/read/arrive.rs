@@ -2,7 +2,6 @@
 
 use std::sync::Arc;
 
-use kv_fabric::Fabric;
 use kv_proto::bucket::{IndexRefusal, candidates, judge_bucket, judge_directory_entry};
 use kv_proto::layout::{Bucket, DirectoryEntry, Locator};
 use zerocopy::FromBytes;
@@ -18,7 +17,7 @@ use crate::ReadError;
 use crate::clock::boot_ns;
 use crate::tables::PAGE_ENTRIES;
 
-impl<F: Fabric> Engine<F> {
+impl Engine {
     /// Takes what has completed; whether anything had. Tells the time that the lease was looked at, after it completed.
     pub(super) fn harvest(&mut self, now_ns: &mut Option<u64>) -> bool {
         let (mut arrived, mut failed) = (false, false);
@@ -108,7 +107,7 @@ impl<F: Fabric> Engine<F> {
     }
 
     /// Counts what a group of READs brought when the lease was over: it is discarded, whatever it is.
-    fn expired(&self, lane: &Lane<F>, flight: &Flight) {
+    fn expired(&self, lane: &Lane, flight: &Flight) {
         add(&self.counters.expired, 1);
         let at = flight.at;
         let reused = match flight.flying {
@@ -135,13 +134,7 @@ impl<F: Fabric> Engine<F> {
     }
 
     /// Whether what lies at `at` of the ring is not bucket `index` of that group.
-    pub(super) fn is_other_bucket(
-        &self,
-        lane: &Lane<F>,
-        entry: &DirectoryEntry,
-        index: u32,
-        at: usize,
-    ) -> bool {
+    pub(super) fn is_other_bucket(&self, lane: &Lane, entry: &DirectoryEntry, index: u32, at: usize) -> bool {
         let mut bytes = [0; BUCKET_BYTES];
         lane.read(at, &mut bytes);
         let scope = &self.footing.view.scope;

@@ -1,6 +1,6 @@
 //! Calls that wait: many values asked for, a window of them at a time.
 
-use kv_fabric::Fabric;
+use kv_fabric::Region;
 use kv_proto::layout::Locator;
 
 use super::engine::{Ask, Done, Engine};
@@ -9,7 +9,7 @@ use super::runs;
 use super::short::Call;
 use super::slots::Value;
 use crate::clock::boot_ns;
-use crate::memory::BufferOn;
+use crate::memory::Buffer;
 use crate::{DatasetId, GlobalLocator, ReadError};
 
 /// Values of one call that are under way at once.
@@ -110,7 +110,7 @@ pub(crate) fn by_place<'k>(id: DatasetId, at: &'k GlobalLocator, key: Option<&'k
 }
 
 /// The place in `buffer` at `offset`.
-pub(crate) fn place_in<F: Fabric>(buffer: &BufferOn<F>, offset: usize) -> Want {
+pub(crate) fn place_in(buffer: &Buffer, offset: usize) -> Want {
     Want::Place {
         offset: buffer.base().saturating_add(offset),
         room: buffer.len().saturating_sub(offset),
@@ -118,12 +118,12 @@ pub(crate) fn place_in<F: Fabric>(buffer: &BufferOn<F>, offset: usize) -> Want {
 }
 
 /// An engine in use by a call. If that unwinds, nothing is in flight after it: the memory that it borrowed goes.
-struct InUse<'e, F: Fabric> {
-    engine: &'e mut Engine<F>,
+struct InUse<'e> {
+    engine: &'e mut Engine,
     over: bool,
 }
 
-impl<F: Fabric> Drop for InUse<'_, F> {
+impl Drop for InUse<'_> {
     fn drop(&mut self) {
         if !self.over {
             self.engine.abort();
@@ -131,7 +131,7 @@ impl<F: Fabric> Drop for InUse<'_, F> {
     }
 }
 
-impl<F: Fabric> Engine<F> {
+impl Engine {
     /// Uses the engine; it is as new if that unwinds.
     pub(crate) fn using<T>(&mut self, work: impl FnOnce(&mut Self) -> T) -> T {
         let mut used = InUse {
@@ -149,7 +149,7 @@ impl<F: Fabric> Engine<F> {
         &mut self,
         count: usize,
         want: Want,
-        region: Option<&F::Region>,
+        region: Option<&Region>,
         wishes: impl Wishes,
         take: impl FnMut(usize, Result<Got, ReadError>),
     ) {
@@ -222,7 +222,7 @@ impl<F: Fabric> Engine<F> {
     pub(crate) fn read_into(
         &mut self,
         wish: Wish<'_>,
-        buffer: &mut BufferOn<F>,
+        buffer: &mut Buffer,
         offset: usize,
     ) -> Result<usize, ReadError> {
         if !self.takes(buffer) {
@@ -232,7 +232,7 @@ impl<F: Fabric> Engine<F> {
         Ok(got.found.value_len_bytes as usize)
     }
 
-    fn read_to(&mut self, wish: Wish<'_>, want: Want, region: Option<&F::Region>) -> Result<Got, ReadError> {
+    fn read_to(&mut self, wish: Wish<'_>, want: Want, region: Option<&Region>) -> Result<Got, ReadError> {
         let mut result = Err(ReadError::Closed);
         let take = |_, got| result = got;
         self.read(1, want, region, One(wish), take);

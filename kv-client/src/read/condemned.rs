@@ -7,8 +7,6 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use kv_fabric::Fabric;
-
 use super::Trouble;
 use super::engine::Engine;
 use super::flight::{Flight, Flying};
@@ -26,7 +24,7 @@ pub(super) struct Condemned {
     got_on: bool,
 }
 
-impl<F: Fabric> Engine<F> {
+impl Engine {
     /// Ends a connection; what was in flight on it meets `trouble`.
     pub(super) fn lose(&mut self, index: usize, trouble: Trouble) {
         let lane = &mut self.lanes[index];
@@ -63,7 +61,7 @@ impl<F: Fabric> Engine<F> {
 
     /// Sets aside what the READs of a connection that is not destroyed go to: slots with it, flights to the caller's memory
     /// until it is. The others are left to be begun again.
-    fn condemn(&mut self, index: usize, refused: Refused<F>, trouble: Trouble, got_on: bool) {
+    fn condemn(&mut self, index: usize, refused: Refused, trouble: Trouble, got_on: bool) {
         let all = std::mem::take(&mut self.lanes[index].flights);
         let (flights, rest): (Vec<_>, Vec<_>) = all.into_iter().partition(|flight| {
             let item = self.item_of(flight);

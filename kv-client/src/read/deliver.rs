@@ -2,7 +2,6 @@
 
 use std::ops::Range;
 
-use kv_fabric::{Fabric, Region};
 use kv_proto::layout::{BLOCK_BYTES, Locator, RecordHeader, record_kind};
 use kv_proto::parts::{judge_part, part_locator};
 use kv_proto::record::{Expected, Refusal, judge_block, judge_prefix, judge_value, key_in, parse_head};
@@ -27,7 +26,7 @@ impl From<Refusal> for Trouble {
     }
 }
 
-impl<F: Fabric> Engine<F> {
+impl Engine {
     /// Queues the record that `locator` names. Nothing is in flight to the item's memory.
     pub(super) fn want_record(&mut self, index: u32, locator: Locator) {
         let len = u64::from(locator.value_len_bytes);
@@ -429,7 +428,7 @@ impl Aim {
 }
 
 /// Makes room for a large value, without giving up the process if there is none.
-fn reserve<F: Fabric>(item: &mut Item<F>, take: &Range<u64>) -> bool {
+fn reserve(item: &mut Item, take: &Range<u64>) -> bool {
     if matches!(item.want, Want::Place { .. }) {
         return true;
     }

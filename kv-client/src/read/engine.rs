@@ -10,7 +10,7 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-use kv_fabric::{Fabric, ReadStatus};
+use kv_fabric::ReadStatus;
 use kv_proto::layout::Locator;
 
 use super::condemned::Condemned;
@@ -26,31 +26,31 @@ use crate::backoff::Backoff;
 use crate::clock::boot_ns;
 use crate::control::Shared;
 use crate::control::tenure::Footing;
-use crate::memory::BufferOn;
+use crate::memory::Buffer;
 use crate::opening::Core;
 use crate::tables::DatasetState;
 use crate::{ClientError, ClientOptions, ReadError};
 
 /// One value that is asked for.
-pub(crate) struct Ask<'k, F: Fabric> {
+pub(crate) struct Ask<'k> {
     /// What the caller knows it by.
     pub(crate) user: u64,
     pub(crate) ticket: bool,
     pub(crate) key: Option<&'k [u8]>,
     pub(crate) at: Option<Locator>,
     pub(crate) want: Want,
-    pub(crate) memory: Memory<F>,
+    pub(crate) memory: Memory,
     /// What it has met already.
     pub(crate) trouble: Option<Trouble>,
 }
 
 /// A result, taken.
-pub(crate) struct Done<F: Fabric> {
+pub(crate) struct Done {
     pub(crate) user: u64,
     pub(crate) result: Result<Found, ReadError>,
     pub(crate) value: Value,
     /// What was moved in with the request.
-    pub(crate) buffer: Option<BufferOn<F>>,
+    pub(crate) buffer: Option<Buffer>,
 }
 
 /// An item at one of its beginnings.
@@ -60,12 +60,12 @@ pub(crate) struct Turn {
     pub(super) attempt: u32,
 }
 
-pub(crate) struct Engine<F: Fabric> {
+pub(crate) struct Engine {
     // In this order: connections go before the memory that they write to, and the dataset is closed last.
-    pub(super) lanes: Vec<Lane<F>>,
-    pub(super) items: Vec<Item<F>>,
+    pub(super) lanes: Vec<Lane>,
+    pub(super) items: Vec<Item>,
     free_items: Vec<u32>,
-    pub(super) slots: Slots<F>,
+    pub(super) slots: Slots,
     /// Slots of items whose results were not taken; and how few of them there are to be before a value that found no slot
     /// goes to the heap.
     pub(super) slots_out: usize,
@@ -124,11 +124,11 @@ pub(crate) struct Engine<F: Fabric> {
     tally: Arc<Tally>,
     pub(super) options: Arc<ClientOptions>,
     pub(super) state: Arc<DatasetState>,
-    pub(super) core: Arc<Core<F>>,
+    pub(super) core: Arc<Core>,
 }
 
-impl<F: Fabric> Engine<F> {
-    pub(crate) fn new(core: Arc<Core<F>>, options: Arc<ClientOptions>) -> Result<Self, ClientError> {
+impl Engine {
+    pub(crate) fn new(core: Arc<Core>, options: Arc<ClientOptions>) -> Result<Self, ClientError> {
         let state = core.state_shared();
         let tally = Arc::clone(core.tally());
         let at_once = core
@@ -185,7 +185,7 @@ impl<F: Fabric> Engine<F> {
         })
     }
 
-    pub(super) fn shared(&self) -> &Shared<F> {
+    pub(super) fn shared(&self) -> &Shared {
         self.core.shared()
     }
 
@@ -199,12 +199,12 @@ impl<F: Fabric> Engine<F> {
     }
 
     /// Asks for a value. Nothing is posted before the next [`Engine::turn`].
-    pub(crate) fn submit(&mut self, ask: Ask<'_, F>, now_ns: u64) {
+    pub(crate) fn submit(&mut self, ask: Ask<'_>, now_ns: u64) {
         self.submit_or_refuse(ask, None, now_ns);
     }
 
     /// As [`Engine::submit`]; what is `refused` has this result.
-    pub(crate) fn submit_or_refuse(&mut self, ask: Ask<'_, F>, refused: Option<ReadError>, now_ns: u64) {
+    pub(crate) fn submit_or_refuse(&mut self, ask: Ask<'_>, refused: Option<ReadError>, now_ns: u64) {
         let index = self.free_items.pop().unwrap_or_else(|| {
             self.items.push(Item::new());
             // Room for all where they may wait together: how many do is chance, and a later GET is not to pay for it.
@@ -251,18 +251,18 @@ impl<F: Fabric> Engine<F> {
     }
 
     /// The next result of a call.
-    pub(crate) fn take_done(&mut self) -> Option<Done<F>> {
+    pub(crate) fn take_done(&mut self) -> Option<Done> {
         let index = self.done.pop_front()?;
         Some(self.take(index))
     }
 
     /// The next result that is polled for.
-    pub(crate) fn take_ticket(&mut self) -> Option<Done<F>> {
+    pub(crate) fn take_ticket(&mut self) -> Option<Done> {
         let index = self.tickets.pop_front()?;
         Some(self.take(index))
     }
 
-    fn take(&mut self, index: u32) -> Done<F> {
+    fn take(&mut self, index: u32) -> Done {
         let slot = self.drop_slot(index);
         let item = &mut self.items[index as usize];
         let result = item.result.take().unwrap_or(Err(ReadError::Closed));
@@ -300,7 +300,7 @@ impl<F: Fabric> Engine<F> {
     }
 
     /// The item of a turn, if it still is at that beginning.
-    pub(super) fn at_turn(&self, turn: Turn) -> Option<&Item<F>> {
+    pub(super) fn at_turn(&self, turn: Turn) -> Option<&Item> {
         let item = self.items.get(turn.item as usize)?;
         (item.attempt == turn.attempt).then_some(item)
     }
@@ -432,7 +432,7 @@ impl<F: Fabric> Engine<F> {
     }
 }
 
-impl<F: Fabric> Drop for Engine<F> {
+impl Drop for Engine {
     fn drop(&mut self) {
         self.end_lanes();
         self.footing.leave();

@@ -2,7 +2,7 @@
 //!
 //! Records come before lookups, so that lookups of later items fly beside values of earlier ones.
 
-use kv_fabric::{Fabric, RemoteRef};
+use kv_fabric::{Fabric, Region, RemoteRef};
 use kv_proto::hash::{KeyHash, candidate_buckets, directory_index};
 use kv_proto::layout::{BLOCK_BYTES, Bucket, DirectoryEntry};
 
@@ -23,7 +23,7 @@ pub(super) const ENTRY_BYTES: usize = size_of::<DirectoryEntry>();
 const SHORT_BYTES: usize = 64 << 10;
 
 /// Longest piece of a value that is asked for at once: it must fit one chain and a quarter of the ring.
-pub(super) fn piece_bytes<F: Fabric>(fabric: &F, options: &ClientOptions) -> u64 {
+pub(super) fn piece_bytes(fabric: &dyn Fabric, options: &ClientOptions) -> u64 {
     let whole_blocks = |len: usize| (len / BLOCK_BYTES * BLOCK_BYTES).max(BLOCK_BYTES) as u64;
     let quarter = whole_blocks(ring_bytes(options) / 4);
     let longest = whole_blocks(fabric.read_max_bytes().saturating_mul(PIECE_READS_MAX / 2));
@@ -44,7 +44,7 @@ pub(super) enum Step {
     Nothing,
 }
 
-impl<F: Fabric> Engine<F> {
+impl Engine {
     pub(super) fn has_work(&self) -> bool {
         !(self.records.is_empty()
             && self.lookups.is_empty()
@@ -100,7 +100,7 @@ impl<F: Fabric> Engine<F> {
     /// The connected lane with the fewest READs in flight, of those that are not full: a quarter of the queue is free, or each
     /// READ that completes would cost a doorbell of its own.
     pub(super) fn pick(&self, full: u32) -> Option<usize> {
-        let has_room = |lane: &Lane<F>| {
+        let has_room = |lane: &Lane| {
             let room = lane.room() as u64;
             room > 0 && 3 * room >= lane.outstanding()
         };
@@ -110,7 +110,7 @@ impl<F: Fabric> Engine<F> {
     }
 
     /// Posts the chain; `borrowed` is the caller's memory, where it is not an item's.
-    pub(super) fn post(&mut self, lane: usize, borrowed: Option<&F::Region>) {
+    pub(super) fn post(&mut self, lane: usize, borrowed: Option<&Region>) {
         add(&self.counters.reads_posted, self.chain.len() as u64);
         add(&self.counters.doorbells, 1);
         self.short_reads = self.chain.bytes() < self.chain.len() * SHORT_BYTES;

@@ -1,7 +1,7 @@
 //! A value whose place is remembered: the bucket that named it and the record there, behind one doorbell. The record
 //! counts only if the bucket, with the stamps expected, still names it; else the key is looked up.
 
-use kv_fabric::{Fabric, RemoteRef};
+use kv_fabric::RemoteRef;
 use kv_proto::bucket::{candidates, judge_bucket};
 use kv_proto::layout::{Bucket, DirectoryEntry, Locator};
 use zerocopy::FromBytes;
@@ -25,7 +25,7 @@ pub(crate) enum Guess {
     Right,
 }
 
-impl<F: Fabric> Engine<F> {
+impl Engine {
     /// Plans bucket and record of an item whose place is remembered; `None` if it is not.
     pub(super) fn plan_guess(
         &mut self,

@@ -3,7 +3,7 @@
 
 use std::ops::Range;
 
-use kv_fabric::Fabric;
+use kv_fabric::Region;
 use kv_proto::hash::KeyHash;
 use kv_proto::layout::{BLOCK_BYTES, HeadValue, Locator, PartRef, RecordHeader};
 
@@ -12,7 +12,7 @@ use super::slots::Slot;
 use super::{PASS_WAITS, Trouble};
 use crate::ReadError;
 use crate::backoff::Backoff;
-use crate::memory::BufferOn;
+use crate::memory::Buffer;
 
 /// Room for keys that an item begins with; longer ones make it grow once.
 const KEY_ROOM: usize = 128;
@@ -71,16 +71,16 @@ pub(crate) enum State {
 }
 
 /// The caller's memory that a value goes to.
-pub(crate) enum Memory<F: Fabric> {
+pub(crate) enum Memory {
     None,
     /// Borrowed by the call that waits.
-    Borrowed(F::Region),
+    Borrowed(Region),
     /// Moved in until the result is taken.
-    Owned(BufferOn<F>),
+    Owned(Buffer),
 }
 
-impl<F: Fabric> Memory<F> {
-    pub(crate) fn region(&self) -> Option<&F::Region> {
+impl Memory {
+    pub(crate) fn region(&self) -> Option<&Region> {
         match self {
             Self::None => None,
             Self::Borrowed(region) => Some(region),
@@ -90,7 +90,7 @@ impl<F: Fabric> Memory<F> {
 }
 
 /// One value that is wanted.
-pub(crate) struct Item<F: Fabric> {
+pub(crate) struct Item {
     pub(crate) state: State,
     /// Counts beginnings, and users of the place in the slab: what was begun for an earlier one is ignored.
     pub(crate) attempt: u32,
@@ -103,7 +103,7 @@ pub(crate) struct Item<F: Fabric> {
     /// The locator that the caller gave.
     pub(crate) at: Option<Locator>,
     pub(crate) want: Want,
-    pub(crate) memory: Memory<F>,
+    pub(crate) memory: Memory,
     pub(crate) slot: Option<Slot>,
     pub(crate) hash: KeyHash,
     pub(crate) hashed: bool,
@@ -138,7 +138,7 @@ pub(crate) struct Item<F: Fabric> {
     pub(crate) result: Option<Result<Found, ReadError>>,
 }
 
-impl<F: Fabric> Item<F> {
+impl Item {
     pub(crate) fn new() -> Self {
         Self {
             state: State::Free,
@@ -356,7 +356,7 @@ mod tests {
 
     #[test]
     fn what_was_read_before_does_not_count_again() {
-        let mut item = Item::<kv_fabric::sim::Sim>::new();
+        let mut item = Item::new();
         item.reset(0);
         item.begin();
         assert!(item.advance(100) && item.advance(100));

@@ -1,12 +1,10 @@
 //! Where values land that are to lie in slots: one is given when its READ is planned.
 
-use kv_fabric::Fabric;
-
 use super::engine::Engine;
 use super::item::To;
 use super::slots::Slot;
 
-impl<F: Fabric> Engine<F> {
+impl Engine {
     /// Gives a record that is about to be planned its slot, or room on the heap where none is free; `false` if it had better
     /// wait for one. Slots come free as values are taken and dropped: with as many under way as there were slots for, it waits
     /// until half of these were taken; if there is none even then, whoever takes them keeps them.

@@ -7,7 +7,7 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-use kv_fabric::{DataConnection, Fabric, FabricError, ReadCompletion, ReadStatus, Region};
+use kv_fabric::{DataConnection, FabricError, ReadCompletion, ReadStatus, Region};
 use kv_proto::control::{Answer, Request, Status};
 use kv_proto::layout::{CONNECT_MAGIC, ConnectRequest, PROTOCOL_VERSION, connect_kind};
 use rustix::fd::BorrowedFd;
@@ -35,14 +35,14 @@ pub(crate) fn ring_bytes(options: &ClientOptions) -> usize {
     options.read_buffer_bytes.clamp(RING_MIN_BYTES, RING_MAX_BYTES)
 }
 
-pub(crate) struct Lane<F: Fabric> {
-    connection: Option<F::Data>,
-    permit: Option<Permit<F>>,
+pub(crate) struct Lane {
+    connection: Option<Box<dyn DataConnection>>,
+    permit: Option<Permit>,
     /// Session that the connection is of.
     pub(crate) generation: u64,
     /// Connections that it had.
     pub(crate) connections: u64,
-    pub(super) memory: Option<F::Region>,
+    pub(super) memory: Option<Region>,
     pub(crate) ring: Ring,
     pub(crate) flights: VecDeque<Flight>,
     /// What flies the short way; then nothing else does.
@@ -58,7 +58,7 @@ pub(crate) struct Lane<F: Fabric> {
     pub(crate) backoff: Backoff,
 }
 
-impl<F: Fabric> Lane<F> {
+impl Lane {
     pub(crate) fn new(options: &ClientOptions) -> Self {
         Self {
             connection: None,
@@ -91,14 +91,14 @@ impl<F: Fabric> Lane<F> {
 
     /// READs that can be posted now.
     pub(crate) fn room(&self) -> usize {
-        self.connection.as_ref().map_or(0, DataConnection::room)
+        self.connection.as_ref().map_or(0, |connection| connection.room())
     }
 
     /// READs that its connection has under way at once.
     pub(super) fn reads_at_once(&self) -> usize {
         self.connection
             .as_ref()
-            .map_or(usize::MAX, DataConnection::reads_at_once)
+            .map_or(usize::MAX, |connection| connection.reads_at_once())
     }
 
     /// READs in flight.
@@ -109,7 +109,7 @@ impl<F: Fabric> Lane<F> {
     /// Destroys the connection; after this nothing is in flight. What was has to be taken from `flights`. Where the device
     /// refuses, the connection comes back with the memory of the ring: both have to be held, and all that its READs go to.
     #[must_use]
-    pub(super) fn disconnect(&mut self) -> Option<Refused<F>> {
+    pub(super) fn disconnect(&mut self) -> Option<Refused> {
         self.permit = None;
         self.completed = self.next_number - 1;
         let refused = self.connection.take()?.destroy().err()?;
@@ -146,7 +146,7 @@ impl<F: Fabric> Lane<F> {
     pub(crate) fn post<'a>(
         &'a mut self,
         chain: &mut Chain,
-        other: impl Fn(Dest) -> Option<&'a F::Region>,
+        other: impl Fn(Dest) -> Option<&'a Region>,
     ) -> Result<(), ReadStatus> {
         let (Some(connection), Some(ring)) = (&mut self.connection, &self.memory) else {
             return Err(ReadStatus::Flushed);
@@ -157,7 +157,7 @@ impl<F: Fabric> Lane<F> {
         // Pieces go only where there is memory.
         let memory = |dest| other(dest).unwrap_or(ring);
         chain
-            .post::<F, _>(first, memory, |reads| connection.post(reads))
+            .post(first, memory, |reads| connection.post(reads))
             .map_err(|error| {
                 tracing::debug!(%error, "post failed");
                 ReadStatus::Flushed
@@ -226,7 +226,7 @@ impl<F: Fabric> Lane<F> {
     /// Makes the memory and the connection of session `up`, unless they are there. Nothing is in flight.
     pub(crate) fn connect(
         &mut self,
-        shared: &Arc<Shared<F>>,
+        shared: &Arc<Shared>,
         options: &ClientOptions,
         up: &Up,
         dataset: [u8; 16],
@@ -295,12 +295,7 @@ fn at_limit(limit: ConnectionLimit) -> NotReady {
 }
 
 /// What the server takes a data connection for.
-fn token<F: Fabric>(
-    shared: &Shared<F>,
-    up: &Up,
-    dataset: [u8; 16],
-    deadline: Deadline,
-) -> Result<[u8; 16], NotReady> {
+fn token(shared: &Shared, up: &Up, dataset: [u8; 16], deadline: Deadline) -> Result<[u8; 16], NotReady> {
     let request = Request::Tokens { dataset, count: 1 };
     match shared.ask(up.generation, request, None, deadline) {
         Some(Reply::Answer(Answer::Tokens { tokens })) => tokens.first().copied().ok_or(NotReady::Again),

@@ -1,13 +1,11 @@
 //! Many values into one piece of the caller's memory, each to a place of its own: the batch of a tensor by one call.
 
-use kv_fabric::Fabric;
-
 use super::calls::{WINDOW, place_in};
 use super::engine::{Ask, Engine};
 use super::item::{Memory, Want};
 use crate::ReadError;
 use crate::clock::boot_ns;
-use crate::memory::BufferOn;
+use crate::memory::Buffer;
 
 /// Where the values of a call go: each from its own offset up to the next one's, so that none can overlap.
 #[derive(Clone, Copy)]
@@ -20,11 +18,7 @@ pub(crate) struct Places<'o> {
 
 impl<'o> Places<'o> {
     /// Places for `count` values in `buffer`.
-    pub(crate) fn new<F: Fabric>(
-        buffer: &BufferOn<F>,
-        count: usize,
-        offsets: &'o [usize],
-    ) -> Result<Self, ReadError> {
+    pub(crate) fn new(buffer: &Buffer, count: usize, offsets: &'o [usize]) -> Result<Self, ReadError> {
         let Want::Place {
             offset: base,
             room: len,
@@ -50,9 +44,9 @@ impl<'o> Places<'o> {
     }
 }
 
-impl<F: Fabric> Engine<F> {
+impl Engine {
     /// Whether READs of this engine can go into `buffer`.
-    pub(crate) fn takes(&self, buffer: &BufferOn<F>) -> bool {
+    pub(crate) fn takes(&self, buffer: &Buffer) -> bool {
         buffer.is_of(&self.core.shared().fabric)
     }
 
@@ -61,7 +55,7 @@ impl<F: Fabric> Engine<F> {
     pub(crate) fn read_placed<K: AsRef<[u8]>>(
         &mut self,
         keys: &[K],
-        buffer: &mut BufferOn<F>,
+        buffer: &mut Buffer,
         places: Places<'_>,
         range: std::ops::Range<usize>,
         lens: &mut [Result<usize, ReadError>],

@@ -1,6 +1,6 @@
 //! READs that are about to be posted as one chain, as plain data: planning borrows nothing.
 
-use kv_fabric::{Fabric, Read, RemoteRef, Scatter};
+use kv_fabric::{Read, Region, RemoteRef, Scatter};
 
 /// READs of one chain at most: as many as a batch usually has, so that it is one doorbell for each connection whose queue
 /// (`ClientOptions::depth`) holds them.
@@ -122,33 +122,33 @@ impl Chain {
 
     /// Hands the READs over as the fabric takes them, numbered from `first_number` on; `memory` tells where a piece goes.
     #[inline]
-    pub(crate) fn post<'r, F: Fabric, T>(
+    pub(crate) fn post<'r, T>(
         &mut self,
         first_number: u64,
-        memory: impl Fn(Dest) -> &'r F::Region,
-        post: impl FnOnce(&[Read<'_, F::Region>]) -> T,
+        memory: impl Fn(Dest) -> &'r Region,
+        post: impl FnOnce(&[Read<'_>]) -> T,
     ) -> T {
         if let Some(last) = self.reads[..self.len].last_mut() {
             last.signaled = true;
         }
         // The lists are built on the stack: one READ is not to pay for many.
         match self.len {
-            0 | 1 => self.post_up_to::<F, T, 1>(first_number, memory, post),
-            2 => self.post_up_to::<F, T, 2>(first_number, memory, post),
-            3..=8 => self.post_up_to::<F, T, 8>(first_number, memory, post),
-            9..=16 => self.post_up_to::<F, T, 16>(first_number, memory, post),
-            17..=32 => self.post_up_to::<F, T, 32>(first_number, memory, post),
-            33..=64 => self.post_up_to::<F, T, 64>(first_number, memory, post),
-            65..=96 => self.post_up_to::<F, T, 96>(first_number, memory, post),
-            _ => self.post_up_to::<F, T, CHAIN_MAX>(first_number, memory, post),
+            0 | 1 => self.post_up_to::<T, 1>(first_number, memory, post),
+            2 => self.post_up_to::<T, 2>(first_number, memory, post),
+            3..=8 => self.post_up_to::<T, 8>(first_number, memory, post),
+            9..=16 => self.post_up_to::<T, 16>(first_number, memory, post),
+            17..=32 => self.post_up_to::<T, 32>(first_number, memory, post),
+            33..=64 => self.post_up_to::<T, 64>(first_number, memory, post),
+            65..=96 => self.post_up_to::<T, 96>(first_number, memory, post),
+            _ => self.post_up_to::<T, CHAIN_MAX>(first_number, memory, post),
         }
     }
 
-    fn post_up_to<'r, F: Fabric, T, const MAX: usize>(
+    fn post_up_to<'r, T, const MAX: usize>(
         &self,
         first_number: u64,
-        memory: impl Fn(Dest) -> &'r F::Region,
-        post: impl FnOnce(&[Read<'_, F::Region>]) -> T,
+        memory: impl Fn(Dest) -> &'r Region,
+        post: impl FnOnce(&[Read<'_>]) -> T,
     ) -> T {
         let planned = &self.reads[..self.len];
         let scatter = |piece: &Piece| Scatter {

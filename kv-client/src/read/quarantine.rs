@@ -6,7 +6,7 @@
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use kv_fabric::{DataConnection, Fabric};
+use kv_fabric::{DataConnection, Region};
 
 use super::slots::Slot;
 
@@ -16,16 +16,16 @@ pub(super) const RETRY_NS: u64 = 50_000_000;
 const HELD_MAX: usize = 16;
 
 /// A connection that lives on, and the memory of the engine's own that its READs go to.
-pub(crate) struct Undestroyed<F: Fabric> {
+pub(crate) struct Undestroyed {
     // In this order: the connection goes before the memory.
-    connection: F::Data,
-    _ring: Option<F::Region>,
+    connection: Box<dyn DataConnection>,
+    _ring: Option<Region>,
     _slots: Arc<Vec<Slot>>,
 }
 
-impl<F: Fabric> Undestroyed<F> {
+impl Undestroyed {
     /// `slots` are those that its READs go to, and maybe others.
-    pub(super) fn new(refused: Refused<F>, slots: Arc<Vec<Slot>>) -> Self {
+    pub(super) fn new(refused: Refused, slots: Arc<Vec<Slot>>) -> Self {
         Self {
             connection: refused.connection,
             _ring: refused.ring,
@@ -35,9 +35,9 @@ impl<F: Fabric> Undestroyed<F> {
 }
 
 /// What a lane gives up when its connection is not destroyed.
-pub(super) struct Refused<F: Fabric> {
-    pub(super) connection: F::Data,
-    pub(super) ring: Option<F::Region>,
+pub(super) struct Refused {
+    pub(super) connection: Box<dyn DataConnection>,
+    pub(super) ring: Option<Region>,
 }
 
 /// Tells once a connection is destroyed: nothing that was in flight on it reaches memory any more.
@@ -51,25 +51,25 @@ impl Gone {
     }
 }
 
-struct Entry<F: Fabric> {
-    undestroyed: Undestroyed<F>,
+struct Entry {
+    undestroyed: Undestroyed,
     gone: Gone,
     tries: u64,
 }
 
-struct Held<F: Fabric> {
-    entries: Vec<Entry<F>>,
+struct Held {
+    entries: Vec<Entry>,
     next_try_ns: u64,
 }
 
 /// The connections of one session that are held.
-pub(crate) struct Quarantine<F: Fabric> {
+pub(crate) struct Quarantine {
     /// So that the usual case takes no lock.
     count: AtomicUsize,
-    held: Mutex<Held<F>>,
+    held: Mutex<Held>,
 }
 
-impl<F: Fabric> Quarantine<F> {
+impl Quarantine {
     pub(crate) fn new() -> Self {
         Self {
             count: AtomicUsize::new(0),
@@ -86,7 +86,7 @@ impl<F: Fabric> Quarantine<F> {
     }
 
     /// Holds a connection until it is destroyed.
-    pub(crate) fn hold(&self, undestroyed: Undestroyed<F>) -> Gone {
+    pub(crate) fn hold(&self, undestroyed: Undestroyed) -> Gone {
         let gone = Gone::default();
         let entry = Entry {
             undestroyed,
@@ -116,7 +116,7 @@ impl<F: Fabric> Quarantine<F> {
 }
 
 /// Destroys what an entry holds; the entry again where the device refuses.
-fn try_again<F: Fabric>(entry: Entry<F>) -> Option<Entry<F>> {
+fn try_again(entry: Entry) -> Option<Entry> {
     let Entry {
         undestroyed: Undestroyed {
             connection,

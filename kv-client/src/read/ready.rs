@@ -2,7 +2,6 @@
 
 use std::time::Duration;
 
-use kv_fabric::Fabric;
 use kv_fabric::ReadStatus;
 
 use super::counters::add;
@@ -41,10 +40,10 @@ pub(super) fn chain_max(at_once: usize, lanes_max: usize) -> usize {
     }
 }
 
-impl<F: Fabric> Engine<F> {
+impl Engine {
     /// Whether all connections have as many short READs under way as they can, and there may be another one.
     pub(super) fn wants_lane(&self) -> bool {
-        let busy = |lane: &Lane<F>| !lane.is_connected() || lane.outstanding() >= self.at_once as u64;
+        let busy = |lane: &Lane| !lane.is_connected() || lane.outstanding() >= self.at_once as u64;
         self.lanes_max > 1
             && self.short_reads
             && self.lanes.iter().all(busy)

@@ -1,13 +1,13 @@
 //! What kept an item from being read, seen to: begun again at once, a little later, after a renewal, or given up.
 
-use kv_fabric::{Fabric, ReadStatus};
+use kv_fabric::ReadStatus;
 
 use super::counters::add;
 use super::engine::Engine;
 use super::{FAILED_MAX, STALE_LOCATOR_MAX, STALE_MAX, TORN_BEFORE_STALE, TORN_MAX, Trouble};
 use crate::ReadError;
 
-impl<F: Fabric> Engine<F> {
+impl Engine {
     /// Sees to the trouble of an item that nothing is in flight for.
     pub(super) fn recover(&mut self, index: u32, trouble: Trouble) {
         if trouble == Trouble::OtherKey {

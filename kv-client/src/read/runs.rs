@@ -3,7 +3,6 @@
 //! It pays for short ones: a READ more costs more than copying a few KiB. They land in the ring and are copied to where
 //! they belong.
 
-use kv_fabric::Fabric;
 use kv_proto::layout::{KEY_MAX_BYTES, Locator, wire_len};
 
 use super::counters::add;
@@ -45,7 +44,7 @@ pub(super) fn follows(first: &Locator, second: &Locator) -> bool {
         && second.offset_bytes() == (first.offset_bytes() + first.wire_len_bytes()).next_multiple_of(ALIGN)
 }
 
-impl<F: Fabric> Engine<F> {
+impl Engine {
     /// Records at the front of the queue that lie one behind the other.
     fn run_at_front(&self) -> usize {
         let view = &self.footing.view;

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
-use kv_fabric::{Fabric, FabricError, Memory, Region};
+use kv_fabric::{Fabric, FabricError, Region};
 
 use crate::memory::landed;
 
@@ -19,27 +19,15 @@ const UNIT: usize = 1024;
 /// Longest memory for slots, bytes.
 const SLOTS_MAX_BYTES: usize = 1 << 36;
 
-/// Memory of any fabric.
-trait Mapped: Send + Sync {
-    fn mapped(&self) -> &Memory;
-}
-
-impl<R: Region> Mapped for R {
-    fn mapped(&self) -> &Memory {
-        self.memory()
-    }
-}
-
 /// The memory, and which of it is free.
 struct Arena {
-    region: Box<dyn Mapped>,
+    region: Region,
     free: Box<[AtomicU64]>,
 }
 
 /// The slots of one reader.
-pub(crate) struct Slots<F: Fabric> {
+pub(crate) struct Slots {
     len_bytes: usize,
-    region: Option<F::Region>,
     arena: Option<Arc<Arena>>,
     /// Unit to look at next, in a word that has been begun: at its end the lowest free place is looked for, so that what is
     /// read and dropped again and again stays in the same memory, and in the processor's cache.
@@ -55,12 +43,11 @@ pub(crate) struct Slot {
     units: u32,
 }
 
-impl<F: Fabric> Slots<F> {
+impl Slots {
     /// Up to `len_bytes`, mapped when the first is taken.
     pub(crate) fn new(len_bytes: usize) -> Self {
         Self {
             len_bytes: len_bytes.min(SLOTS_MAX_BYTES) / (64 * UNIT) * (64 * UNIT),
-            region: None,
             arena: None,
             cursor: 0,
             ahead: 0,
@@ -68,13 +55,13 @@ impl<F: Fabric> Slots<F> {
     }
 
     /// The memory that the offsets of slots are in.
-    pub(crate) fn region(&self) -> Option<&F::Region> {
-        self.region.as_ref()
+    pub(crate) fn region(&self) -> Option<&Region> {
+        self.arena.as_ref().map(|arena| &arena.region)
     }
 
     /// A slot of `len` bytes; `None` if none is free. No slot has more than a quarter of the memory.
     #[inline]
-    pub(crate) fn take(&mut self, fabric: &F, len: usize) -> Result<Option<Slot>, FabricError> {
+    pub(crate) fn take(&mut self, fabric: &dyn Fabric, len: usize) -> Result<Option<Slot>, FabricError> {
         let units = len.div_ceil(UNIT);
         if units.wrapping_sub(1) < self.ahead
             && let Some(arena) = &self.arena
@@ -92,7 +79,7 @@ impl<F: Fabric> Slots<F> {
     }
 
     /// The same, at the lowest place where there is one.
-    fn search(&mut self, fabric: &F, len: usize) -> Result<Option<Slot>, FabricError> {
+    fn search(&mut self, fabric: &dyn Fabric, len: usize) -> Result<Option<Slot>, FabricError> {
         if len == 0 || len > self.len_bytes / 4 {
             return Ok(None);
         }
@@ -100,10 +87,9 @@ impl<F: Fabric> Slots<F> {
             Some(arena) => arena,
             None => {
                 let region = fabric.allocate(self.len_bytes)?;
-                self.region = Some(region.clone());
                 let words = self.len_bytes / UNIT / 64;
                 self.arena.insert(Arc::new(Arena {
-                    region: Box::new(region),
+                    region,
                     free: (0..words).map(|_| AtomicU64::new(u64::MAX)).collect(),
                 }))
             }
@@ -233,7 +219,7 @@ impl Deref for Value {
     fn deref(&self) -> &[u8] {
         match &self.0 {
             // The slot is this value's alone, and all READs to it have completed.
-            Kind::Slot { slot, len } => landed(slot.arena.region.mapped(), slot.offset(), *len),
+            Kind::Slot { slot, len } => landed(slot.arena.region.memory(), slot.offset(), *len),
             Kind::Heap(bytes) => bytes,
         }
     }
@@ -285,7 +271,7 @@ mod tests {
     #[test]
     fn slots_never_overlap_and_come_back_from_any_thread() {
         let fabric = Sim::new(SimOptions::default());
-        let mut slots = Slots::<Sim>::new(1 << 20);
+        let mut slots = Slots::new(1 << 20);
         let mut held: Vec<Slot> = Vec::new();
         let (mut seed, mut refused) = (11_u64, 0);
         for _ in 0..20_000 {
@@ -328,7 +314,7 @@ mod tests {
     #[test]
     fn what_is_dropped_soon_is_given_again_soon() {
         let fabric = Sim::new(SimOptions::default());
-        let mut slots = Slots::<Sim>::new(32 << 20);
+        let mut slots = Slots::new(32 << 20);
         for len in [64, 4096, 5000, 65_536, 1 << 20] {
             let mut held = std::collections::VecDeque::new();
             let mut end = 0;
@@ -351,7 +337,7 @@ mod tests {
     #[test]
     fn bytes_of_a_value_give_the_slot_back_when_the_last_clone_goes() {
         let fabric = Sim::new(SimOptions::default());
-        let mut slots = Slots::<Sim>::new(1 << 18);
+        let mut slots = Slots::new(1 << 18);
         let slot = slots.take(&fabric, 5).unwrap().unwrap();
         slots.region().unwrap().memory().write(slot.offset(), b"hello");
         let all = slots.arena.clone().unwrap();

@@ -1,14 +1,12 @@
 //! The time that items have: one that waits for its turn has it while others get on, one that was begun must get on itself.
 
-use kv_fabric::Fabric;
-
 use super::Trouble;
 use super::engine::Engine;
 use super::item::State;
 use crate::ReadError;
 use crate::clock::{Deadline, boot_ns};
 
-impl<F: Fabric> Engine<F> {
+impl Engine {
     /// Ends items that did not get on for too long.
     pub(super) fn look(&mut self, now_ns: u64) {
         if now_ns < self.ends_ns {

@@ -5,7 +5,6 @@ use std::collections::{BTreeMap, BinaryHeap};
 use std::sync::Arc;
 use std::time::Duration;
 
-use kv_fabric::Fabric;
 use kv_proto::control::Request;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
@@ -108,7 +107,7 @@ impl Waits {
     }
 }
 
-impl<F: Fabric> Engine<F> {
+impl Engine {
     fn waiting(&mut self, index: u32) -> Turn {
         let item = &mut self.items[index as usize];
         item.state = State::Waiting;

@@ -140,7 +140,7 @@ fn a_full_disk_refuses_values_until_some_were_deleted() {
     assert!(matches!(refused, ClientError::Refused { .. }), "{refused}");
     assert!(refused.to_string().contains("space"), "{refused}");
     assert!(stored > 300, "{stored} of about 24 MiB");
-    let check = |writer: &kv_client::on::DatasetOn<Local>, from: u64| {
+    let check = |writer: &kv_client::Client, from: u64| {
         for key in from..stored {
             assert_eq!(
                 *writer.get(&key.to_le_bytes()).unwrap(),

@@ -95,7 +95,7 @@ fn exact_counts<F: TestFabric>() {
             reader.get_at_into(at, Some(key.as_bytes()), &mut buffer, 0),
             Ok(value.len())
         );
-        assert_eq!(buffer.bytes()[..value.len()], value[..]);
+        assert_eq!(buffer[..value.len()], value[..]);
     }
     let one = since(before, reader.counters());
     assert_eq!((one.gets, one.reads_posted, one.doorbells), (100, 100, 100));
@@ -433,7 +433,7 @@ fn past_the_servers_limits_a_client_is_told_which() {
         hasty.deadline = Duration::from_secs(1);
         world.session(hasty).open("d").unwrap()
     };
-    let all_come = |dataset: &kv_client::on::DatasetOn<Sim>, items: &[(String, Vec<u8>)]| {
+    let all_come = |dataset: &kv_client::Client, items: &[(String, Vec<u8>)]| {
         let keys: Vec<_> = items.iter().map(|(key, _)| key).collect();
         for (got, (_, value)) in dataset.get_many(&keys).into_iter().zip(items) {
             assert!(got.unwrap() == *value);
@@ -516,10 +516,7 @@ fn absent_keys_cost_their_buckets_only() {
 
 /// Looks keys up one by one, none of them absent; READs and doorbells of those that found their directory fresh are
 /// checked. How many did not.
-fn lookups_in_one_round_trip<F: TestFabric>(
-    reader: &kv_client::on::DatasetOn<F>,
-    keys: impl Iterator<Item = usize>,
-) -> u64 {
+fn lookups_in_one_round_trip(reader: &kv_client::Client, keys: impl Iterator<Item = usize>) -> u64 {
     let mut late = 0;
     for index in keys {
         let before = reader.counters();

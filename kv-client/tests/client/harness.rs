@@ -3,12 +3,11 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use kv_client::on::{DatasetOn, SessionOn};
-use kv_client::{AccessKey, ClientOptions};
+use kv_client::{AccessKey, Client, ClientOptions};
 use kv_fabric::Fabric;
 use kv_proto::auth::Role;
 use kv_server::control::keys::Key;
-use kv_server::control::{Handle, Keys, Options, Server, StartError};
+use kv_server::control::{Keys, Options, Server, StartError};
 use kv_server::store::StoreOptions;
 
 #[path = "../../../kv-server/tests/server/common/fabrics.rs"]
@@ -24,7 +23,7 @@ pub(crate) struct World<F: Fabric> {
     pub(crate) address: String,
     pub(crate) store: StoreOptions,
     pub(crate) options: Options,
-    pub(crate) server: Option<Handle>,
+    pub(crate) server: Option<Server>,
     /// Removed after the server has gone.
     _folder: tempfile::TempDir,
 }
@@ -90,17 +89,17 @@ impl<F: TestFabric> World<F> {
     }
 
     pub(crate) fn start(&mut self) {
-        self.start_with(Server::<F>::start);
+        self.start_with(Server::start);
     }
 
     /// Starts a server that loads no image until it is told to.
     pub(crate) fn start_unloaded(&mut self) {
-        self.start_with(Server::<F>::start_unloaded);
+        self.start_with(Server::start_unloaded);
     }
 
     fn start_with(
         &mut self,
-        start: impl Fn(Arc<F>, &str, StoreOptions, Keys, Options) -> Result<Handle, StartError>,
+        start: impl Fn(Arc<dyn Fabric>, &str, StoreOptions, Keys, Options) -> Result<Server, StartError>,
     ) {
         let roles = [
             ("reader", Role::Read),
@@ -109,7 +108,7 @@ impl<F: TestFabric> World<F> {
         ];
         let keys = Keys::new(roles.map(|(name, role)| key(name, role)).to_vec()).unwrap();
         let server = start(
-            Arc::clone(&self.fabric),
+            self.fabric.clone(),
             &self.address,
             self.store.clone(),
             keys,
@@ -125,12 +124,12 @@ impl<F: TestFabric> World<F> {
         }
     }
 
-    pub(crate) fn session(&self, options: ClientOptions) -> SessionOn<F> {
-        SessionOn::connect(Arc::clone(&self.client), &self.address, options).unwrap()
+    pub(crate) fn session(&self, options: ClientOptions) -> kv_client::Server {
+        kv_client::Server::connect_over(self.client.clone(), &self.address, options).unwrap()
     }
 
     /// A dataset that was just created, opened by an admin.
-    pub(crate) fn dataset(&self, name: &str) -> DatasetOn<F> {
+    pub(crate) fn dataset(&self, name: &str) -> Client {
         let session = self.session(options("admin"));
         session.create(name).unwrap();
         session.open(name).unwrap()

@@ -5,8 +5,7 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use crate::harness::{TestFabric, World, options, tell, told};
-use kv_client::ReadError;
-use kv_client::on::SessionOn;
+use kv_client::{ReadError, Server};
 use kv_fabric::local::Local;
 use kv_fabric::verbs::Verbs;
 use rustix::process::{Pid, Signal, kill_process};
@@ -23,7 +22,7 @@ fn key(index: u64) -> Vec<u8> {
 /// Reads all keys again and again, by lookup and by locator, until it has had two sessions and then read all once more.
 fn child<F: TestFabric>(address: &str) {
     let fabric = F::client(&F::server(address), address);
-    let session = SessionOn::<F>::connect(fabric, address, options("reader")).unwrap();
+    let session = Server::connect_over(fabric, address, options("reader")).unwrap();
     let dataset = session.open("d").unwrap();
     let until = Instant::now() + PATIENCE;
     let mut rounds_left = None;
@@ -136,7 +135,7 @@ fn a_dataset_that_was_renamed_tells_all_its_handles_what_changes() {
     first.put(b"k", b"v").unwrap();
     admin.rename("first", "second").unwrap();
     let second = session.open("second").unwrap();
-    assert_eq!(first.id(), second.id());
+    assert_eq!(first.dataset_id(), second.dataset_id());
     // The end of one handle does not close the dataset for the other.
     drop(session.open("second").unwrap());
     drop(second.clone());
@@ -164,8 +163,8 @@ fn a_dataset_that_this_session_renamed_is_opened_again_by_its_new_name() {
     let mut world = World::<Local>::new();
     let first = world.dataset("first");
     first.put(b"k", b"v").unwrap();
-    first.session().rename("first", "second").unwrap();
-    let second = first.session().open("second").unwrap();
+    first.server().rename("first", "second").unwrap();
+    let second = first.server().open("second").unwrap();
     world.stop();
     world.start();
     for dataset in [&first, &second] {

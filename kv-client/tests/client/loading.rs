@@ -3,8 +3,7 @@
 use std::time::{Duration, Instant};
 
 use crate::harness::{TestFabric, World, options, told};
-use kv_client::on::DatasetOn;
-use kv_client::{ClientOptions, ReadError};
+use kv_client::{Client, ClientOptions, ReadError};
 use kv_fabric::local::Local;
 use kv_fabric::sim::Sim;
 use kv_fabric::verbs::Verbs;
@@ -49,7 +48,7 @@ fn wait(until: impl Fn() -> bool) {
     }
 }
 
-fn open<F: TestFabric>(world: &World<F>, deadline: Duration) -> DatasetOn<F> {
+fn open<F: TestFabric>(world: &World<F>, deadline: Duration) -> Client {
     let options = ClientOptions {
         deadline,
         ..options("writer")

@@ -1,7 +1,6 @@
 //! The client as programs use it, with a server in this process, over each fabric.
 //!
-//! One program holds all of these tests: client and server are generic over the fabric, and are compiled once for each
-//! program that uses them. Over a device: `VKV_TEST_DEVICE=rxe0 VKV_TEST_ADDR=host cargo test -p kv-client --test client
+//! One program holds all of these tests, for it is linked once. Over a device: `VKV_TEST_DEVICE=rxe0 VKV_TEST_ADDR=host cargo test -p kv-client --test client
 //! verbs -- --ignored --test-threads 1`.
 
 mod churn;

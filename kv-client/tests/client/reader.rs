@@ -10,8 +10,7 @@ use std::thread::Thread;
 use std::time::{Duration, Instant};
 
 use crate::harness::{TestFabric, World, options, tell, told};
-use kv_client::on::DatasetOn;
-use kv_client::{ClientOptions, ReadError, Value};
+use kv_client::{Client, ClientOptions, ReadError, Value};
 use kv_fabric::local::Local;
 use kv_fabric::sim::{ReplayHint, Sim, SimFaults, SimOptions, seed_from_env};
 use kv_fabric::verbs::Verbs;
@@ -31,7 +30,7 @@ fn len(index: u64) -> usize {
     }
 }
 
-fn filled<F: TestFabric>(world: &World<F>) -> DatasetOn<F> {
+fn filled<F: TestFabric>(world: &World<F>) -> Client {
     let dataset = world.dataset("d");
     let items: Vec<_> = (0..KEYS)
         .map(|index| (key(index), told(index, len(index))))
@@ -155,7 +154,8 @@ fn buffers_that_are_moved_in_come_back_with_the_value() {
             assert_eq!(done.result, Ok(len));
             let start = if done.ticket == first { 5 } else { 0 };
             assert!(done.ticket == first || done.ticket == second);
-            assert_eq!(tell(&buffer.bytes()[start..start + len]), index);
+            let buffer = buffer.buffer().expect("it was one of the library");
+            assert_eq!(tell(&buffer[start..start + len]), index);
         }
     }
 }
@@ -288,7 +288,7 @@ fn connections_that_fail_at_the_limit_lose_nothing() {
     });
     // Another one takes a place that comes free, so that a lost connection cannot be had again.
     let mut other = dataset.reader().unwrap();
-    let rounds = |reader: &mut kv_client::on::ReaderOn<Sim>| {
+    let rounds = |reader: &mut kv_client::Reader| {
         for _ in 0..8 {
             for (got, key) in reader.get_many(&keys).into_iter().zip(&keys) {
                 match got {
@@ -640,7 +640,7 @@ fn batches<F: TestFabric>() {
     offsets[6] = offsets[5] + 10;
     let mut buffer = dataset.allocate(100 + count * STRIDE).unwrap();
     for round in 0..3 {
-        buffer.bytes_mut().fill(0xAA);
+        buffer.fill(0xAA);
         let lens = match round {
             0 => dataset.get_many_into(&keys, &mut buffer, &offsets),
             _ => reader.get_many_into(&keys, &mut buffer, &offsets),
@@ -658,18 +658,14 @@ fn batches<F: TestFabric>() {
                 }
                 _ => {
                     assert_eq!(*got, Ok(value_len), "{place}");
-                    let value = &buffer.bytes()[offsets[place]..offsets[place] + value_len];
+                    let value = &buffer[offsets[place]..offsets[place] + value_len];
                     assert_eq!(tell(value), small[place]);
                 }
             }
-            assert!(
-                buffer.bytes()[end..offsets[place]]
-                    .iter()
-                    .all(|byte| *byte == 0xAA)
-            );
+            assert!(buffer[end..offsets[place]].iter().all(|byte| *byte == 0xAA));
             end = offsets[place] + got.unwrap_or(0);
         }
-        assert!(buffer.bytes()[end..].iter().all(|byte| *byte == 0xAA));
+        assert!(buffer[end..].iter().all(|byte| *byte == 0xAA));
     }
     let [mut fewer, mut beyond, mut down] = [offsets.clone(), offsets.clone(), offsets.clone()];
     fewer.pop();
@@ -706,7 +702,7 @@ fn other_sessions<F: TestFabric>() {
     let mut reader = dataset.reader().unwrap();
     assert_eq!(tell(&reader.get(&key(7)).unwrap()), 7);
     let fabric = F::client(&world.fabric, &world.address);
-    let other = kv_client::on::SessionOn::connect(fabric, &world.address, options("reader")).unwrap();
+    let other = kv_client::Server::connect_over(fabric, &world.address, options("reader")).unwrap();
     let other = other.open("d").unwrap();
     let mut buffer = other.allocate(4096).unwrap();
     let at = dataset.locate(&key(7)).unwrap();
@@ -729,7 +725,7 @@ fn other_sessions<F: TestFabric>() {
         "{after:?}"
     );
     let len = other.get_into(&key(7), &mut buffer, 0).unwrap();
-    assert_eq!(tell(&buffer.bytes()[..len]), 7);
+    assert_eq!(tell(&buffer[..len]), 7);
 }
 
 #[test]

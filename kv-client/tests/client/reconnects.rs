@@ -5,7 +5,7 @@ use std::process::Command;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use kv_client::on::SessionOn;
+use kv_client::Server;
 use kv_fabric::local::Local;
 use kv_fabric::stop::Stoppable;
 use kv_fabric::verbs::Verbs;
@@ -47,12 +47,9 @@ fn broken<F: TestFabric>(times: u64, count: impl Fn() -> String) {
             .put(&key(index), &told(index, 3000 + index as usize * 400))
             .unwrap();
     }
-    let fabric = Arc::new(Stoppable::new(
-        F::client(&world.fabric, &world.address),
-        |_, _| {},
-    ));
+    let fabric = Arc::new(Stoppable::new(F::client(&world.fabric, &world.address)));
     let stops = fabric.stops();
-    let session = SessionOn::<Stoppable<F>>::connect(fabric, &world.address, options("reader")).unwrap();
+    let session = Server::connect_over(fabric, &world.address, options("reader")).unwrap();
     let dataset = session.open("d").unwrap();
     let mut reader = dataset.reader().unwrap();
     let mut buffer = dataset.allocate(1 << 16).unwrap();
@@ -66,7 +63,7 @@ fn broken<F: TestFabric>(times: u64, count: impl Fn() -> String) {
         assert!(reader.poll().is_none());
         stops.break_next();
         let len = reader.get_into(&key(number % KEYS), &mut buffer, 0).unwrap();
-        assert_eq!(tell(&buffer.bytes()[..len]), number % KEYS);
+        assert_eq!(tell(&buffer[..len]), number % KEYS);
         while let Some(done) = reader.wait() {
             asked.remove(&done.ticket);
             assert!(tell(&done.value) < KEYS, "{:?}", done.result);

@@ -3,7 +3,6 @@
 use std::time::{Duration, Instant};
 
 use crate::harness::{TestFabric, World, options, value};
-use kv_client::on::SessionOn;
 use kv_client::{
     AccessKey, Client, ClientError, ClientOptions, GlobalLocator, Locator, ReadError, Server, Target,
 };
@@ -20,7 +19,7 @@ fn status(error: &ClientError) -> Option<Status> {
 #[test]
 fn a_wrong_secret_an_unknown_key_and_a_weak_role_are_refused() {
     let world = World::<Local>::new();
-    let connect = |options| SessionOn::<Local>::connect(Local::server(""), &world.address, options);
+    let connect = |options| Server::connect_over(Local::server(""), &world.address, options);
     for key in [
         AccessKey::new("reader", [8; 32]),
         AccessKey::new("nobody", crate::harness::SECRET),
@@ -88,7 +87,7 @@ fn a_dropped_dataset_is_closed_for_its_readers() {
     let dataset = world.dataset("d");
     dataset.put(b"k", b"v").unwrap();
     assert_eq!(dataset.get(b"k").unwrap(), b"v");
-    dataset.session().drop_dataset("d").unwrap();
+    dataset.server().drop_dataset("d").unwrap();
     let until = Instant::now() + Duration::from_secs(10);
     // Reading goes on until the client is told, which takes a renewal at most.
     while dataset.get(b"k").is_ok() {
@@ -102,7 +101,7 @@ fn a_dropped_dataset_is_closed_for_its_readers() {
         assert!(error.to_string().contains("dataset `d`"), "{error}");
     }
     // One of the same name is another dataset: a client of the old one does not slip into it.
-    dataset.session().create("d").unwrap();
+    dataset.server().create("d").unwrap();
     assert!(dataset.get(b"k").is_err());
 }
 
@@ -219,5 +218,4 @@ fn the_api_of_programs_does_the_same() {
     assert!(!client.stat().unwrap().is_empty());
     assert!(client.describe().contains("local") || !client.describe().is_empty());
     assert_eq!(client.dataset_id(), at.dataset);
-    client.server().close().unwrap();
 }

@@ -5,8 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::harness::{World, options, tell, told};
-use kv_client::on::DatasetOn;
-use kv_client::{ClientOptions, ReadError};
+use kv_client::{Client, ClientOptions, Moved, ReadError};
 use kv_fabric::sim::{ReplayHint, Sim, SimFaults, SimOptions, seed_from_env};
 
 const LEN: usize = 1_900_000;
@@ -24,7 +23,7 @@ fn refusing(late: bool) -> SimFaults {
     }
 }
 
-fn world(seed: u64) -> (World<Sim>, DatasetOn<Sim>) {
+fn world(seed: u64) -> (World<Sim>, Client) {
     let fabric = Sim::new(SimOptions {
         seed,
         ..SimOptions::default()
@@ -78,14 +77,11 @@ fn a_borrowed_buffer_is_not_given_back_before_its_connection_is_destroyed() {
             world.fabric.set_faults(SimFaults::default());
             assert_eq!(call.join().unwrap(), Err(ReadError::Timeout));
         });
-        buffer.bytes_mut().fill(0xAA);
+        buffer.fill(0xAA);
         std::thread::sleep(LATE);
-        assert!(
-            buffer.bytes().iter().all(|byte| *byte == 0xAA),
-            "bytes came after that"
-        );
+        assert!(buffer.iter().all(|byte| *byte == 0xAA), "bytes came after that");
         assert_eq!(dataset.get_into(&key(2), &mut buffer, 0), Ok(LEN + 8));
-        assert_eq!(tell(&buffer.bytes()[..LEN + 8]), 2);
+        assert_eq!(tell(&buffer[..LEN + 8]), 2);
     }
 }
 
@@ -97,7 +93,7 @@ fn memory_of_the_readers_own_is_not_used_again_before() {
     let mut reader = dataset.reader().unwrap();
     assert_eq!(tell(&reader.get(&key(1)).unwrap()), 1);
     let connections = || {
-        let stat = dataset.session().stat().unwrap();
+        let stat = dataset.server().stat().unwrap();
         let figure = stat.iter().find(|(name, _)| name == "data_connections_count");
         figure.unwrap().1
     };
@@ -160,10 +156,10 @@ fn a_buffer_that_was_moved_in_holds_up_nobody_and_comes_back_last() {
         world.fabric.set_faults(SimFaults::default());
         let done = last.join().unwrap();
         assert_eq!((done.ticket, done.result), (stuck, Err(ReadError::Timeout)));
-        let mut buffer = done.buffer.unwrap();
-        buffer.bytes_mut().fill(0xAA);
+        let mut buffer = done.buffer.and_then(Moved::buffer).unwrap();
+        buffer.fill(0xAA);
         std::thread::sleep(LATE);
-        assert!(buffer.bytes().iter().all(|byte| *byte == 0xAA));
+        assert!(buffer.iter().all(|byte| *byte == 0xAA));
     });
 }
 

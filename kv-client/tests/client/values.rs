@@ -1,8 +1,7 @@
 //! Values of every size come back byte for byte, over shared memory and over the simulated network.
 
 use crate::harness::{TestFabric, World, value};
-use kv_client::ReadError;
-use kv_client::on::DatasetOn;
+use kv_client::{Client, ReadError};
 use kv_fabric::local::Local;
 use kv_fabric::sim::Sim;
 use kv_fabric::verbs::Verbs;
@@ -23,11 +22,11 @@ const SIZES: [usize; 10] = [
 /// Longer ones are checked in fewer ways: unoptimised checksums take seconds.
 const LARGE: usize = 4 << 20;
 
-fn check_large<F: TestFabric>(dataset: &DatasetOn<F>, key: &[u8], bytes: &[u8]) {
+fn check_large(dataset: &Client, key: &[u8], bytes: &[u8]) {
     let len = bytes.len();
     let mut buffer = dataset.allocate(len).unwrap();
     assert_eq!(dataset.get_into(key, &mut buffer, 0), Ok(len));
-    assert!(*buffer.bytes() == *bytes);
+    assert!(*buffer == *bytes);
     let needed = ReadError::TooLarge {
         needed_bytes: len as u64,
     };
@@ -59,14 +58,14 @@ fn every_size<F: TestFabric>() {
         );
         assert!(dataset.get_at(&at, None).unwrap() == bytes, "{len}");
         let mut buffer = dataset.allocate(len + 10).unwrap();
-        buffer.bytes_mut().fill(0xee);
+        buffer.fill(0xee);
         assert_eq!(dataset.get_at_into(&at, None, &mut buffer, 7), Ok(len));
-        assert!(buffer.bytes()[7..7 + len] == bytes[..], "{len}");
-        assert_eq!(buffer.bytes()[..7], [0xee; 7]);
-        assert_eq!(buffer.bytes()[7 + len..], [0xee; 3]);
-        buffer.bytes_mut().fill(0xee);
+        assert!(buffer[7..7 + len] == bytes[..], "{len}");
+        assert_eq!(buffer[..7], [0xee; 7]);
+        assert_eq!(buffer[7 + len..], [0xee; 3]);
+        buffer.fill(0xee);
         assert_eq!(dataset.get_into(key.as_bytes(), &mut buffer, 10), Ok(len));
-        assert!(buffer.bytes()[10..] == bytes[..], "{len}");
+        assert!(buffer[10..] == bytes[..], "{len}");
         if len > 0 {
             let short = dataset.get_at_into(&at, None, &mut buffer, 11);
             assert_eq!(

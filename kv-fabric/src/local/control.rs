@@ -8,12 +8,11 @@ use rustix::event::epoll::{self, EventData, EventFlags};
 use rustix::io::Errno;
 use rustix::net::Shutdown;
 
-use super::Region;
 use super::mapping::{Access, Mapping};
 use super::message::{BODY_MAX_BYTES, Message};
 use super::socket::{Arrival, BUFFER_BYTES, NotSent, Received, receive, send};
 use crate::bell::Bell;
-use crate::{ControlEvent, FabricError, RemoteRef};
+use crate::{ControlEvent, FabricError, Region, RemoteRef};
 
 /// Messages taken in one poll.
 const TURN_MAX: usize = 256;
@@ -24,7 +23,7 @@ const WRITES_MAX: usize = 1024;
 ///
 /// A WRITE is done when it is queued; its end is told at the next poll. The socket's buffer is the queue of frames.
 #[derive(Debug)]
-pub struct Control {
+pub(super) struct Control {
     /// Both of the descriptors below, as one.
     epoll: OwnedFd,
     socket: OwnedFd,
@@ -91,7 +90,7 @@ impl Control {
     }
 }
 
-impl crate::ControlConnection<Region> for Control {
+impl crate::ControlConnection for Control {
     fn fd(&self) -> BorrowedFd<'_> {
         self.epoll.as_fd()
     }
@@ -118,7 +117,10 @@ impl crate::ControlConnection<Region> for Control {
         to: RemoteRef,
     ) -> Result<(), FabricError> {
         self.check_open()?;
-        if offset.checked_add(len).is_none_or(|end| end > source.0.len()) {
+        if offset
+            .checked_add(len)
+            .is_none_or(|end| end > source.memory().len())
+        {
             return Err(FabricError::Post {
                 posted: 0,
                 source: io::Error::new(io::ErrorKind::InvalidInput, "the source is not inside its region"),
@@ -129,7 +131,7 @@ impl crate::ControlConnection<Region> for Control {
         }
         match &self.staging {
             Some((rkey, mapping)) if *rkey == to.rkey && mapping.contains(to.address, len) => {
-                mapping.copy_from(to.address, &source.0, offset, len);
+                mapping.copy_from(to.address, source.memory(), offset, len);
                 self.written.push_back(number);
             }
             _ => self.fail("a WRITE outside the staging memory of this connection".to_owned()),

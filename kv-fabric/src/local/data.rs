@@ -16,11 +16,13 @@ use std::time::Duration;
 use rustix::io::Errno;
 use rustix::time::{ClockId, Timespec, clock_gettime};
 
+use super::READ_MAX_BYTES;
 use super::mapping::{Mapping, Mappings};
 use super::message::{self, Message};
 use super::socket::{Arrival, BUFFER_BYTES, NotSent, Received, receive, send};
-use super::{READ_MAX_BYTES, Region};
-use crate::{DataCounters, FabricError, Read, ReadCompletion, ReadStatus, RemoteRef, SCATTER_MAX, check};
+use crate::{
+    DataCounters, FabricError, Read, ReadCompletion, ReadStatus, Region, RemoteRef, SCATTER_MAX, check,
+};
 
 /// Most READs of one connection.
 pub(super) const READS_MAX: u32 = 1 << 16;
@@ -77,7 +79,7 @@ impl Hasher for RkeyHasher {
 
 /// A client's data connection over `local`.
 #[derive(Debug)]
-pub struct Data {
+pub(super) struct Data {
     /// `None` once the connection is over.
     socket: Option<OwnedFd>,
     over: String,
@@ -156,7 +158,7 @@ impl Data {
                 Some(Slot::Mapped(mapping)) if mapping.contains(next.from.address, next.len) => {
                     let mut address = next.from.address;
                     for piece in next.to.iter().flatten() {
-                        mapping.copy_to(address, &piece.region.0, piece.offset, piece.len);
+                        mapping.copy_to(address, piece.region.memory(), piece.offset, piece.len);
                         address += piece.len as u64;
                     }
                 }
@@ -297,12 +299,12 @@ impl Data {
     }
 }
 
-impl crate::DataConnection<Region> for Data {
+impl crate::DataConnection for Data {
     fn room(&self) -> usize {
         self.reads_max - self.outstanding
     }
 
-    fn post(&mut self, reads: &[Read<'_, Region>]) -> Result<(), FabricError> {
+    fn post(&mut self, reads: &[Read<'_>]) -> Result<(), FabricError> {
         if self.socket.is_none() {
             return Err(FabricError::Closed(self.over.clone()));
         }

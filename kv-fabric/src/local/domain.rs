@@ -105,7 +105,7 @@ fn reopen(memory: &Memory) -> io::Result<OwnedFd> {
 
 /// A protection domain.
 #[derive(Debug)]
-pub struct Domain(pub(super) Arc<Shared>);
+pub(super) struct Domain(pub(super) Arc<Shared>);
 
 impl Domain {
     pub(super) fn new() -> Self {
@@ -118,9 +118,7 @@ impl Domain {
 }
 
 impl crate::Domain for Domain {
-    type Registration = Registration;
-
-    fn register(&self, memory: Arc<Memory>) -> Result<Registration, FabricError> {
+    fn register(&self, memory: Arc<Memory>) -> Result<Box<dyn crate::Registration>, FabricError> {
         let fail = |source: io::Error, remedy: &str| FabricError::Memory {
             action: "share",
             len_bytes: memory.len(),
@@ -140,15 +138,15 @@ impl crate::Domain for Domain {
         reopen(&memory).map_err(|error| fail(error, "mount /proc and raise the limit of open files"))?;
         let rkey = new_rkey().map_err(|error| fail(error, "restart this process"))?;
         self.0.state().registered.insert(rkey, memory);
-        Ok(Registration {
+        Ok(Box::new(Registration {
             domain: Arc::clone(&self.0),
             rkey,
-        })
+        }))
     }
 }
 
 /// Memory that the domain's data connections may read.
-pub struct Registration {
+struct Registration {
     domain: Arc<Shared>,
     rkey: u32,
 }

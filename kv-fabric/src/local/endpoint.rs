@@ -32,7 +32,7 @@ const WATCHER: u64 = 1;
 const FIRST_CONNECTION: u64 = 2;
 
 /// The server's end of `local`.
-pub struct Endpoint {
+pub(super) struct Endpoint {
     pub(super) epoll: OwnedFd,
     listener: Listener,
     address: String,
@@ -169,9 +169,6 @@ impl Endpoint {
 }
 
 impl crate::Endpoint for Endpoint {
-    type Domain = Domain;
-    type Staging = Staging;
-
     fn fd(&self) -> BorrowedFd<'_> {
         self.epoll.as_fd()
     }
@@ -228,7 +225,12 @@ impl crate::Endpoint for Endpoint {
         self.accept(request, Message::AcceptControl, role)
     }
 
-    fn accept_data(&mut self, request: RequestId, domain: &Domain) -> Result<ConnectionId, FabricError> {
+    fn accept_data(
+        &mut self,
+        request: RequestId,
+        domain: &dyn crate::Domain,
+    ) -> Result<ConnectionId, FabricError> {
+        let domain: &Domain = crate::own(domain);
         domain.0.watch(&self.watcher);
         let role = Role::Data {
             domain: Arc::clone(&domain.0),
@@ -253,7 +255,7 @@ impl crate::Endpoint for Endpoint {
         &mut self,
         connection: ConnectionId,
         len: usize,
-    ) -> Result<(RemoteRef, Staging), FabricError> {
+    ) -> Result<(RemoteRef, Arc<dyn crate::Staging>), FabricError> {
         let id = connection.0;
         match self
             .connections
@@ -282,7 +284,7 @@ impl crate::Endpoint for Endpoint {
         let rkey = new_rkey().map_err(fail)?;
         let len = memory.len() as u64;
         self.say(id, Message::Staging { rkey, len }, Some(fd))?;
-        Ok((RemoteRef { address: 0, rkey }, Staging(memory)))
+        Ok((RemoteRef { address: 0, rkey }, memory))
     }
 
     fn send(&mut self, connection: ConnectionId, frame: &[u8]) -> Result<(), FabricError> {
@@ -315,15 +317,5 @@ impl crate::Endpoint for Endpoint {
             EndpointEvent::Request { .. } => true,
         });
         Ok(())
-    }
-}
-
-/// Staging memory of one control connection.
-#[derive(Debug, Clone)]
-pub struct Staging(Arc<Memory>);
-
-impl crate::Staging for Staging {
-    fn read(&self, offset: usize, out: &mut [u8]) {
-        self.0.read(offset, out);
     }
 }

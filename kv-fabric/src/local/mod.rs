@@ -3,7 +3,7 @@
 //! An address is the path of a socket (`SOCK_SEQPACKET`). Its file has mode 0660: who may not write it cannot
 //! connect; beyond that nothing is made of who the peer is.
 //!
-//! Memory that a [`Domain`] registers is a memfd sealed against future writable mappings; a data connection is handed
+//! Memory that a [`crate::Domain`] registers is a memfd sealed against future writable mappings; a data connection is handed
 //! a descriptor opened for reading only when it first READs an rkey, if the rkey is of its own domain, and maps it.
 //! A READ is then a copy. When a registration ends, the endpoint tells those that mapped it, at its next poll, and
 //! they unmap it, at theirs: then the memory is free. Until then a reader may go on reading it, which is why
@@ -18,7 +18,10 @@ use std::ptr::NonNull;
 use std::sync::Arc;
 use std::time::Instant;
 
-use crate::{ControlOptions, Fabric, FabricError, Memory, MemoryKind, PRIVATE_MAX_BYTES, Stage, bell, check};
+use crate::{
+    ControlConnection, ControlOptions, DataConnection, Fabric, FabricError, Memory, MemoryKind,
+    PRIVATE_MAX_BYTES, Region, Stage, bell, check,
+};
 
 mod connection;
 mod control;
@@ -31,11 +34,10 @@ mod path;
 mod peer;
 mod socket;
 
-pub use control::Control;
-pub use data::Data;
-pub use domain::{Domain, Registration};
-pub use endpoint::{Endpoint, Staging};
-
+use control::Control;
+use data::Data;
+use domain::Domain;
+use endpoint::Endpoint;
 use mapping::Mappings;
 use message::Message;
 use socket::Arrival;
@@ -58,16 +60,6 @@ impl Local {
         Ok(Self {
             mappings: Arc::default(),
         })
-    }
-}
-
-/// Client memory.
-#[derive(Debug, Clone)]
-pub struct Region(Arc<Memory>);
-
-impl crate::Region for Region {
-    fn memory(&self) -> &Memory {
-        &self.0
     }
 }
 
@@ -128,13 +120,13 @@ fn open(
 }
 
 impl Fabric for Local {
-    const NAME: &'static str = "local";
-    const OUTLIVES: std::time::Duration = data::OUTLIVES;
-    type Domain = Domain;
-    type Endpoint = Endpoint;
-    type Region = Region;
-    type Control = Control;
-    type Data = Data;
+    fn name(&self) -> &'static str {
+        "local"
+    }
+
+    fn outlives(&self) -> std::time::Duration {
+        data::OUTLIVES
+    }
 
     fn fences(&self) -> bool {
         false
@@ -148,16 +140,16 @@ impl Fabric for Local {
         READ_MAX_BYTES
     }
 
-    fn domain(&self) -> Result<Domain, FabricError> {
-        Ok(Domain::new())
+    fn domain(&self) -> Result<Arc<dyn crate::Domain>, FabricError> {
+        Ok(Arc::new(Domain::new()))
     }
 
-    fn listen(&self, address: &str) -> Result<Endpoint, FabricError> {
-        Endpoint::new(address)
+    fn listen(&self, address: &str) -> Result<Box<dyn crate::Endpoint>, FabricError> {
+        Ok(Box::new(Endpoint::new(address)?))
     }
 
     fn allocate(&self, len: usize) -> Result<Region, FabricError> {
-        Ok(Region(Arc::new(Memory::new(len, MemoryKind::Private)?)))
+        Ok(Region::unregistered(Memory::new(len, MemoryKind::Private)?))
     }
 
     #[allow(
@@ -169,7 +161,7 @@ impl Fabric for Local {
         // SAFETY: the memory is mapped for as long as the region lives, and nothing else accesses it while a READ to
         // it is posted: the caller vouches for both.
         let memory = unsafe { Memory::borrowed(start, len) };
-        Ok(Region(Arc::new(memory)))
+        Ok(Region::unregistered(memory))
     }
 
     fn connect_control(
@@ -178,9 +170,9 @@ impl Fabric for Local {
         request: &[u8],
         options: ControlOptions,
         deadline: Instant,
-    ) -> Result<Control, FabricError> {
+    ) -> Result<Box<dyn ControlConnection>, FabricError> {
         let socket = open(address, request, Wanted::Control, deadline)?;
-        Control::new(socket, options.frame_bytes)
+        Ok(Box::new(Control::new(socket, options.frame_bytes)?))
     }
 
     fn connect_data(
@@ -189,8 +181,8 @@ impl Fabric for Local {
         request: &[u8],
         reads_max: u32,
         deadline: Instant,
-    ) -> Result<Data, FabricError> {
+    ) -> Result<Box<dyn DataConnection>, FabricError> {
         let socket = open(address, request, Wanted::Data, deadline)?;
-        Ok(Data::new(socket, Arc::clone(&self.mappings), reads_max))
+        Ok(Box::new(Data::new(socket, Arc::clone(&self.mappings), reads_max)))
     }
 }

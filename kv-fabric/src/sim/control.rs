@@ -6,13 +6,14 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
-use super::Region;
 use super::clock::Clock;
 use super::domain::offset_in;
 use super::fault::{Faults, Random};
 use super::inbox::Inbox;
 use crate::bell::Bell;
-use crate::{ConnectionId, ControlEvent, ControlOptions, EndpointEvent, FabricError, Memory, RemoteRef};
+use crate::{
+    ConnectionId, ControlEvent, ControlOptions, EndpointEvent, FabricError, Memory, Region, RemoteRef,
+};
 
 /// Frames that may be under way to a peer, beyond the receives that it posted.
 const QUEUE_MAX: usize = 64;
@@ -195,7 +196,7 @@ impl ControlLink {
                     let Some((at, memory)) = target else {
                         return self.end(state, "a WRITE outside the connection's staging memory");
                     };
-                    memory.copy_between(at, &source.0, offset, len);
+                    memory.copy_between(at, source.memory(), offset, len);
                     state.at_client.push_back(ControlEvent::Written(number));
                     self.bell.ring();
                 }
@@ -249,9 +250,9 @@ impl ControlLink {
 
 /// A client's control connection over `sim`.
 #[derive(Debug)]
-pub struct Control(pub(super) Arc<ControlLink>);
+pub(super) struct Control(pub(super) Arc<ControlLink>);
 
-impl crate::ControlConnection<Region> for Control {
+impl crate::ControlConnection for Control {
     fn fd(&self) -> BorrowedFd<'_> {
         self.0.bell.as_fd()
     }
@@ -286,7 +287,10 @@ impl crate::ControlConnection<Region> for Control {
     ) -> Result<(), FabricError> {
         let link = &self.0;
         let mut state = link.open()?;
-        if offset.checked_add(len).is_none_or(|end| end > source.0.len()) {
+        if offset
+            .checked_add(len)
+            .is_none_or(|end| end > source.memory().len())
+        {
             return Err(FabricError::Post {
                 posted: 0,
                 source: io::Error::new(io::ErrorKind::InvalidInput, "the source is not inside its region"),

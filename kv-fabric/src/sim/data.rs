@@ -9,15 +9,15 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use super::READ_MAX_BYTES;
 use super::clock::Clock;
 use super::domain::{Copied, Shared};
 use super::fault::{Faults, Random};
 use super::inbox::Inbox;
-use super::{READ_MAX_BYTES, Region};
 use crate::bell::Bell;
 use crate::{
     ConnectionId, DataCounters, EndpointEvent, FabricError, NotDestroyed, Read, ReadCompletion, ReadStatus,
-    RemoteRef, SCATTER_MAX, check,
+    Region, RemoteRef, SCATTER_MAX, check,
 };
 
 /// Most READs of one connection.
@@ -246,7 +246,7 @@ impl DataLink {
         });
     }
 
-    fn post(self: &Arc<Self>, reads: &[Read<'_, Region>]) -> Result<(), FabricError> {
+    fn post(self: &Arc<Self>, reads: &[Read<'_>]) -> Result<(), FabricError> {
         let mut state = self.state();
         if let Some(reason) = &state.over {
             if state.ended_by_server {
@@ -327,7 +327,7 @@ fn tear(len: usize, random: &mut Random) -> Vec<Part> {
 
 /// A client's data connection over `sim`.
 #[derive(Debug)]
-pub struct Data {
+pub(super) struct Data {
     link: Arc<DataLink>,
     /// Ends not polled, each with the READs that it frees the room of.
     ended: VecDeque<(ReadCompletion, usize)>,
@@ -346,11 +346,6 @@ impl Data {
             outstanding: 0,
             counters: DataCounters::default(),
         }
-    }
-
-    /// Has the READs of the next batch carried out late, by up to `longest` each.
-    pub fn delay_next(&mut self, longest: Duration) {
-        self.link.state().next_late = longest;
     }
 
     /// Takes what ended, in the order posted.
@@ -373,7 +368,7 @@ impl Data {
     }
 }
 
-impl crate::DataConnection<Region> for Data {
+impl crate::DataConnection for Data {
     fn room(&self) -> usize {
         self.link.reads_max - self.outstanding
     }
@@ -385,7 +380,7 @@ impl crate::DataConnection<Region> for Data {
         }
     }
 
-    fn post(&mut self, reads: &[Read<'_, Region>]) -> Result<(), FabricError> {
+    fn post(&mut self, reads: &[Read<'_>]) -> Result<(), FabricError> {
         let bytes = check::batch_bytes(reads, READ_MAX_BYTES)?;
         if reads.len() > self.room() {
             return Err(FabricError::Busy("READs outstanding"));
@@ -424,7 +419,11 @@ impl crate::DataConnection<Region> for Data {
         self.counters
     }
 
-    fn destroy(self) -> Result<(), Box<NotDestroyed<Self>>> {
+    fn delay_next(&mut self, longest: Duration) {
+        self.link.state().next_late = longest;
+    }
+
+    fn destroy(self: Box<Self>) -> Result<(), NotDestroyed> {
         let refused = {
             let mut state = self.link.state();
             self.link.faults.refuses_client_destroy(&mut state.random)
@@ -432,7 +431,7 @@ impl crate::DataConnection<Region> for Data {
         if refused {
             let busy = std::io::Error::from(std::io::ErrorKind::ResourceBusy);
             let error = FabricError::call("destroy a data connection", busy);
-            return Err(Box::new(NotDestroyed { live: self, error }));
+            return Err(NotDestroyed { live: self, error });
         }
         Ok(())
     }

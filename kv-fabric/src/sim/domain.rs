@@ -4,8 +4,7 @@ use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 
-use super::Region;
-use crate::{FabricError, Memory, RemoteRef};
+use crate::{FabricError, Memory, Region, RemoteRef};
 
 /// Distance between the addresses of two registrations beyond their lengths.
 const ADDRESS_GAP: u64 = 1 << 20;
@@ -165,7 +164,8 @@ impl Shared {
         let Some(from_offset) = offset_in(&registered.memory, registered.start, from.address, len) else {
             return Copied::Refused;
         };
-        to.0.copy_between(offset, &registered.memory, from_offset, len);
+        to.memory()
+            .copy_between(offset, &registered.memory, from_offset, len);
         if registered.differs(from_offset, len, reuses) {
             Copied::Reused
         } else {
@@ -219,14 +219,12 @@ impl Shared {
 
 /// A protection domain. Any memory can be registered with it.
 #[derive(Debug)]
-pub struct Domain {
+pub(super) struct Domain {
     pub(super) shared: Arc<Shared>,
 }
 
 impl crate::Domain for Domain {
-    type Registration = Registration;
-
-    fn register(&self, memory: Arc<Memory>) -> Result<Registration, FabricError> {
+    fn register(&self, memory: Arc<Memory>) -> Result<Box<dyn crate::Registration>, FabricError> {
         let remote = self.shared.names.new_ref(memory.len())?;
         self.shared.change(|memories| {
             let registered = Registered {
@@ -236,16 +234,16 @@ impl crate::Domain for Domain {
             };
             memories.live.insert(remote.rkey, registered);
         });
-        Ok(Registration {
+        Ok(Box::new(Registration {
             shared: Arc::clone(&self.shared),
             remote,
-        })
+        }))
     }
 }
 
 /// Memory that the domain's data connections may READ.
 #[derive(Debug)]
-pub struct Registration {
+struct Registration {
     shared: Arc<Shared>,
     remote: RemoteRef,
 }

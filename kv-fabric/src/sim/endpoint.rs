@@ -36,7 +36,7 @@ impl Link {
 
 /// The server's end of `sim`.
 #[derive(Debug)]
-pub struct Endpoint {
+pub(super) struct Endpoint {
     net: Arc<Net>,
     address: String,
     inbox: Arc<Inbox>,
@@ -90,9 +90,6 @@ impl Endpoint {
 }
 
 impl crate::Endpoint for Endpoint {
-    type Domain = Domain;
-    type Staging = Staging;
-
     fn fd(&self) -> BorrowedFd<'_> {
         self.inbox.bell.as_fd()
     }
@@ -137,7 +134,12 @@ impl crate::Endpoint for Endpoint {
         self.accept(id, &request, answer, Link::Control(link))
     }
 
-    fn accept_data(&mut self, request: RequestId, domain: &Domain) -> Result<ConnectionId, FabricError> {
+    fn accept_data(
+        &mut self,
+        request: RequestId,
+        domain: &dyn crate::Domain,
+    ) -> Result<ConnectionId, FabricError> {
+        let domain: &Domain = crate::own(domain);
         let id = ConnectionId(request.0);
         let request = self.inbox.take_request(request).ok_or_else(gone)?;
         let Wanted::Data { reads_max } = request.wanted else {
@@ -168,12 +170,12 @@ impl crate::Endpoint for Endpoint {
         &mut self,
         connection: ConnectionId,
         len: usize,
-    ) -> Result<(RemoteRef, Staging), FabricError> {
+    ) -> Result<(RemoteRef, Arc<dyn crate::Staging>), FabricError> {
         let link = self.control(connection)?;
         let memory = Arc::new(Memory::new(len, MemoryKind::Private)?);
         let remote = self.net.names.new_ref(len)?;
         link.grant(remote, &memory)?;
-        Ok((remote, Staging(memory)))
+        Ok((remote, memory))
     }
 
     fn send(&mut self, connection: ConnectionId, frame: &[u8]) -> Result<(), FabricError> {
@@ -201,15 +203,5 @@ impl Drop for Endpoint {
         for link in self.links.values() {
             link.destroy("the server left");
         }
-    }
-}
-
-/// Staging memory of one control connection.
-#[derive(Debug, Clone)]
-pub struct Staging(Arc<Memory>);
-
-impl crate::Staging for Staging {
-    fn read(&self, offset: usize, out: &mut [u8]) {
-        self.0.read(offset, out);
     }
 }

@@ -18,7 +18,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
-use crate::{ControlOptions, Fabric, FabricError, Memory, MemoryKind, PRIVATE_MAX_BYTES, Stage, check};
+use crate::{
+    ControlConnection, ControlOptions, DataConnection, Fabric, FabricError, Memory, MemoryKind,
+    PRIVATE_MAX_BYTES, Region, Stage, check,
+};
 
 mod clock;
 mod control;
@@ -28,14 +31,13 @@ mod endpoint;
 mod fault;
 mod inbox;
 
-pub use control::Control;
-pub use data::Data;
-pub use domain::{Domain, Registration};
-pub use endpoint::{Endpoint, Staging};
 pub use fault::{ReplayHint, SEED_VARIABLE, SimFaults, SimInjected, seed_from_env};
 
 use clock::RunningClock;
-use domain::{Names, Shared};
+use control::Control;
+use data::Data;
+use domain::{Domain, Names, Shared};
+use endpoint::Endpoint;
 use fault::{Faults, Random};
 use inbox::{Answer, Inbox, Request, Wanted};
 
@@ -191,23 +193,10 @@ impl Sim {
     }
 }
 
-/// Client memory.
-#[derive(Debug, Clone)]
-pub struct Region(Arc<Memory>);
-
-impl crate::Region for Region {
-    fn memory(&self) -> &Memory {
-        &self.0
-    }
-}
-
 impl Fabric for Sim {
-    const NAME: &'static str = "sim";
-    type Domain = Domain;
-    type Endpoint = Endpoint;
-    type Region = Region;
-    type Control = Control;
-    type Data = Data;
+    fn name(&self) -> &'static str {
+        "sim"
+    }
 
     fn fences(&self) -> bool {
         self.fences
@@ -225,13 +214,14 @@ impl Fabric for Sim {
         READS_AT_ONCE
     }
 
-    fn domain(&self) -> Result<Domain, FabricError> {
-        Ok(Domain {
-            shared: Arc::new(Shared::new(Arc::clone(&self.net.names), self.fences)),
-        })
+    fn domain(&self) -> Result<Arc<dyn crate::Domain>, FabricError> {
+        let shared = Shared::new(Arc::clone(&self.net.names), self.fences);
+        Ok(Arc::new(Domain {
+            shared: Arc::new(shared),
+        }))
     }
 
-    fn listen(&self, address: &str) -> Result<Endpoint, FabricError> {
+    fn listen(&self, address: &str) -> Result<Box<dyn crate::Endpoint>, FabricError> {
         let address = match address.strip_suffix(":0") {
             Some(host) => format!("{host}:{}", self.net.ports.fetch_add(1, Ordering::Relaxed)),
             None => address.to_owned(),
@@ -248,13 +238,13 @@ impl Fabric for Sim {
             }),
             Entry::Vacant(free) => {
                 free.insert(Arc::clone(&inbox));
-                Ok(Endpoint::new(Arc::clone(&self.net), address, inbox))
+                Ok(Box::new(Endpoint::new(Arc::clone(&self.net), address, inbox)))
             }
         }
     }
 
     fn allocate(&self, len: usize) -> Result<Region, FabricError> {
-        Ok(Region(Arc::new(Memory::new(len, MemoryKind::Private)?)))
+        Ok(Region::unregistered(Memory::new(len, MemoryKind::Private)?))
     }
 
     #[allow(
@@ -266,7 +256,7 @@ impl Fabric for Sim {
         // SAFETY: the memory is mapped for as long as the region lives, and nothing else accesses it while a READ to
         // it is posted: the caller vouches for both.
         let memory = unsafe { Memory::borrowed(start, len) };
-        Ok(Region(Arc::new(memory)))
+        Ok(Region::unregistered(memory))
     }
 
     fn connect_control(
@@ -275,9 +265,9 @@ impl Fabric for Sim {
         request: &[u8],
         options: ControlOptions,
         deadline: Instant,
-    ) -> Result<Control, FabricError> {
+    ) -> Result<Box<dyn ControlConnection>, FabricError> {
         match self.connect(address, request, Wanted::Control(options), deadline)? {
-            Answer::Control(link) => Ok(Control(link)),
+            Answer::Control(link) => Ok(Box::new(Control(link))),
             _ => Err(FabricError::Unsupported(
                 "a control request answered with a data connection",
             )),
@@ -290,9 +280,9 @@ impl Fabric for Sim {
         request: &[u8],
         reads_max: u32,
         deadline: Instant,
-    ) -> Result<Data, FabricError> {
+    ) -> Result<Box<dyn DataConnection>, FabricError> {
         match self.connect(address, request, Wanted::Data { reads_max }, deadline)? {
-            Answer::Data(link) => Ok(Data::new(link)),
+            Answer::Data(link) => Ok(Box::new(Data::new(link))),
             _ => Err(FabricError::Unsupported(
                 "a data request answered with a control connection",
             )),

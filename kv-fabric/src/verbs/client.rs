@@ -15,12 +15,12 @@ use rdma_core_rs as rdma;
 use rustix::event::epoll;
 
 use super::link::{Link, Parts, Sends};
-use super::memory::VerbsRegion;
+use super::memory::{self, NOT_REGISTERED};
 use super::{READ_MAX_BYTES, call, connect_error};
 use crate::bell::Bell;
 use crate::{
     ControlConnection, ControlEvent, ControlOptions, DataConnection, DataCounters, FabricError, NotDestroyed,
-    Read, ReadCompletion, ReadStatus, RemoteRef, SCATTER_MAX, Stage,
+    Read, ReadCompletion, ReadStatus, Region, RemoteRef, SCATTER_MAX, Stage,
 };
 
 /// Completions taken at a time.
@@ -52,7 +52,7 @@ fn is_over(connection: &rdma::cm::Connection) -> Result<Option<String>, FabricEr
 }
 
 /// A client's control connection.
-pub struct VerbsControl {
+pub(super) struct VerbsControl {
     link: Link,
     channel: Arc<rdma::CompletionChannel>,
     /// Rung for good once the connection is over, so that a sleeper wakes up to it.
@@ -103,7 +103,7 @@ impl VerbsControl {
     }
 }
 
-impl ControlConnection<VerbsRegion> for VerbsControl {
+impl ControlConnection for VerbsControl {
     fn fd(&self) -> BorrowedFd<'_> {
         self.fd.as_fd()
     }
@@ -117,7 +117,7 @@ impl ControlConnection<VerbsRegion> for VerbsControl {
     fn write(
         &mut self,
         number: u64,
-        source: &VerbsRegion,
+        source: &Region,
         offset: usize,
         len: usize,
         to: RemoteRef,
@@ -148,11 +148,11 @@ impl ControlConnection<VerbsRegion> for VerbsControl {
 struct Posted {
     number: u64,
     #[allow(dead_code, reason = "held, not used: the device writes there")]
-    regions: [Option<VerbsRegion>; SCATTER_MAX],
+    regions: [Option<Region>; SCATTER_MAX],
 }
 
 /// A client's data connection.
-pub struct VerbsData {
+pub(super) struct VerbsData {
     // Dropped first: with the queue pair, so nothing reaches the memory below any more.
     connection: rdma::cm::Connection,
     cq: Arc<rdma::CompletionQueue>,
@@ -265,7 +265,7 @@ fn read_status(status: rdma::WcStatus) -> ReadStatus {
     }
 }
 
-impl DataConnection<VerbsRegion> for VerbsData {
+impl DataConnection for VerbsData {
     fn room(&self) -> usize {
         self.reads_max - self.posted.len()
     }
@@ -274,7 +274,7 @@ impl DataConnection<VerbsRegion> for VerbsData {
         usize::from(self.connection.initiator_depth()).max(1)
     }
 
-    fn post(&mut self, reads: &[Read<'_, VerbsRegion>]) -> Result<(), FabricError> {
+    fn post(&mut self, reads: &[Read<'_>]) -> Result<(), FabricError> {
         if let Some(reason) = &self.closed {
             return Err(FabricError::Closed(reason.clone()));
         }
@@ -285,12 +285,18 @@ impl DataConnection<VerbsRegion> for VerbsData {
             return Err(FabricError::Busy("READs"));
         }
         let bytes = crate::check::batch_bytes(reads, READ_MAX_BYTES)?;
-        let first = self.completed + self.posted.len() as u64;
+        let before = self.posted.len();
+        let first = self.completed + before as u64;
         for (read, id) in reads.iter().zip(first..) {
             let mut sges = [rdma::Sge::new(0, 0, rdma::Lkey(0)); SCATTER_MAX];
             let mut regions = [const { None }; SCATTER_MAX];
             for ((piece, sge), region) in read.to.iter().zip(&mut sges).zip(&mut regions) {
-                *sge = piece.region.sge(piece.offset, piece.len);
+                let Some(registered) = piece.region.registration() else {
+                    self.batch.clear();
+                    self.posted.truncate(before);
+                    return Err(FabricError::Unsupported(NOT_REGISTERED));
+                };
+                *sge = memory::sge(registered, piece.offset, piece.len);
                 *region = Some(piece.region.clone());
             }
             let remote = rdma::RemoteAddr {
@@ -373,13 +379,13 @@ impl DataConnection<VerbsRegion> for VerbsData {
         self.counters
     }
 
-    fn destroy(mut self) -> Result<(), Box<NotDestroyed<Self>>> {
+    fn destroy(mut self: Box<Self>) -> Result<(), NotDestroyed> {
         match self.connection.destroy() {
             Ok(()) => Ok(()),
             Err(refused) => {
                 self.connection = refused.live;
                 let error = call("destroy a data connection", refused.error);
-                Err(Box::new(NotDestroyed { live: self, error }))
+                Err(NotDestroyed { live: self, error })
             }
         }
     }

@@ -20,8 +20,8 @@ use super::link::{Link, Parts, Sends};
 use super::memory::{Held, VerbsDomain};
 use super::{RELIABILITY, call, connect_error, memory_error};
 use crate::{
-    ConnectionId, ControlEvent, ControlOptions, Endpoint, EndpointEvent, FabricError, Memory, MemoryKind,
-    RemoteRef, RequestId, Stage, Staging,
+    ConnectionId, ControlEvent, ControlOptions, Domain, Endpoint, EndpointEvent, FabricError, Memory,
+    MemoryKind, RemoteRef, RequestId, Stage, Staging,
 };
 
 /// Connection requests that may wait in the kernel.
@@ -76,7 +76,7 @@ struct Conn {
 }
 
 /// A server's listener and its connections.
-pub struct VerbsEndpoint {
+pub(super) struct VerbsEndpoint {
     listener: rdma::cm::Listener,
     events: Arc<rdma::cm::EventChannel>,
     completions: Arc<rdma::CompletionChannel>,
@@ -401,8 +401,8 @@ fn deliver(id: ConnectionId, events: &mut Vec<ControlEvent>, out: &mut Vec<Endpo
 }
 
 /// Staging memory of one control connection, registered `REMOTE_WRITE` in that connection's own domain.
-#[derive(Clone, Debug)]
-pub struct VerbsStaging(Arc<rdma::MemoryRegion<Held>>);
+#[derive(Debug)]
+struct VerbsStaging(rdma::MemoryRegion<Held>);
 
 impl Staging for VerbsStaging {
     fn read(&self, offset: usize, out: &mut [u8]) {
@@ -411,9 +411,6 @@ impl Staging for VerbsStaging {
 }
 
 impl Endpoint for VerbsEndpoint {
-    type Domain = VerbsDomain;
-    type Staging = VerbsStaging;
-
     fn fd(&self) -> BorrowedFd<'_> {
         self.fd.as_fd()
     }
@@ -467,7 +464,8 @@ impl Endpoint for VerbsEndpoint {
         Ok(self.insert(key, Some(cq_key), purpose, why_over))
     }
 
-    fn accept_data(&mut self, request: RequestId, domain: &VerbsDomain) -> Result<ConnectionId, FabricError> {
+    fn accept_data(&mut self, request: RequestId, domain: &dyn Domain) -> Result<ConnectionId, FabricError> {
+        let domain: &VerbsDomain = crate::own(domain);
         let failed = |error| call("accept a data connection", error);
         let request = self.take_request(request)?;
         let made = self.param().and_then(|param| {
@@ -496,7 +494,7 @@ impl Endpoint for VerbsEndpoint {
         &mut self,
         connection: ConnectionId,
         len: usize,
-    ) -> Result<(RemoteRef, VerbsStaging), FabricError> {
+    ) -> Result<(RemoteRef, Arc<dyn Staging>), FabricError> {
         let not_open =
             || FabricError::Closed("no such control connection, or it has staging memory".to_owned());
         let conn = self.connections.get_mut(&connection).ok_or_else(not_open)?;
@@ -515,7 +513,7 @@ impl Endpoint for VerbsEndpoint {
             address: region.addr(),
             rkey: region.rkey().0,
         };
-        Ok((at, VerbsStaging(Arc::new(region))))
+        Ok((at, Arc::new(VerbsStaging(region))))
     }
 
     fn send(&mut self, connection: ConnectionId, frame: &[u8]) -> Result<(), FabricError> {

@@ -12,7 +12,7 @@ use std::sync::Arc;
 use rdma_core_rs as rdma;
 
 use super::call;
-use super::memory::VerbsRegion;
+use super::memory::{self, Held, NOT_REGISTERED};
 use crate::{
     ControlEvent, ControlOptions, FabricError, Memory, MemoryKind, Region, RemoteRef, SENDS_PER_RECEIVE,
 };
@@ -32,7 +32,7 @@ enum Sent {
     /// The source of a WRITE, and its number.
     Write(
         u64,
-        #[allow(dead_code, reason = "held, not used: the device reads it")] VerbsRegion,
+        #[allow(dead_code, reason = "held, not used: the device reads it")] Region,
     ),
 }
 
@@ -42,8 +42,8 @@ pub(super) struct Link {
     cq: Arc<rdma::CompletionQueue>,
     sends_cq: Arc<rdma::CompletionQueue>,
     frame_bytes: usize,
-    sends: VerbsRegion,
-    receives: VerbsRegion,
+    sends: rdma::MemoryRegion<Held>,
+    receives: rdma::MemoryRegion<Held>,
     free_slots: Vec<usize>,
     outstanding: VecDeque<Sent>,
     writes_outstanding: usize,
@@ -68,8 +68,8 @@ pub(super) struct Parts {
     cq: Arc<rdma::CompletionQueue>,
     sends_cq: Arc<rdma::CompletionQueue>,
     options: ControlOptions,
-    sends: VerbsRegion,
-    receives: VerbsRegion,
+    sends: rdma::MemoryRegion<Held>,
+    receives: rdma::MemoryRegion<Held>,
     slots: usize,
 }
 
@@ -97,7 +97,7 @@ impl Parts {
             .build()
             .map_err(|error| call("make a queue pair", error))?;
         let region = |count: usize| {
-            VerbsRegion::new(pd, Memory::new(count * options.frame_bytes, MemoryKind::Private)?)
+            memory::register(pd, Memory::new(count * options.frame_bytes, MemoryKind::Private)?)
         };
         let parts = Self {
             cq,
@@ -116,7 +116,10 @@ impl Parts {
         let mut batch = rdma::RecvBatch::with_capacity(count);
         let len = self.options.frame_bytes;
         for slot in 0..count {
-            batch.recv(RECEIVE | slot as u64, &[self.receives.sge(slot * len, len)]);
+            batch.recv(
+                RECEIVE | slot as u64,
+                &[memory::sge(&self.receives, slot * len, len)],
+            );
         }
         // SAFETY: each slot is posted once; nothing reads it before its completion; the caller keeps `self`, and with
         // it the region, beside the queue pair, which the link destroys first.
@@ -206,8 +209,8 @@ impl Link {
         }
         let slot = self.free_slots.pop().ok_or(FabricError::Busy("frames to send"))?;
         let offset = slot * self.frame_bytes;
-        self.sends.memory().write(offset, frame);
-        let sge = self.sends.sge(offset, frame.len());
+        self.sends.memory().0.write(offset, frame);
+        let sge = memory::sge(&self.sends, offset, frame.len());
         self.batch.send(slot as u64, &[sge], rdma::SendFlags::SIGNALED);
         self.post(Sent::Slot(slot))
     }
@@ -216,7 +219,7 @@ impl Link {
     pub(super) fn write(
         &mut self,
         number: u64,
-        source: &VerbsRegion,
+        source: &Region,
         offset: usize,
         len: usize,
         to: RemoteRef,
@@ -235,6 +238,9 @@ impl Link {
                 std::io::Error::new(std::io::ErrorKind::InvalidInput, text),
             ));
         }
+        let Some(registered) = source.registration() else {
+            return Err(FabricError::Unsupported(NOT_REGISTERED));
+        };
         if self.writes_outstanding == WRITES_MAX {
             return Err(FabricError::Busy("writes"));
         }
@@ -245,7 +251,7 @@ impl Link {
         self.batch.write(
             number,
             remote,
-            &[source.sge(offset, len)],
+            &[memory::sge(registered, offset, len)],
             rdma::SendFlags::SIGNALED,
         );
         self.writes_outstanding += 1;
@@ -343,10 +349,10 @@ impl Link {
             let slot = (id & !RECEIVE) as usize;
             let offset = slot * self.frame_bytes;
             let mut frame = vec![0; (completion.byte_len() as usize).min(self.frame_bytes)];
-            self.receives.memory().read(offset, &mut frame);
+            self.receives.memory().0.read(offset, &mut frame);
             events.push(ControlEvent::Frame(frame));
             self.posts
-                .recv(id, &[self.receives.sge(offset, self.frame_bytes)]);
+                .recv(id, &[memory::sge(&self.receives, offset, self.frame_bytes)]);
             return;
         }
         // Every send request is signaled, and they complete in order.

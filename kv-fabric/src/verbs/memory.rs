@@ -10,11 +10,11 @@ use std::sync::Arc;
 use rdma_core_rs as rdma;
 
 use super::{call, memory_error};
-use crate::{Domain, FabricError, Memory, Region, Registration, RemoteRef};
+use crate::{Domain, FabricError, Memory, Registration, RemoteRef};
 
 /// Memory that a registration holds.
 #[derive(Debug)]
-pub(super) struct Held(pub(super) Arc<Memory>);
+pub(crate) struct Held(pub(crate) Arc<Memory>);
 
 // SAFETY: the `Arc` keeps the mapping alive and where it is; `Memory` is copied in and out through raw pointers only.
 unsafe impl rdma::Registrable for Held {
@@ -26,33 +26,27 @@ unsafe impl rdma::Registrable for Held {
     }
 }
 
-/// Client memory, registered for this side's own use alone.
-#[derive(Clone, Debug)]
-pub struct VerbsRegion(pub(super) Arc<rdma::MemoryRegion<Held>>);
+/// What is said of a [`crate::Region`] that is not registered: one of another kind of fabric.
+pub(super) const NOT_REGISTERED: &str = "memory that no device knows";
 
-impl VerbsRegion {
-    pub(super) fn new(pd: &Arc<rdma::ProtectionDomain>, memory: Memory) -> Result<Self, FabricError> {
-        let len = memory.len();
-        pd.register(Held(Arc::new(memory)), rdma::Access::LOCAL_WRITE)
-            .map(|region| Self(Arc::new(region)))
-            .map_err(|error| memory_error("register", len, error))
-    }
-
-    /// A scatter list entry; the range was checked to lie inside.
-    pub(super) fn sge(&self, offset: usize, len: usize) -> rdma::Sge {
-        rdma::Sge::new(self.0.addr() + offset as u64, len as u32, self.0.lkey())
-    }
+/// Registers memory for this side's own use alone.
+pub(super) fn register(
+    pd: &Arc<rdma::ProtectionDomain>,
+    memory: Memory,
+) -> Result<rdma::MemoryRegion<Held>, FabricError> {
+    let len = memory.len();
+    pd.register(Held(Arc::new(memory)), rdma::Access::LOCAL_WRITE)
+        .map_err(|error| memory_error("register", len, error))
 }
 
-impl Region for VerbsRegion {
-    fn memory(&self) -> &Memory {
-        &self.0.memory().0
-    }
+/// A scatter list entry; the range was checked to lie inside.
+pub(super) fn sge(region: &rdma::MemoryRegion<Held>, offset: usize, len: usize) -> rdma::Sge {
+    rdma::Sge::new(region.addr() + offset as u64, len as u32, region.lkey())
 }
 
 /// A protection domain that data connections are accepted into.
 #[derive(Debug)]
-pub struct VerbsDomain(pub(super) Arc<rdma::ProtectionDomain>);
+pub(super) struct VerbsDomain(pub(super) Arc<rdma::ProtectionDomain>);
 
 impl VerbsDomain {
     pub(super) fn new(context: &Arc<rdma::Context>) -> Result<Self, FabricError> {
@@ -64,7 +58,7 @@ impl VerbsDomain {
 
 /// Memory that the connections of a domain may READ.
 #[derive(Debug)]
-pub struct VerbsRegistration(rdma::MemoryRegion<Held>);
+struct VerbsRegistration(rdma::MemoryRegion<Held>);
 
 impl Registration for VerbsRegistration {
     fn remote(&self) -> RemoteRef {
@@ -76,14 +70,12 @@ impl Registration for VerbsRegistration {
 }
 
 impl Domain for VerbsDomain {
-    type Registration = VerbsRegistration;
-
-    fn register(&self, memory: Arc<Memory>) -> Result<VerbsRegistration, FabricError> {
+    fn register(&self, memory: Arc<Memory>) -> Result<Box<dyn Registration>, FabricError> {
         let len = memory.len();
         // REMOTE_READ and nothing else: no peer can write what readers read.
         self.0
             .register(Held(memory), rdma::Access::REMOTE_READ)
-            .map(VerbsRegistration)
+            .map(|region| Box::new(VerbsRegistration(region)) as Box<dyn Registration>)
             .map_err(|error| memory_error("register", len, error))
     }
 }

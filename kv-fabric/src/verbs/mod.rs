@@ -21,11 +21,15 @@ use std::time::{Duration, Instant};
 
 use rdma_core_rs as rdma;
 
-pub use client::{VerbsControl, VerbsData};
-pub use endpoint::{VerbsEndpoint, VerbsStaging};
-pub use memory::{VerbsDomain, VerbsRegion, VerbsRegistration};
+use client::{VerbsControl, VerbsData};
+use endpoint::VerbsEndpoint;
+pub(crate) use memory::Held;
+use memory::VerbsDomain;
 
-use crate::{ControlOptions, Fabric, FabricError, MemoryKind, Stage};
+use crate::{
+    ControlConnection, ControlOptions, DataConnection, Domain, Endpoint, Fabric, FabricError, MemoryKind,
+    Region, Stage,
+};
 
 /// Longest READ that is asked for, whatever the device allows: a longer one would hold its queue pair for long.
 const READ_MAX_BYTES: usize = 1 << 20;
@@ -182,12 +186,9 @@ const RELIABILITY: rdma::Reliability = rdma::Reliability {
 };
 
 impl Fabric for Verbs {
-    const NAME: &'static str = "verbs";
-    type Domain = VerbsDomain;
-    type Endpoint = VerbsEndpoint;
-    type Region = VerbsRegion;
-    type Control = VerbsControl;
-    type Data = VerbsData;
+    fn name(&self) -> &'static str {
+        "verbs"
+    }
 
     fn fences(&self) -> bool {
         true
@@ -205,24 +206,26 @@ impl Fabric for Verbs {
         self.reads_at_once
     }
 
-    fn domain(&self) -> Result<VerbsDomain, FabricError> {
-        VerbsDomain::new(&self.context)
+    fn domain(&self) -> Result<Arc<dyn Domain>, FabricError> {
+        Ok(Arc::new(VerbsDomain::new(&self.context)?))
     }
 
-    fn listen(&self, address: &str) -> Result<VerbsEndpoint, FabricError> {
-        VerbsEndpoint::listen(&self.context, parse(address, Stage::Listen)?, address)
+    fn listen(&self, address: &str) -> Result<Box<dyn Endpoint>, FabricError> {
+        let parsed = parse(address, Stage::Listen)?;
+        Ok(Box::new(VerbsEndpoint::listen(&self.context, parsed, address)?))
     }
 
-    fn allocate(&self, len: usize) -> Result<VerbsRegion, FabricError> {
-        VerbsRegion::new(&self.pd, crate::Memory::new(len, MemoryKind::Private)?)
+    fn allocate(&self, len: usize) -> Result<Region, FabricError> {
+        let memory = crate::Memory::new(len, MemoryKind::Private)?;
+        Ok(Region::registered(memory::register(&self.pd, memory)?))
     }
 
     #[allow(unsafe_code, reason = "passes the caller's obligation on")]
-    unsafe fn register(&self, start: NonNull<u8>, len: usize) -> Result<VerbsRegion, FabricError> {
+    unsafe fn register(&self, start: NonNull<u8>, len: usize) -> Result<Region, FabricError> {
         crate::check::registered_len(len)?;
         // SAFETY: the obligations are the same, and the region holds the value for as long as it is registered.
         let memory = unsafe { crate::Memory::borrowed(start, len) };
-        VerbsRegion::new(&self.pd, memory)
+        Ok(Region::registered(memory::register(&self.pd, memory)?))
     }
 
     fn connect_control(
@@ -231,16 +234,11 @@ impl Fabric for Verbs {
         request: &[u8],
         options: ControlOptions,
         deadline: Instant,
-    ) -> Result<VerbsControl, FabricError> {
+    ) -> Result<Box<dyn ControlConnection>, FabricError> {
         let param = self.connect_param(request, false)?;
-        VerbsControl::connect(
-            self.resolve(address, deadline)?,
-            &self.pd,
-            &param,
-            options,
-            address,
-            deadline,
-        )
+        let resolved = self.resolve(address, deadline)?;
+        let control = VerbsControl::connect(resolved, &self.pd, &param, options, address, deadline)?;
+        Ok(Box::new(control))
     }
 
     fn connect_data(
@@ -249,16 +247,11 @@ impl Fabric for Verbs {
         request: &[u8],
         reads_max: u32,
         deadline: Instant,
-    ) -> Result<VerbsData, FabricError> {
+    ) -> Result<Box<dyn DataConnection>, FabricError> {
         let param = self.connect_param(request, true)?;
-        VerbsData::connect(
-            self.resolve(address, deadline)?,
-            &self.pd,
-            &param,
-            reads_max,
-            address,
-            deadline,
-        )
+        let resolved = self.resolve(address, deadline)?;
+        let data = VerbsData::connect(resolved, &self.pd, &param, reads_max, address, deadline)?;
+        Ok(Box::new(data))
     }
 }
 

@@ -1,11 +1,12 @@
 //! Connecting, frames, staging memory, and their ends.
 
 use std::collections::VecDeque;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use kv_fabric::{
-    ConnectionId, ControlConnection, ControlEvent, ControlOptions, Endpoint, EndpointEvent, Fabric,
-    FabricError, PRIVATE_MAX_BYTES, REASON_MAX_BYTES, Region, RemoteRef, Staging,
+    ConnectionId, ControlConnection, ControlEvent, ControlOptions, EndpointEvent, FabricError,
+    PRIVATE_MAX_BYTES, REASON_MAX_BYTES, RemoteRef, Staging,
 };
 
 use crate::rig::{
@@ -16,7 +17,7 @@ use crate::rig::{
 /// Most frames of the longest kind that a peer which reads none may be sent before its connection is over.
 const UNREAD_MAX: usize = 4096;
 
-pub(crate) fn frames_arrive_in_order<F: Fabric>(rig: &Rig<F>) {
+pub(crate) fn frames_arrive_in_order(rig: &Rig) {
     let mut host = rig.host();
     let (mut control, id) = rig.control(&mut host);
     for round in 0..20_u64 {
@@ -36,7 +37,7 @@ pub(crate) fn frames_arrive_in_order<F: Fabric>(rig: &Rig<F>) {
     }
 }
 
-pub(crate) fn longest_frame_passes<F: Fabric>(rig: &Rig<F>) {
+pub(crate) fn longest_frame_passes(rig: &Rig) {
     let mut host = rig.host();
     let (mut control, id) = rig.control(&mut host);
     let longest = pattern(1, OPTIONS.frame_bytes);
@@ -46,7 +47,7 @@ pub(crate) fn longest_frame_passes<F: Fabric>(rig: &Rig<F>) {
     assert_eq!(frames(&mut host, &mut control, 1), [longest]);
 }
 
-pub(crate) fn longer_frame_ends_the_connection<F: Fabric>(rig: &Rig<F>) {
+pub(crate) fn longer_frame_ends_the_connection(rig: &Rig) {
     let mut host = rig.host();
     let (mut wild, wild_id) = rig.control(&mut host);
     let (mut tame, tame_id) = rig.control(&mut host);
@@ -61,7 +62,7 @@ pub(crate) fn longer_frame_ends_the_connection<F: Fabric>(rig: &Rig<F>) {
     assert_eq!(host.frame(tame_id), b"still here");
 }
 
-pub(crate) fn private_data_arrives<F: Fabric>(rig: &Rig<F>) {
+pub(crate) fn private_data_arrives(rig: &Rig) {
     let mut host = rig.host();
     let address = host.endpoint.address();
     for len in [0, 1, PRIVATE_MAX_BYTES] {
@@ -81,7 +82,7 @@ pub(crate) fn private_data_arrives<F: Fabric>(rig: &Rig<F>) {
     assert!(matches!(result, Err(FabricError::Unsupported(_))));
 }
 
-pub(crate) fn reject_tells_why<F: Fabric>(rig: &Rig<F>) {
+pub(crate) fn reject_tells_why(rig: &Rig) {
     let mut host = rig.host();
     let address = host.endpoint.address();
     let long = "x".repeat(2 * REASON_MAX_BYTES);
@@ -110,7 +111,7 @@ pub(crate) fn reject_tells_why<F: Fabric>(rig: &Rig<F>) {
     assert!(host.events.is_empty(), "{:?}", host.events);
 }
 
-pub(crate) fn connect_to_nothing_fails<F: Fabric>(rig: &Rig<F>) {
+pub(crate) fn connect_to_nothing_fails(rig: &Rig) {
     let address = {
         let host = rig.host();
         host.endpoint.address()
@@ -125,7 +126,7 @@ pub(crate) fn connect_to_nothing_fails<F: Fabric>(rig: &Rig<F>) {
     );
 }
 
-pub(crate) fn connect_keeps_its_deadline<F: Fabric>(rig: &Rig<F>) {
+pub(crate) fn connect_keeps_its_deadline(rig: &Rig) {
     let host = rig.host();
     let address = host.endpoint.address();
     let wait = Duration::from_millis(200);
@@ -142,7 +143,7 @@ pub(crate) fn connect_keeps_its_deadline<F: Fabric>(rig: &Rig<F>) {
     assert!(took < PATIENCE, "gave up after {took:?}");
 }
 
-pub(crate) fn accept_after_the_client_left_is_harmless<F: Fabric>(rig: &Rig<F>) {
+pub(crate) fn accept_after_the_client_left_is_harmless(rig: &Rig) {
     let mut host = rig.host();
     let address = host.endpoint.address();
     let soon = Instant::now() + Duration::from_millis(100);
@@ -164,7 +165,7 @@ pub(crate) fn accept_after_the_client_left_is_harmless<F: Fabric>(rig: &Rig<F>) 
     assert_eq!(host.frame(id), b"next");
 }
 
-pub(crate) fn address_in_use_is_told<F: Fabric>(rig: &Rig<F>) {
+pub(crate) fn address_in_use_is_told(rig: &Rig) {
     let host = rig.host();
     let address = host.endpoint.address();
     let error = rig.server.listen(&address).err().expect("the address is taken");
@@ -179,15 +180,15 @@ pub(crate) fn address_in_use_is_told<F: Fabric>(rig: &Rig<F>) {
 }
 
 /// A control connection with staging memory.
-fn staged<F: Fabric>(
-    rig: &Rig<F>,
-    host: &mut Host<F::Endpoint>,
+fn staged(
+    rig: &Rig,
+    host: &mut Host,
     len: usize,
 ) -> (
-    F::Control,
+    Box<dyn ControlConnection>,
     ConnectionId,
     RemoteRef,
-    <F::Endpoint as Endpoint>::Staging,
+    Arc<dyn Staging>,
 ) {
     let (mut control, id) = rig.control(host);
     let (remote, staging) = host.endpoint.grant_staging(id, len).expect("grant_staging");
@@ -197,7 +198,7 @@ fn staged<F: Fabric>(
     (control, id, remote, staging)
 }
 
-pub(crate) fn writes_arrive_before_later_frames<F: Fabric>(rig: &Rig<F>) {
+pub(crate) fn writes_arrive_before_later_frames(rig: &Rig) {
     const COUNT: usize = 24;
     const LEN: usize = 5000;
     let mut host = rig.host();
@@ -224,10 +225,10 @@ pub(crate) fn writes_arrive_before_later_frames<F: Fabric>(rig: &Rig<F>) {
 }
 
 /// A WRITE that must end its connection and change nothing.
-fn refused_write<F: Fabric>(
-    rig: &Rig<F>,
-    host: &mut Host<F::Endpoint>,
-    mut control: F::Control,
+fn refused_write(
+    rig: &Rig,
+    host: &mut Host,
+    mut control: Box<dyn ControlConnection>,
     id: ConnectionId,
     to: RemoteRef,
 ) {
@@ -243,7 +244,7 @@ fn refused_write<F: Fabric>(
     host.endpoint.destroy(id).expect("destroy");
 }
 
-pub(crate) fn staging_is_its_own_connections<F: Fabric>(rig: &Rig<F>) {
+pub(crate) fn staging_is_its_own_connections(rig: &Rig) {
     let mut host = rig.host();
     let (mut mine, mine_id, remote, staging) = staged(rig, &mut host, 4096);
     let (thief, thief_id, _, _) = staged(rig, &mut host, 4096);
@@ -261,7 +262,7 @@ pub(crate) fn staging_is_its_own_connections<F: Fabric>(rig: &Rig<F>) {
     assert_eq!(host.frame(mine_id), b"unharmed");
 }
 
-pub(crate) fn write_past_staging_is_refused<F: Fabric>(rig: &Rig<F>) {
+pub(crate) fn write_past_staging_is_refused(rig: &Rig) {
     let mut host = rig.host();
     for (address, len) in [(8192_u64 - 4095, 8192), (8192, 8192), (u64::MAX - 100, 8192)] {
         let (control, id, remote, staging) = staged(rig, &mut host, len);
@@ -276,7 +277,7 @@ pub(crate) fn write_past_staging_is_refused<F: Fabric>(rig: &Rig<F>) {
 }
 
 /// What serves reads takes no WRITE (I3).
-pub(crate) fn write_to_readable_memory_is_refused<F: Fabric>(rig: &Rig<F>) {
+pub(crate) fn write_to_readable_memory_is_refused(rig: &Rig) {
     let mut host = rig.host();
     let domain = rig.domain();
     let memory = served(5, 8192);
@@ -288,7 +289,7 @@ pub(crate) fn write_to_readable_memory_is_refused<F: Fabric>(rig: &Rig<F>) {
     assert_eq!(got, pattern(5, 8192));
 }
 
-pub(crate) fn staging_is_granted_once<F: Fabric>(rig: &Rig<F>) {
+pub(crate) fn staging_is_granted_once(rig: &Rig) {
     let mut host = rig.host();
     let (mut control, id, _, _) = staged(rig, &mut host, 4096);
     assert!(host.endpoint.grant_staging(id, 4096).is_err());
@@ -296,7 +297,7 @@ pub(crate) fn staging_is_granted_once<F: Fabric>(rig: &Rig<F>) {
     assert_eq!(host.frame(id), b"goes on");
 }
 
-pub(crate) fn staging_outlives_its_connection<F: Fabric>(rig: &Rig<F>) {
+pub(crate) fn staging_outlives_its_connection(rig: &Rig) {
     let mut host = rig.host();
     let (mut control, id, remote, staging) = staged(rig, &mut host, 4096);
     let source = rig.region(4096);
@@ -312,7 +313,7 @@ pub(crate) fn staging_outlives_its_connection<F: Fabric>(rig: &Rig<F>) {
     assert_eq!(got, pattern(8, 4096));
 }
 
-pub(crate) fn leaving_client_is_noticed<F: Fabric>(rig: &Rig<F>) {
+pub(crate) fn leaving_client_is_noticed(rig: &Rig) {
     let mut host = rig.host();
     let (mut control, id) = rig.control(&mut host);
     let (mut other, other_id) = rig.control(&mut host);
@@ -333,7 +334,7 @@ pub(crate) fn leaving_client_is_noticed<F: Fabric>(rig: &Rig<F>) {
     assert_eq!(host.frame(other_id), b"here");
 }
 
-pub(crate) fn destroyed_connection_ends_at_the_client<F: Fabric>(rig: &Rig<F>) {
+pub(crate) fn destroyed_connection_ends_at_the_client(rig: &Rig) {
     let mut host = rig.host();
     let (mut control, id) = rig.control(&mut host);
     host.endpoint.send(id, b"polled").expect("send");
@@ -352,7 +353,7 @@ pub(crate) fn destroyed_connection_ends_at_the_client<F: Fabric>(rig: &Rig<F>) {
     assert!(!host.events.iter().any(of_it), "{:?}", host.events);
 }
 
-pub(crate) fn frames_before_an_end_are_returned<F: Fabric>(rig: &Rig<F>) {
+pub(crate) fn frames_before_an_end_are_returned(rig: &Rig) {
     let mut host = rig.host();
     let (mut control, id) = rig.control(&mut host);
     // The server ends it with this unread, which must not cost what it sent itself.
@@ -368,7 +369,7 @@ pub(crate) fn frames_before_an_end_are_returned<F: Fabric>(rig: &Rig<F>) {
     assert_eq!(got, sent);
 }
 
-pub(crate) fn vanished_endpoint_is_noticed<F: Fabric>(rig: &Rig<F>) {
+pub(crate) fn vanished_endpoint_is_noticed(rig: &Rig) {
     let mut host = rig.host();
     let (mut control, _) = rig.control(&mut host);
     drop(host);
@@ -390,7 +391,7 @@ pub(crate) fn vanished_endpoint_is_noticed<F: Fabric>(rig: &Rig<F>) {
     assert!(events.is_empty(), "{events:?}");
 }
 
-pub(crate) fn silent_client_loses_only_its_connection<F: Fabric>(rig: &Rig<F>) {
+pub(crate) fn silent_client_loses_only_its_connection(rig: &Rig) {
     let mut host = rig.host();
     let (deaf, deaf_id) = rig.control(&mut host);
     let (mut other, other_id) = rig.control(&mut host);
@@ -408,7 +409,7 @@ pub(crate) fn silent_client_loses_only_its_connection<F: Fabric>(rig: &Rig<F>) {
     drop(deaf);
 }
 
-pub(crate) fn frames_to_a_silent_server_are_bounded<F: Fabric>(rig: &Rig<F>) {
+pub(crate) fn frames_to_a_silent_server_are_bounded(rig: &Rig) {
     let mut host = rig.host();
     let (mut control, id) = rig.control(&mut host);
     let frame = pattern(2, OPTIONS.frame_bytes);
@@ -440,7 +441,7 @@ pub(crate) fn frames_to_a_silent_server_are_bounded<F: Fabric>(rig: &Rig<F>) {
     }
 }
 
-pub(crate) fn descriptors_are_quiet_when_idle<F: Fabric>(rig: &Rig<F>) {
+pub(crate) fn descriptors_are_quiet_when_idle(rig: &Rig) {
     let mut host = rig.host();
     let mut clients: Vec<_> = (0..4).map(|_| rig.control(&mut host)).collect();
     std::thread::sleep(QUIET);
@@ -479,7 +480,7 @@ pub(crate) fn descriptors_are_quiet_when_idle<F: Fabric>(rig: &Rig<F>) {
 }
 
 /// Polls until nothing is left to say.
-fn settle<E: Endpoint>(host: &mut Host<E>) {
+fn settle(host: &mut Host) {
     let deadline = patience();
     while readable(host.endpoint.fd(), Duration::ZERO) {
         assert!(Instant::now() < deadline, "the endpoint is never quiet");
@@ -488,7 +489,7 @@ fn settle<E: Endpoint>(host: &mut Host<E>) {
 }
 
 /// Whoever sleeps on the descriptor whenever a poll gave nothing gets everything.
-pub(crate) fn no_wakeup_is_lost<F: Fabric>(rig: &Rig<F>) {
+pub(crate) fn no_wakeup_is_lost(rig: &Rig) {
     const COUNT: usize = 300;
     let mut host = rig.host();
     let (mut control, id) = rig.control(&mut host);
@@ -538,7 +539,7 @@ pub(crate) fn no_wakeup_is_lost<F: Fabric>(rig: &Rig<F>) {
 }
 
 /// What an endpoint does itself wakes whoever sleeps on it, too.
-pub(crate) fn accepting_wakes_the_endpoint<F: Fabric>(rig: &Rig<F>) {
+pub(crate) fn accepting_wakes_the_endpoint(rig: &Rig) {
     let mut host = rig.host();
     let address = host.endpoint.address();
     std::thread::scope(|scope| {
@@ -555,7 +556,7 @@ pub(crate) fn accepting_wakes_the_endpoint<F: Fabric>(rig: &Rig<F>) {
     });
 }
 
-pub(crate) fn many_connections_stay_apart<F: Fabric>(rig: &Rig<F>) {
+pub(crate) fn many_connections_stay_apart(rig: &Rig) {
     const COUNT: usize = 40;
     let mut host = rig.host();
     let options = ControlOptions {
@@ -582,7 +583,7 @@ pub(crate) fn many_connections_stay_apart<F: Fabric>(rig: &Rig<F>) {
 }
 
 /// The source of a WRITE may be dropped by its owner before the WRITE is done (I5).
-pub(crate) fn write_holds_its_source<F: Fabric>(rig: &Rig<F>) {
+pub(crate) fn write_holds_its_source(rig: &Rig) {
     let mut host = rig.host();
     let (mut control, id, remote, staging) = staged(rig, &mut host, 1 << 16);
     let bytes = pattern(6, 1 << 16);

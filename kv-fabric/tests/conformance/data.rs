@@ -1,11 +1,10 @@
 //! READs: bytes, order, limits, rights and ends.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use kv_fabric::{
-    DataConnection, DataCounters, Endpoint, Fabric, FabricError, Read, ReadStatus, Region, RemoteRef,
-    SCATTER_MAX,
-};
+use kv_fabric::local::Local;
+use kv_fabric::{DataCounters, Domain, Fabric, FabricError, Read, ReadStatus, RemoteRef, SCATTER_MAX};
 
 use crate::rig::{
     PATIENCE, QUIET, Rig, bytes_of, completions, patience, pattern, piece, post_one, read_one,
@@ -14,7 +13,7 @@ use crate::rig::{
 
 const MEMORY: usize = 1 << 20;
 
-pub(crate) fn reads_scatter_the_right_bytes<F: Fabric>(rig: &Rig<F>) {
+pub(crate) fn reads_scatter_the_right_bytes(rig: &Rig) {
     let mut host = rig.host();
     let domain = rig.domain();
     let memory = served(1, MEMORY);
@@ -53,7 +52,7 @@ pub(crate) fn reads_scatter_the_right_bytes<F: Fabric>(rig: &Rig<F>) {
     }
 }
 
-pub(crate) fn sparse_signals_cover_what_came_before<F: Fabric>(rig: &Rig<F>) {
+pub(crate) fn sparse_signals_cover_what_came_before(rig: &Rig) {
     const COUNT: usize = 32;
     const LEN: usize = 1500;
     let mut host = rig.host();
@@ -93,7 +92,7 @@ pub(crate) fn sparse_signals_cover_what_came_before<F: Fabric>(rig: &Rig<F>) {
 }
 
 /// A completion says that its bytes and all before it are there, not that they will be.
-pub(crate) fn completions_come_after_their_bytes<F: Fabric>(rig: &Rig<F>) {
+pub(crate) fn completions_come_after_their_bytes(rig: &Rig) {
     const COUNT: usize = 16;
     const LEN: usize = 20_000;
     let mut host = rig.host();
@@ -132,7 +131,7 @@ pub(crate) fn completions_come_after_their_bytes<F: Fabric>(rig: &Rig<F>) {
     }
 }
 
-pub(crate) fn room_is_kept<F: Fabric>(rig: &Rig<F>) {
+pub(crate) fn room_is_kept(rig: &Rig) {
     let mut host = rig.host();
     let domain = rig.domain();
     let memory = served(4, 4096);
@@ -178,7 +177,7 @@ pub(crate) fn room_is_kept<F: Fabric>(rig: &Rig<F>) {
     assert_eq!(data.room(), 8);
 }
 
-pub(crate) fn counters_are_exact<F: Fabric>(rig: &Rig<F>) {
+pub(crate) fn counters_are_exact(rig: &Rig) {
     let mut host = rig.host();
     let domain = rig.domain();
     let memory = served(5, 4096);
@@ -209,7 +208,7 @@ pub(crate) fn counters_are_exact<F: Fabric>(rig: &Rig<F>) {
     assert_eq!(data.counters(), expected);
 }
 
-pub(crate) fn malformed_posts_are_refused<F: Fabric>(rig: &Rig<F>) {
+pub(crate) fn malformed_posts_are_refused(rig: &Rig) {
     let mut host = rig.host();
     let domain = rig.domain();
     let memory = served(6, 4096);
@@ -248,7 +247,7 @@ pub(crate) fn malformed_posts_are_refused<F: Fabric>(rig: &Rig<F>) {
     assert_eq!(read_one(&mut host, &mut data, remote, &good), ReadStatus::Success);
 }
 
-pub(crate) fn longest_read_passes<F: Fabric>(rig: &Rig<F>) {
+pub(crate) fn longest_read_passes(rig: &Rig) {
     let len = rig.client.read_max_bytes();
     assert!(len >= 1 << 20, "an extent is read in few pieces");
     let mut host = rig.host();
@@ -269,7 +268,7 @@ pub(crate) fn longest_read_passes<F: Fabric>(rig: &Rig<F>) {
     );
 }
 
-pub(crate) fn changes_are_seen<F: Fabric>(rig: &Rig<F>) {
+pub(crate) fn changes_are_seen(rig: &Rig) {
     let mut host = rig.host();
     let domain = rig.domain();
     let memory = served(8, 8192);
@@ -285,7 +284,7 @@ pub(crate) fn changes_are_seen<F: Fabric>(rig: &Rig<F>) {
 }
 
 /// The server has no part in a READ once its memory is known.
-pub(crate) fn reads_need_no_server<F: Fabric>(rig: &Rig<F>) {
+pub(crate) fn reads_need_no_server(rig: &Rig) {
     let mut host = rig.host();
     let domain = rig.domain();
     let memory = served(9, MEMORY);
@@ -313,7 +312,7 @@ pub(crate) fn reads_need_no_server<F: Fabric>(rig: &Rig<F>) {
     assert!(host.events.is_empty(), "{:?}", host.events);
 }
 
-pub(crate) fn many_registrations_and_connections<F: Fabric>(rig: &Rig<F>) {
+pub(crate) fn many_registrations_and_connections(rig: &Rig) {
     let mut host = rig.host();
     let domain = rig.domain();
     let memories: Vec<_> = (0..12).map(|i| served(20 + i, 8192)).collect();
@@ -349,7 +348,7 @@ pub(crate) fn many_registrations_and_connections<F: Fabric>(rig: &Rig<F>) {
 }
 
 /// A READ that must be refused as a matter of rights, between two that are in order.
-fn refused_read<F: Fabric>(rig: &Rig<F>, good: RemoteRef, domain: &F::Domain, bad: RemoteRef) {
+fn refused_read(rig: &Rig, good: RemoteRef, domain: &Arc<dyn Domain>, bad: RemoteRef) {
     let mut host = rig.host();
     let (mut data, id) = rig.data(&mut host, domain, 8);
     let region = rig.region(3 * 256);
@@ -383,7 +382,7 @@ fn refused_read<F: Fabric>(rig: &Rig<F>, good: RemoteRef, domain: &F::Domain, ba
     host.endpoint.destroy(id).expect("destroy");
 }
 
-pub(crate) fn unknown_rkey_is_refused<F: Fabric>(rig: &Rig<F>) {
+pub(crate) fn unknown_rkey_is_refused(rig: &Rig) {
     let domain = rig.domain();
     let memory = served(10, 8192);
     let (_registration, good) = register(&domain, &memory);
@@ -396,7 +395,7 @@ pub(crate) fn unknown_rkey_is_refused<F: Fabric>(rig: &Rig<F>) {
     }
 }
 
-pub(crate) fn another_domains_rkey_is_refused<F: Fabric>(rig: &Rig<F>) {
+pub(crate) fn another_domains_rkey_is_refused(rig: &Rig) {
     let (domain, other) = (rig.domain(), rig.domain());
     let (memory, secret) = (served(11, 8192), served(12, 8192));
     let (_registration, good) = register(&domain, &memory);
@@ -406,7 +405,7 @@ pub(crate) fn another_domains_rkey_is_refused<F: Fabric>(rig: &Rig<F>) {
     refused_read(rig, bad, &other, good);
 }
 
-pub(crate) fn read_past_the_end_is_refused<F: Fabric>(rig: &Rig<F>) {
+pub(crate) fn read_past_the_end_is_refused(rig: &Rig) {
     let domain = rig.domain();
     let memory = served(13, 8192);
     let (_registration, good) = register(&domain, &memory);
@@ -415,7 +414,7 @@ pub(crate) fn read_past_the_end_is_refused<F: Fabric>(rig: &Rig<F>) {
     }
 }
 
-pub(crate) fn dropped_registration_is_refused<F: Fabric>(rig: &Rig<F>) {
+pub(crate) fn dropped_registration_is_refused(rig: &Rig) {
     let mut host = rig.host();
     let domain = rig.domain();
     let (memory, lasting) = (served(14, 8192), served(15, 8192));
@@ -459,7 +458,7 @@ pub(crate) fn dropped_registration_is_refused<F: Fabric>(rig: &Rig<F>) {
 }
 
 /// The device holds registered memory, whoever else lets go of it.
-pub(crate) fn registration_holds_its_memory<F: Fabric>(rig: &Rig<F>) {
+pub(crate) fn registration_holds_its_memory(rig: &Rig) {
     let mut host = rig.host();
     let domain = rig.domain();
     let memory = served(16, 8192);
@@ -475,7 +474,7 @@ pub(crate) fn registration_holds_its_memory<F: Fabric>(rig: &Rig<F>) {
     drop(registration);
 }
 
-pub(crate) fn destroyed_connection_reads_no_more<F: Fabric>(rig: &Rig<F>) {
+pub(crate) fn destroyed_connection_reads_no_more(rig: &Rig) {
     let mut host = rig.host();
     let domain = rig.domain();
     let memory = served(17, 8192);
@@ -512,7 +511,7 @@ pub(crate) fn destroyed_connection_reads_no_more<F: Fabric>(rig: &Rig<F>) {
     assert_eq!(read_one(&mut host, &mut other, remote, &to), ReadStatus::Success);
 }
 
-pub(crate) fn vanished_endpoint_ends_reads<F: Fabric>(rig: &Rig<F>) {
+pub(crate) fn vanished_endpoint_ends_reads(rig: &Rig) {
     let mut host = rig.host();
     let domain = rig.domain();
     let memory = served(18, 8192);
@@ -549,7 +548,7 @@ pub(crate) fn vanished_endpoint_ends_reads<F: Fabric>(rig: &Rig<F>) {
     }
 }
 
-pub(crate) fn leaving_reader_is_noticed<F: Fabric>(rig: &Rig<F>) {
+pub(crate) fn leaving_reader_is_noticed(rig: &Rig) {
     let mut host = rig.host();
     let domain = rig.domain();
     let memory = served(19, MEMORY);
@@ -566,7 +565,7 @@ pub(crate) fn leaving_reader_is_noticed<F: Fabric>(rig: &Rig<F>) {
 }
 
 /// Memory that a READ goes to stays pinned until the READ ended, whoever lets go of it (I5).
-pub(crate) fn read_holds_its_memory<F: Fabric>(rig: &Rig<F>) {
+pub(crate) fn read_holds_its_memory(rig: &Rig) {
     const LEN: usize = 256 * 1024;
     let mut host = rig.host();
     let domain = rig.domain();
@@ -590,7 +589,7 @@ pub(crate) fn read_holds_its_memory<F: Fabric>(rig: &Rig<F>) {
     }
 }
 
-pub(crate) fn wait_keeps_its_deadline<F: Fabric>(rig: &Rig<F>) {
+pub(crate) fn wait_keeps_its_deadline(rig: &Rig) {
     let mut host = rig.host();
     let domain = rig.domain();
     let memory = served(22, 4096);
@@ -619,7 +618,7 @@ pub(crate) fn wait_keeps_its_deadline<F: Fabric>(rig: &Rig<F>) {
 
 /// READs to memory of the caller's.
 #[allow(unsafe_code, reason = "registers a buffer of the test's")]
-pub(crate) fn callers_memory_can_be_registered<F: Fabric>(rig: &Rig<F>) {
+pub(crate) fn callers_memory_can_be_registered(rig: &Rig) {
     let mut host = rig.host();
     let domain = rig.domain();
     let memory = served(23, 8192);
@@ -642,10 +641,37 @@ pub(crate) fn callers_memory_can_be_registered<F: Fabric>(rig: &Rig<F>) {
     );
 }
 
-pub(crate) fn odd_memory_is_refused<F: Fabric>(rig: &Rig<F>) {
+pub(crate) fn odd_memory_is_refused(rig: &Rig) {
     assert!(matches!(rig.client.allocate(0), Err(FabricError::Memory { .. })));
     assert!(matches!(
         rig.client.allocate(usize::MAX),
         Err(FabricError::Memory { .. })
     ));
+}
+
+/// Memory that another kind of fabric allocated serves where a READ is a copy, and is refused where a device has to know it.
+pub(crate) fn memory_of_another_fabric_serves_or_is_refused(rig: &Rig) {
+    let mut host = rig.host();
+    let domain = rig.domain();
+    let memory = served(24, 4096);
+    let (_registration, remote) = register(&domain, &memory);
+    let (mut data, _) = rig.data(&mut host, &domain, 8);
+    let other = Local::new().expect("local").allocate(4096).expect("allocate");
+    let room = data.room();
+    match post_one(&mut data, 1, remote, &[piece(&other, 0, 4096)]) {
+        Ok(()) => {
+            assert_eq!(
+                completions(&mut host, &mut data, 1)[0].status,
+                ReadStatus::Success
+            );
+            assert_eq!(bytes_of(&other, 0, 4096), pattern(24, 4096));
+        }
+        Err(FabricError::Unsupported(_)) => assert_eq!((data.room(), data.counters().reads), (room, 0)),
+        Err(error) => panic!("{error}"),
+    }
+    // Whatever came of it, the connection goes on.
+    let own = rig.region(4096);
+    let to = [piece(&own, 0, 4096)];
+    assert_eq!(read_one(&mut host, &mut data, remote, &to), ReadStatus::Success);
+    assert_eq!(bytes_of(&own, 0, 4096), pattern(24, 4096));
 }

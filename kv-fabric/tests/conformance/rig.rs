@@ -23,9 +23,9 @@ pub(crate) const OPTIONS: ControlOptions = ControlOptions {
 };
 
 /// A fabric as a server and as a client see it, and where the server listens.
-pub(crate) struct Rig<F> {
-    pub(crate) server: F,
-    pub(crate) client: F,
+pub(crate) struct Rig {
+    pub(crate) server: Arc<dyn Fabric>,
+    pub(crate) client: Arc<dyn Fabric>,
     pub(crate) address: String,
     /// Dropped last; may hold a folder, or print how to repeat a failure.
     pub(crate) _keep: Box<dyn std::any::Any + Send + Sync>,
@@ -46,12 +46,12 @@ pub(crate) fn readable(fd: BorrowedFd<'_>, wait: Duration) -> bool {
 }
 
 /// An endpoint, and what it said that nobody asked for yet.
-pub(crate) struct Host<E> {
-    pub(crate) endpoint: E,
+pub(crate) struct Host {
+    pub(crate) endpoint: Box<dyn Endpoint>,
     pub(crate) events: VecDeque<EndpointEvent>,
 }
 
-impl<E: Endpoint> Host<E> {
+impl Host {
     /// Polls once.
     pub(crate) fn pump(&mut self) {
         let mut events = Vec::new();
@@ -107,8 +107,8 @@ impl<E: Endpoint> Host<E> {
     }
 }
 
-impl<F: Fabric> Rig<F> {
-    pub(crate) fn host(&self) -> Host<F::Endpoint> {
+impl Rig {
+    pub(crate) fn host(&self) -> Host {
         // The address of a test before this one may take a moment to be free.
         let deadline = patience();
         loop {
@@ -126,15 +126,15 @@ impl<F: Fabric> Rig<F> {
     }
 
     /// A control connection and its name at the host.
-    pub(crate) fn control(&self, host: &mut Host<F::Endpoint>) -> (F::Control, ConnectionId) {
+    pub(crate) fn control(&self, host: &mut Host) -> (Box<dyn ControlConnection>, ConnectionId) {
         self.control_of(host, OPTIONS)
     }
 
     pub(crate) fn control_of(
         &self,
-        host: &mut Host<F::Endpoint>,
+        host: &mut Host,
         options: ControlOptions,
-    ) -> (F::Control, ConnectionId) {
+    ) -> (Box<dyn ControlConnection>, ConnectionId) {
         let address = host.endpoint.address();
         std::thread::scope(|scope| {
             let client = scope.spawn(|| {
@@ -156,25 +156,28 @@ impl<F: Fabric> Rig<F> {
     /// A data connection and its name at the host.
     pub(crate) fn data(
         &self,
-        host: &mut Host<F::Endpoint>,
-        domain: &F::Domain,
+        host: &mut Host,
+        domain: &Arc<dyn Domain>,
         reads_max: u32,
-    ) -> (F::Data, ConnectionId) {
+    ) -> (Box<dyn DataConnection>, ConnectionId) {
         let address = host.endpoint.address();
         std::thread::scope(|scope| {
             let client = scope.spawn(|| self.client.connect_data(&address, b"data", reads_max, patience()));
             let (request, _) = host.request();
-            let id = host.endpoint.accept_data(request, domain).expect("accept_data");
+            let id = host
+                .endpoint
+                .accept_data(request, &**domain)
+                .expect("accept_data");
             host.established(id);
             (client.join().expect("no panic").expect("connect_data"), id)
         })
     }
 
-    pub(crate) fn region(&self, len: usize) -> F::Region {
+    pub(crate) fn region(&self, len: usize) -> Region {
         self.client.allocate(len).expect("allocate")
     }
 
-    pub(crate) fn domain(&self) -> F::Domain {
+    pub(crate) fn domain(&self) -> Arc<dyn Domain> {
         self.server.domain().expect("domain")
     }
 }
@@ -199,27 +202,27 @@ pub(crate) fn served(seed: u64, len: usize) -> Arc<Memory> {
     Arc::new(memory)
 }
 
-pub(crate) fn register<D: Domain>(domain: &D, memory: &Arc<Memory>) -> (D::Registration, RemoteRef) {
+pub(crate) fn register(domain: &Arc<dyn Domain>, memory: &Arc<Memory>) -> (Box<dyn Registration>, RemoteRef) {
     let registration = domain.register(Arc::clone(memory)).expect("register");
     let remote = registration.remote();
     (registration, remote)
 }
 
-pub(crate) fn bytes_of<R: Region>(region: &R, offset: usize, len: usize) -> Vec<u8> {
+pub(crate) fn bytes_of(region: &Region, offset: usize, len: usize) -> Vec<u8> {
     let mut out = vec![0; len];
     region.memory().read(offset, &mut out);
     out
 }
 
-pub(crate) fn piece<R>(region: &R, offset: usize, len: usize) -> Scatter<'_, R> {
+pub(crate) fn piece(region: &Region, offset: usize, len: usize) -> Scatter<'_> {
     Scatter { region, offset, len }
 }
 
-pub(crate) fn post_one<R: Region, D: DataConnection<R>>(
-    data: &mut D,
+pub(crate) fn post_one(
+    data: &mut Box<dyn DataConnection>,
     number: u64,
     from: RemoteRef,
-    to: &[Scatter<'_, R>],
+    to: &[Scatter<'_>],
 ) -> Result<(), FabricError> {
     data.post(&[Read {
         number,
@@ -230,9 +233,9 @@ pub(crate) fn post_one<R: Region, D: DataConnection<R>>(
 }
 
 /// Takes `count` completions, the host going on meanwhile.
-pub(crate) fn completions<E: Endpoint, R: Region, D: DataConnection<R>>(
-    host: &mut Host<E>,
-    data: &mut D,
+pub(crate) fn completions(
+    host: &mut Host,
+    data: &mut Box<dyn DataConnection>,
     count: usize,
 ) -> Vec<ReadCompletion> {
     let deadline = patience();
@@ -252,11 +255,11 @@ pub(crate) fn completions<E: Endpoint, R: Region, D: DataConnection<R>>(
 }
 
 /// Carries out one READ.
-pub(crate) fn read_one<E: Endpoint, R: Region, D: DataConnection<R>>(
-    host: &mut Host<E>,
-    data: &mut D,
+pub(crate) fn read_one(
+    host: &mut Host,
+    data: &mut Box<dyn DataConnection>,
     from: RemoteRef,
-    to: &[Scatter<'_, R>],
+    to: &[Scatter<'_>],
 ) -> ReadStatus {
     post_one(data, 77, from, to).expect("post");
     let done = completions(host, data, 1);
@@ -265,11 +268,11 @@ pub(crate) fn read_one<E: Endpoint, R: Region, D: DataConnection<R>>(
 }
 
 /// Carries out READs until one fails, as it must within some time; its status, or `None` if a post failed.
-pub(crate) fn read_until_failure<E: Endpoint, R: Region, D: DataConnection<R>>(
-    host: &mut Host<E>,
-    data: &mut D,
+pub(crate) fn read_until_failure(
+    host: &mut Host,
+    data: &mut Box<dyn DataConnection>,
     from: RemoteRef,
-    to: &[Scatter<'_, R>],
+    to: &[Scatter<'_>],
 ) -> Option<ReadStatus> {
     let deadline = patience();
     while Instant::now() < deadline {
@@ -287,9 +290,9 @@ pub(crate) fn read_until_failure<E: Endpoint, R: Region, D: DataConnection<R>>(
 }
 
 /// The next thing that happens on a control connection, the host going on meanwhile.
-pub(crate) fn control_event<E: Endpoint, R: Region, C: ControlConnection<R>>(
-    host: &mut Host<E>,
-    control: &mut C,
+pub(crate) fn control_event(
+    host: &mut Host,
+    control: &mut Box<dyn ControlConnection>,
     pending: &mut VecDeque<ControlEvent>,
 ) -> Result<ControlEvent, FabricError> {
     let deadline = patience();
@@ -311,9 +314,9 @@ pub(crate) fn control_event<E: Endpoint, R: Region, C: ControlConnection<R>>(
 }
 
 /// `count` frames that arrive on a control connection, and nothing else.
-pub(crate) fn frames<E: Endpoint, R: Region, C: ControlConnection<R>>(
-    host: &mut Host<E>,
-    control: &mut C,
+pub(crate) fn frames(
+    host: &mut Host,
+    control: &mut Box<dyn ControlConnection>,
     count: usize,
 ) -> Vec<Vec<u8>> {
     let mut pending = VecDeque::new();
@@ -328,10 +331,7 @@ pub(crate) fn frames<E: Endpoint, R: Region, C: ControlConnection<R>>(
 }
 
 /// Waits for the end of a control connection; frames before it are returned.
-pub(crate) fn control_end<E: Endpoint, R: Region, C: ControlConnection<R>>(
-    host: &mut Host<E>,
-    control: &mut C,
-) -> Vec<ControlEvent> {
+pub(crate) fn control_end(host: &mut Host, control: &mut Box<dyn ControlConnection>) -> Vec<ControlEvent> {
     let mut events = Vec::new();
     let mut pending = VecDeque::new();
     loop {

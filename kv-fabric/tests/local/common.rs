@@ -4,10 +4,10 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use kv_fabric::local::{Data, Endpoint as LocalEndpoint, Local, Region};
+use kv_fabric::local::Local;
 use kv_fabric::{
-    ConnectionId, ControlOptions, DataConnection, Endpoint, EndpointEvent, Fabric, FabricError, Memory,
-    MemoryKind, Read, ReadStatus, RemoteRef, Scatter,
+    ConnectionId, ControlOptions, DataConnection, Domain, Endpoint, EndpointEvent, Fabric, FabricError,
+    Memory, MemoryKind, Read, ReadStatus, Region, RemoteRef, Scatter,
 };
 
 pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
@@ -37,7 +37,7 @@ impl Place {
         self.path().to_str().expect("text").to_owned()
     }
 
-    pub(crate) fn listen(&self) -> LocalEndpoint {
+    pub(crate) fn listen(&self) -> Box<dyn Endpoint> {
         self.local.listen(&self.address()).expect("listen")
     }
 }
@@ -51,7 +51,7 @@ pub(crate) fn error_of<T>(result: Result<T, FabricError>) -> String {
 }
 
 /// Polls until `pick` takes an event.
-pub(crate) fn find<T>(endpoint: &mut LocalEndpoint, pick: impl Fn(EndpointEvent) -> Option<T>) -> T {
+pub(crate) fn find<T>(endpoint: &mut Box<dyn Endpoint>, pick: impl Fn(EndpointEvent) -> Option<T>) -> T {
     let deadline = patience();
     loop {
         let mut events = Vec::new();
@@ -66,9 +66,9 @@ pub(crate) fn find<T>(endpoint: &mut LocalEndpoint, pick: impl Fn(EndpointEvent)
 
 pub(crate) fn data(
     place: &Place,
-    endpoint: &mut LocalEndpoint,
-    domain: &kv_fabric::local::Domain,
-) -> (Data, ConnectionId) {
+    endpoint: &mut Box<dyn Endpoint>,
+    domain: &Arc<dyn Domain>,
+) -> (Box<dyn DataConnection>, ConnectionId) {
     std::thread::scope(|scope| {
         let address = place.address();
         let client = scope.spawn(move || place.local.connect_data(&address, b"", 64, patience()));
@@ -76,14 +76,14 @@ pub(crate) fn data(
             EndpointEvent::Request { request, .. } => Some(request),
             _ => None,
         });
-        let id = endpoint.accept_data(request, domain).expect("accept");
+        let id = endpoint.accept_data(request, &**domain).expect("accept");
         (client.join().expect("no panic").expect("connect"), id)
     })
 }
 
 pub(crate) fn read(
-    endpoint: &mut LocalEndpoint,
-    data: &mut Data,
+    endpoint: &mut Box<dyn Endpoint>,
+    data: &mut Box<dyn DataConnection>,
     from: RemoteRef,
     to: &Region,
     len: usize,
@@ -116,7 +116,7 @@ pub(crate) fn shared(len: usize) -> Arc<Memory> {
     Arc::new(Memory::new(len, MemoryKind::SharedReadOnly).expect("memory"))
 }
 
-pub(crate) fn readable(endpoint: &LocalEndpoint, wait: Duration) -> bool {
+pub(crate) fn readable(endpoint: &dyn Endpoint, wait: Duration) -> bool {
     let timeout = rustix::event::Timespec {
         tv_sec: wait.as_secs().cast_signed(),
         tv_nsec: wait.subsec_nanos().into(),

@@ -6,8 +6,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use kv_fabric::local::Endpoint as LocalEndpoint;
-use kv_fabric::{Domain, Endpoint, EndpointEvent, Fabric, FabricError, ReadStatus, Registration};
+use kv_fabric::{Endpoint, EndpointEvent, Fabric, FabricError, ReadStatus};
 use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketAddrUnix, SocketFlags, SocketType};
 
 use crate::common::*;
@@ -30,7 +29,7 @@ fn say(socket: &OwnedFd, bytes: &[u8]) {
 }
 
 /// Whether the server has hung up on a stranger.
-fn hung_up(endpoint: &mut LocalEndpoint, socket: &OwnedFd) -> bool {
+fn hung_up(endpoint: &mut Box<dyn Endpoint>, socket: &OwnedFd) -> bool {
     let deadline = patience();
     let mut buffer = [0; 512];
     while Instant::now() < deadline {
@@ -74,7 +73,7 @@ fn wild_packets_end_only_their_connection() {
             EndpointEvent::Request { request, .. } => Some(request),
             _ => None,
         });
-        let id = endpoint.accept_data(request, &domain).expect("accept");
+        let id = endpoint.accept_data(request, &*domain).expect("accept");
         for packet in packets {
             say(&socket, packet);
         }
@@ -101,11 +100,11 @@ fn unanswered_request_neither_spins_nor_stays() {
         _ => None,
     });
     say(&socket, &[5, 1, 2, 3]);
-    assert!(!readable(&endpoint, Duration::from_millis(50)), "it spins");
+    assert!(!readable(&*endpoint, Duration::from_millis(50)), "it spins");
     drop(socket);
-    assert!(readable(&endpoint, PATIENCE));
+    assert!(readable(&*endpoint, PATIENCE));
     endpoint.poll(&mut Vec::new()).expect("poll");
-    assert!(!readable(&endpoint, Duration::from_millis(50)), "it spins");
+    assert!(!readable(&*endpoint, Duration::from_millis(50)), "it spins");
     assert!(matches!(
         endpoint.accept_control(request, OPTIONS),
         Err(FabricError::Closed(_))
@@ -148,7 +147,7 @@ fn handed_out_descriptor_only_reads() {
         EndpointEvent::Request { request, .. } => Some(request),
         _ => None,
     });
-    endpoint.accept_data(request, &domain).expect("accept");
+    endpoint.accept_data(request, &*domain).expect("accept");
     let rkey = registration.remote().rkey.to_le_bytes();
     say(&socket, &[&[7], &rkey[..]].concat());
     let passed = passed_descriptor(&mut endpoint, &socket);
@@ -168,7 +167,7 @@ fn handed_out_descriptor_only_reads() {
     assert_eq!(&seen, b"still ours");
 }
 
-fn passed_descriptor(endpoint: &mut LocalEndpoint, socket: &OwnedFd) -> OwnedFd {
+fn passed_descriptor(endpoint: &mut Box<dyn Endpoint>, socket: &OwnedFd) -> OwnedFd {
     use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage};
 
     let deadline = patience();

@@ -3,9 +3,7 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use kv_fabric::{
-    DataConnection, Domain, Endpoint, Fabric, Memory, MemoryKind, Read, ReadStatus, Registration, Scatter,
-};
+use kv_fabric::{Fabric, Memory, MemoryKind, Read, ReadStatus, Scatter};
 
 use crate::common::*;
 
@@ -133,7 +131,7 @@ fn no_read_succeeds_once_the_server_has_been_gone_for_long() {
     let status = read(&mut endpoint, &mut reader, registration.remote(), &region, 4096);
     assert_eq!(status, ReadStatus::Success);
     drop(endpoint);
-    std::thread::sleep(kv_fabric::local::Local::OUTLIVES);
+    std::thread::sleep(place.local.outlives());
     let to = [Scatter {
         region: &region,
         offset: 0,

@@ -2,7 +2,7 @@
 
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 
-use kv_fabric::{Endpoint, Fabric};
+use kv_fabric::Fabric;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketType};
 
 use crate::common::*;

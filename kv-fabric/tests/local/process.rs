@@ -2,10 +2,10 @@
 
 use std::time::{Duration, Instant};
 
-use kv_fabric::local::{Data, Local, Region};
+use kv_fabric::local::Local;
 use kv_fabric::{
-    ControlConnection, DataConnection, Domain, Endpoint, EndpointEvent, Fabric, FabricError, Read,
-    ReadStatus, Registration, RemoteRef, Scatter,
+    ControlConnection, DataConnection, EndpointEvent, Fabric, FabricError, Read, ReadStatus, Region,
+    RemoteRef, Scatter,
 };
 
 use crate::common::*;
@@ -57,7 +57,7 @@ fn serve(address: &str) {
                 continue;
             };
             if private == b"data" {
-                endpoint.accept_data(request, &domain).expect("accept");
+                endpoint.accept_data(request, &*domain).expect("accept");
             } else {
                 let id = endpoint.accept_control(request, OPTIONS).expect("accept");
                 let rkey = registration.remote().rkey.to_le_bytes();
@@ -91,7 +91,14 @@ impl Drop for Child {
 }
 
 /// Connects to a server process that may not listen yet, and reads its memory.
-fn read_of(place: &Place) -> (kv_fabric::local::Control, Data, RemoteRef, Region) {
+fn read_of(
+    place: &Place,
+) -> (
+    Box<dyn ControlConnection>,
+    Box<dyn DataConnection>,
+    RemoteRef,
+    Region,
+) {
     let deadline = patience();
     let mut control = loop {
         match place
@@ -128,12 +135,12 @@ fn read_of(place: &Place) -> (kv_fabric::local::Control, Data, RemoteRef, Region
     }
     assert_eq!(done[0].status, ReadStatus::Success);
     let mut seen = [0; 8192];
-    kv_fabric::Region::memory(&region).read(0, &mut seen);
+    region.memory().read(0, &mut seen);
     assert_eq!(seen, [7; 8192]);
     (control, data, remote, region)
 }
 
-fn post_all(data: &mut Data, from: RemoteRef, region: &Region) -> Result<(), FabricError> {
+fn post_all(data: &mut Box<dyn DataConnection>, from: RemoteRef, region: &Region) -> Result<(), FabricError> {
     data.post(&[Read {
         number: 1,
         from,

@@ -4,7 +4,7 @@ use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 
-use kv_fabric::{ConnectionId, Domain, Fabric};
+use kv_fabric::ConnectionId;
 use kv_proto::control::{Answer, Request, Status};
 
 use super::leases::DatasetId;
@@ -42,7 +42,7 @@ pub(super) struct Changes {
 }
 
 impl Changes {
-    pub(super) fn start<D: Domain>(store: Arc<Store<D>>) -> std::io::Result<Self> {
+    pub(super) fn start(store: Arc<Store>) -> std::io::Result<Self> {
         let (queue, changes) = sync_channel(CHANGES_MAX);
         let done: Arc<Mutex<Vec<Done>>> = Arc::default();
         let results = Arc::clone(&done);
@@ -87,7 +87,7 @@ impl Drop for Changes {
     }
 }
 
-fn work<D: Domain>(store: &Store<D>, changes: &Receiver<(u64, Change)>, done: &Mutex<Vec<Done>>) {
+fn work(store: &Store, changes: &Receiver<(u64, Change)>, done: &Mutex<Vec<Done>>) {
     for (token, change) in changes {
         let result = match change {
             Change::Create { name } => store.create(&name).map(Changed::Created),
@@ -101,7 +101,7 @@ fn work<D: Domain>(store: &Store<D>, changes: &Receiver<(u64, Change)>, done: &M
     }
 }
 
-impl<F: Fabric> Control<F> {
+impl Control {
     /// Has the thread do what a request about the set of datasets asks.
     ///
     /// # Errors

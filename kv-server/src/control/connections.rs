@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use kv_fabric::{ConnectionId, Endpoint, Fabric, FabricError, RequestId};
+use kv_fabric::{ConnectionId, FabricError, RequestId, Staging};
 use kv_proto::auth::Role;
 use kv_proto::control::{Answer, RemoteAddress, Status};
 use kv_proto::layout::{CONNECT_MAGIC, ConnectRequest, PROTOCOL_VERSION, connect_kind};
@@ -17,14 +17,11 @@ use super::undestroyed::Kept;
 use super::writes::OpenPut;
 use crate::store::{Charge, Dataset};
 
-/// Staging memory of a fabric's control connections.
-pub(super) type StagingOf<F> = <<F as Fabric>::Endpoint as Endpoint>::Staging;
-
 /// What is refused to whoever shows a token that is not good, whatever is wrong with it.
 const TOKEN_REFUSED: &str = "the token is not good (any more): ask for another";
 
 /// One control connection and its session.
-pub(super) struct Peer<F: Fabric> {
+pub(super) struct Peer {
     pub(super) session: Session,
     /// Number of the session, once the key was proven.
     pub(super) number: u64,
@@ -37,18 +34,18 @@ pub(super) struct Peer<F: Fabric> {
     /// When it must have authenticated.
     handshake_ends: BootMs,
     /// Staging memory, and what it takes of the memory budget.
-    pub(super) staging: Option<(StagingOf<F>, Charge)>,
+    pub(super) staging: Option<(Arc<dyn Staging>, Charge)>,
     /// What it has open.
-    pub(super) open: BTreeMap<DatasetId, Arc<Dataset<F::Domain>>>,
+    pub(super) open: BTreeMap<DatasetId, Arc<Dataset>>,
     /// Values that are arriving, by operation.
-    pub(super) puts: BTreeMap<u64, OpenPut<F::Domain>>,
+    pub(super) puts: BTreeMap<u64, OpenPut>,
     /// Its data connections.
     pub(super) data_count: usize,
 }
 
-impl<F: Fabric> Peer<F> {
+impl Peer {
     /// When it is to be ended unless it says something.
-    pub(super) fn deadline(&self, control: &Control<F>) -> BootMs {
+    pub(super) fn deadline(&self, control: &Control) -> BootMs {
         if self.session.identity().is_none() {
             return self.handshake_ends;
         }
@@ -64,11 +61,11 @@ impl<F: Fabric> Peer<F> {
 }
 
 /// One data connection.
-pub(super) struct DataConnection<D: kv_fabric::Domain> {
+pub(super) struct DataConnection {
     /// Control connection of its session.
     control: ConnectionId,
     /// Keeps the domain until the connection was destroyed.
-    dataset: Arc<Dataset<D>>,
+    dataset: Arc<Dataset>,
 }
 
 /// Why a session is over.
@@ -84,7 +81,7 @@ pub(super) enum Ended {
     Fenced(&'static str),
 }
 
-impl<F: Fabric> Control<F> {
+impl Control {
     /// Answers a connection request.
     pub(super) fn connect(&mut self, request: RequestId, private: &[u8], peer: String, origin: String) {
         let result = match parse_connect(private) {
@@ -110,7 +107,7 @@ impl<F: Fabric> Control<F> {
         if strangers >= self.options.unauthenticated_max {
             return Err("too many connections wait for their keys to be proven: try again");
         }
-        let its_own = |peer: &&Peer<F>| peer.number == 0 && peer.origin == origin;
+        let its_own = |peer: &&Peer| peer.number == 0 && peer.origin == origin;
         if !origin.is_empty()
             && self.peers.values().filter(its_own).count() >= self.options.unauthenticated_per_origin_max
         {

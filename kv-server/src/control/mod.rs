@@ -7,7 +7,7 @@
 //! - [`keys`]: who may do what.
 //!
 //! With a fabric and a store:
-//! - [`server`]: start and stop.
+//! - `server`: start and stop.
 //! - `run`: the loop; `connections`: who connects and how a session ends; `undestroyed`: where its connections do
 //!   not; `requests`, `changes` and `writes`: what is answered.
 
@@ -22,7 +22,7 @@ pub mod options;
 pub mod puts;
 mod requests;
 mod run;
-pub mod server;
+mod server;
 pub mod session;
 pub mod telling;
 pub mod tokens;
@@ -32,7 +32,7 @@ mod writes;
 
 pub use keys::{Key, Keys};
 pub use options::Options;
-pub use server::{Handle, Served, Server, StartError};
+pub use server::{Remote, Server, StartError};
 
 #[cfg(test)]
 mod tests;

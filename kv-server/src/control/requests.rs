@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use kv_fabric::{ConnectionId, Fabric};
+use kv_fabric::ConnectionId;
 use kv_proto::control::{
     Answer, Bytes, DatasetItem, FRAME_HEADER_BYTES, FRAME_MAX_BYTES, Request, StatItem, Status,
 };
@@ -34,7 +34,7 @@ pub(super) fn text(name: &Bytes) -> Result<&str, Refusal> {
     std::str::from_utf8(&name.0).map_err(|_| Status::BadName.into())
 }
 
-impl<F: Fabric> Control<F> {
+impl Control {
     /// Does what a request asks.
     ///
     /// # Errors
@@ -89,16 +89,12 @@ impl<F: Fabric> Control<F> {
         Ok(Outcome::Answer(answer))
     }
 
-    pub(super) fn peer(&mut self, id: ConnectionId) -> Result<&mut Peer<F>, Refusal> {
+    pub(super) fn peer(&mut self, id: ConnectionId) -> Result<&mut Peer, Refusal> {
         self.peers.get_mut(&id).ok_or_else(|| Status::Stale.into())
     }
 
     /// A dataset that the session has open and that was not dropped.
-    pub(super) fn dataset(
-        &self,
-        id: ConnectionId,
-        dataset: &DatasetId,
-    ) -> Result<Arc<Dataset<F::Domain>>, Refusal> {
+    pub(super) fn dataset(&self, id: ConnectionId, dataset: &DatasetId) -> Result<Arc<Dataset>, Refusal> {
         let open = self.peers.get(&id).and_then(|peer| peer.open.get(dataset));
         match open {
             Some(dataset) if !dataset.is_dropped() => Ok(Arc::clone(dataset)),

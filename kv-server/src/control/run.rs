@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
-use kv_fabric::{ConnectionId, Endpoint, EndpointEvent, Fabric, FabricError};
+use kv_fabric::{ConnectionId, Endpoint, EndpointEvent, FabricError};
 use kv_proto::control::{Answer, Request, encode_answer, encode_refusal};
 use rustix::event::{PollFd, PollFlags, Timespec, epoll, poll};
 
@@ -48,10 +48,10 @@ struct Woken {
 }
 
 /// Everything that the control thread owns.
-pub(super) struct Control<F: Fabric> {
-    pub(super) store: Arc<Store<F::Domain>>,
+pub(super) struct Control {
+    pub(super) store: Arc<Store>,
     pub(super) changes: Changes,
-    pub(super) endpoint: F::Endpoint,
+    pub(super) endpoint: Box<dyn Endpoint>,
     /// Whether the fabric does.
     pub(super) fences: bool,
     pub(super) options: Options,
@@ -61,18 +61,18 @@ pub(super) struct Control<F: Fabric> {
     /// The descriptors that wake it, kept in the kernel: naming them anew for each sleep costs more than the sleep.
     wakes: OwnedFd,
     /// Control connections, whose sessions are not over.
-    pub(super) peers: BTreeMap<ConnectionId, Peer<F>>,
+    pub(super) peers: BTreeMap<ConnectionId, Peer>,
     /// Control connection of each session whose key was proven.
     pub(super) sessions: HashMap<u64, ConnectionId>,
     pub(super) next_session: u64,
     /// Data connections.
-    pub(super) data: BTreeMap<ConnectionId, DataConnection<F::Domain>>,
+    pub(super) data: BTreeMap<ConnectionId, DataConnection>,
     /// Control connections whose session is over, kept so that the last frame arrives: until when, and their memory.
     pub(super) lingering: BTreeMap<ConnectionId, (BootMs, Charge)>,
     /// Memory of control connections that are to come.
     reserve: Vec<Charge>,
     /// Connections that the device refused to destroy.
-    pub(super) undestroyed: BTreeMap<ConnectionId, Undestroyed<F::Domain>>,
+    pub(super) undestroyed: BTreeMap<ConnectionId, Undestroyed>,
     /// What sessions that ended still hold until their leases end, on a fabric that cannot fence.
     pub(super) ghosts: Ghosts,
     /// Datasets that were dropped, and the number of that retirement.
@@ -103,10 +103,10 @@ pub(super) enum Outcome {
     Bye,
 }
 
-impl<F: Fabric> Control<F> {
+impl Control {
     pub(super) fn new(
-        store: Store<F::Domain>,
-        endpoint: F::Endpoint,
+        store: Store,
+        endpoint: Box<dyn Endpoint>,
         fences: bool,
         keys: Keys,
         options: Options,

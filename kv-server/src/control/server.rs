@@ -1,12 +1,11 @@
 //! Starting and stopping a server.
 
-use std::marker::PhantomData;
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 
-use kv_fabric::{Endpoint, Fabric, FabricError};
+use kv_fabric::{Fabric, FabricError};
 use rustix::event::EventfdFlags;
 
 use super::keys::Keys;
@@ -84,110 +83,14 @@ impl Shared {
     }
 }
 
-/// Starts servers on the fabric `F`.
-pub struct Server<F>(PhantomData<F>);
-
-impl<F: Served> Server<F> {
-    /// Listens on `address`, opens the data directory, and serves it on a thread of its own.
-    ///
-    /// # Errors
-    /// [`StartError`], one line that says what, value and remedy.
-    pub fn start(
-        fabric: impl Into<Arc<F>>,
-        address: &str,
-        store: StoreOptions,
-        keys: Keys,
-        options: Options,
-    ) -> Result<Handle, StartError> {
-        fabric.into().serve(address, store, u64::MAX, keys, options)
-    }
-
-    /// [`Server::start`] that loads no image before [`Handle::allow_loads`]: for tests of what is served until then.
-    ///
-    /// # Errors
-    /// As [`Server::start`].
-    #[doc(hidden)]
-    pub fn start_unloaded(
-        fabric: impl Into<Arc<F>>,
-        address: &str,
-        store: StoreOptions,
-        keys: Keys,
-        options: Options,
-    ) -> Result<Handle, StartError> {
-        fabric.into().serve(address, store, 0, keys, options)
-    }
-}
-
-/// A fabric with a server: for those of [`kv_fabric`] it is compiled here, once, and who embeds one compiles none of his
-/// own, which takes longer than most programs around it.
-pub trait Served: Fabric {
-    /// Starts a server that may load so many images before [`Handle::allow_loads`]: by [`serve`].
-    ///
-    /// # Errors
-    /// As [`Server::start`].
-    fn serve(
-        self: Arc<Self>,
-        address: &str,
-        store: StoreOptions,
-        images: u64,
-        keys: Keys,
-        options: Options,
-    ) -> Result<Handle, StartError>;
-}
-
-/// Compiles a server for a fabric.
-///
-/// # Errors
-/// As [`Server::start`].
-pub fn serve<F: Fabric>(
-    fabric: Arc<F>,
-    address: &str,
-    store: StoreOptions,
-    images: u64,
-    keys: Keys,
-    options: Options,
-) -> Result<Handle, StartError> {
-    start(fabric, address, keys, options, |fabric| {
-        let domains = Arc::clone(fabric);
-        Store::open_loading(store, images, move || domains.domain())
-    })
-}
-
-macro_rules! served {
-    ($fabric:ty $(where $any:ident)?) => {
-        impl$(<$any: Fabric>)? Served for $fabric {
-            fn serve(
-                self: Arc<Self>,
-                address: &str,
-                store: StoreOptions,
-                images: u64,
-                keys: Keys,
-                options: Options,
-            ) -> Result<Handle, StartError> {
-                serve(self, address, store, images, keys, options)
-            }
-        }
-    };
-}
-
-#[cfg(not(test))]
-served!(kv_fabric::local::Local);
-#[cfg(not(test))]
-served!(kv_fabric::sim::Sim);
-#[cfg(not(test))]
-served!(kv_fabric::verbs::Verbs);
-// Unit tests need one of them alone, and compile that alone.
-#[cfg(test)]
-served!(F where F);
-
 /// [`Server::start`] with a store of the caller's: tests have calls on files fail or wait.
-pub(super) fn start<F: Fabric>(
-    fabric: Arc<F>,
+pub(super) fn start(
+    fabric: Arc<dyn Fabric>,
     address: &str,
     keys: Keys,
     options: Options,
-    open: impl FnOnce(&Arc<F>) -> Result<Store<F::Domain>, StorageError>,
-) -> Result<Handle, StartError> {
+    open: impl FnOnce(&Arc<dyn Fabric>) -> Result<Store, StorageError>,
+) -> Result<Server, StartError> {
     let shared = Arc::new(Shared::new()?);
     // Listening comes first: a taken port is told at once, before a large directory is loaded.
     let endpoint = fabric.listen(address)?;
@@ -195,9 +98,9 @@ pub(super) fn start<F: Fabric>(
     let store = open(&fabric)?;
     let gate = store.load_gate();
     // The directory's lock is ours, so the server before us has gone; what it told may still be read for a moment.
-    std::thread::sleep(F::OUTLIVES);
+    std::thread::sleep(fabric.outlives());
     let fences = fabric.fences();
-    let mut control = Control::<F>::new(store, endpoint, fences, keys, options, Arc::clone(&shared))?;
+    let mut control = Control::new(store, endpoint, fences, keys, options, Arc::clone(&shared))?;
     let thread = std::thread::Builder::new()
         .name("kv-control".to_owned())
         .spawn(move || {
@@ -209,7 +112,7 @@ pub(super) fn start<F: Fabric>(
             call: "starting the control thread",
             source,
         })?;
-    Ok(Handle {
+    Ok(Server {
         address,
         shared,
         gate,
@@ -218,7 +121,7 @@ pub(super) fn start<F: Fabric>(
 }
 
 /// A running server. Dropping it stops it.
-pub struct Handle {
+pub struct Server {
     address: String,
     shared: Arc<Shared>,
     gate: LoadGate,
@@ -243,7 +146,50 @@ impl Remote {
     }
 }
 
-impl Handle {
+impl Server {
+    /// Listens on `address`, opens the data directory, and serves it on a thread of its own.
+    ///
+    /// # Errors
+    /// [`StartError`], one line that says what, value and remedy.
+    pub fn start(
+        fabric: Arc<dyn Fabric>,
+        address: &str,
+        store: StoreOptions,
+        keys: Keys,
+        options: Options,
+    ) -> Result<Self, StartError> {
+        Self::start_loading(u64::MAX, fabric, address, store, keys, options)
+    }
+
+    /// [`Server::start`] that loads no image before [`Server::allow_loads`]: for tests of what is served until then.
+    ///
+    /// # Errors
+    /// As [`Server::start`].
+    #[doc(hidden)]
+    pub fn start_unloaded(
+        fabric: Arc<dyn Fabric>,
+        address: &str,
+        store: StoreOptions,
+        keys: Keys,
+        options: Options,
+    ) -> Result<Self, StartError> {
+        Self::start_loading(0, fabric, address, store, keys, options)
+    }
+
+    fn start_loading(
+        images: u64,
+        fabric: Arc<dyn Fabric>,
+        address: &str,
+        store: StoreOptions,
+        keys: Keys,
+        options: Options,
+    ) -> Result<Self, StartError> {
+        start(fabric, address, keys, options, |fabric| {
+            let domains = Arc::clone(fabric);
+            Store::open_loading(store, images, move || domains.domain())
+        })
+    }
+
     /// Address that it listens on.
     #[must_use]
     pub fn address(&self) -> &str {
@@ -284,7 +230,7 @@ impl Handle {
     }
 }
 
-impl Drop for Handle {
+impl Drop for Server {
     fn drop(&mut self) {
         self.stop();
         if let Err(error) = self.wait() {

@@ -11,7 +11,6 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
 
 use common::{Opened, Raw, Running, Setup, TestFabric, eventually};
-use kv_fabric::Fabric;
 use kv_fabric::sim::Sim;
 use kv_proto::control::{Bytes, Request, Status};
 use kv_proto::crc::crc32c;
@@ -91,10 +90,7 @@ impl OnDisk {
     }
 
     /// `opened` has the store before the server does.
-    fn start_with(
-        edit: impl FnOnce(&mut Setup),
-        opened: impl FnOnce(&Store<kv_fabric::sim::Domain>, &Options),
-    ) -> Self {
+    fn start_with(edit: impl FnOnce(&mut Setup), opened: impl FnOnce(&Store, &Options)) -> Self {
         let mut setup = Setup::new();
         edit(&mut setup);
         let address = Sim::address(setup.folder.path());
@@ -108,7 +104,7 @@ impl OnDisk {
         }));
         let (store, options) = (setup.store.clone(), setup.options.clone());
         let handle = super::server::start(
-            Arc::clone(&fabric),
+            fabric.clone(),
             &address,
             setup.keys(),
             setup.options.clone(),
@@ -174,7 +170,7 @@ fn renewals_are_answered_while_a_change_of_datasets_waits_for_the_disk() {
 fn changes_that_wait_for_the_disk_are_bounded() {
     let server = OnDisk::start(|_| ());
     let disk = &server.disk;
-    let mut admins: Vec<Raw<Sim>> = (0..3).map(|_| server.session(&server.setup.admin)).collect();
+    let mut admins: Vec<Raw> = (0..3).map(|_| server.session(&server.setup.admin)).collect();
     disk.hold("datasets");
     let first = admins[0].send(&create("first"));
     disk.until_it_waits();
@@ -231,7 +227,7 @@ fn place(opened: &Opened) -> String {
 
 /// Sends windows of a large value until one waits for memory, the first of which so many others may be: its operation,
 /// and the number of the APPEND.
-fn park(raw: &mut Raw<Sim>, dataset: [u8; 16], others: u64) -> (u64, u64) {
+fn park(raw: &mut Raw, dataset: [u8; 16], others: u64) -> (u64, u64) {
     let operation = raw.operation();
     let (offset, len_bytes) = raw.alloc(dataset, operation, b"large", LARGE_BYTES).unwrap();
     assert_eq!(len_bytes as usize, LARGE_BYTES / 4);
@@ -292,7 +288,7 @@ fn a_write_that_waits_for_memory_is_not_silent() {
 }
 
 /// Begins and commits small values of `len` bytes, until one waits for memory: the numbers of their COMMITs.
-fn park_small(raw: &mut Raw<Sim>, dataset: [u8; 16], len: usize) -> Vec<u64> {
+fn park_small(raw: &mut Raw, dataset: [u8; 16], len: usize) -> Vec<u64> {
     let body = vec![7; len];
     let mut asked = Vec::new();
     while raw.figure([0; 16], "writes_waiting_count") == 0 {
@@ -371,7 +367,7 @@ fn nothing_overtakes_a_write_that_waits_for_memory() {
 /// Data may take all memory but what was set aside for those who come.
 #[test]
 fn a_connection_comes_in_though_memory_is_used_up() {
-    let all = |store: &Store<_>, options: &Options| {
+    let all = |store: &Store, options: &Options| {
         let figure = |name: &str| store.stat().iter().find(|it| it.0 == name).unwrap().1;
         let left = figure("memory_budget_bytes") - figure("memory_used_bytes");
         let kept = CONNECTIONS_RESERVED as u64 * options.connection().memory_bytes();

@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use kv_fabric::{ConnectionId, Domain, Endpoint, Fabric};
+use kv_fabric::ConnectionId;
 
 use super::clock::BootMs;
 use super::leases::Holds;
@@ -16,32 +16,32 @@ const RETRY_MS: u64 = 1_000;
 pub(super) const TRIES_MAX: u32 = 64;
 
 /// What goes with a connection, and stays for as long as it does.
-pub(super) enum Kept<D: Domain> {
+pub(super) enum Kept {
     /// The dataset whose domain it is in, and up to where its session acknowledged what was retired of that.
-    Data(Arc<Dataset<D>>, u64),
+    Data(Arc<Dataset>, u64),
     /// The memory of its frames.
     Control(#[allow(dead_code, reason = "held, not used")] Charge),
 }
 
 /// A connection that lives on though its session is over, or has closed its dataset.
-pub(super) struct Undestroyed<D: Domain> {
+pub(super) struct Undestroyed {
     /// What its peer may still read: a data connection's dataset, as it was acknowledged last.
     pub(super) holds: Holds,
-    _kept: Kept<D>,
+    _kept: Kept,
     tries: u32,
     next: BootMs,
 }
 
-impl<D: Domain> Undestroyed<D> {
+impl Undestroyed {
     /// When it is tried again, if ever.
     pub(super) fn deadline(&self) -> Option<BootMs> {
         (self.tries < TRIES_MAX).then_some(self.next)
     }
 }
 
-impl<F: Fabric> Control<F> {
+impl Control {
     /// Destroys a connection; where the device refuses, what goes with it, and all that its peer could read, stays.
-    pub(super) fn destroy(&mut self, id: ConnectionId, kept: Kept<F::Domain>) {
+    pub(super) fn destroy(&mut self, id: ConnectionId, kept: Kept) {
         let Err(error) = self.endpoint.destroy(id) else {
             return;
         };

@@ -6,7 +6,7 @@
 
 use std::sync::Arc;
 
-use kv_fabric::{ConnectionId, Domain, Fabric, Staging};
+use kv_fabric::ConnectionId;
 use kv_proto::control::{Answer, Request, Status};
 use kv_proto::layout::Locator;
 
@@ -24,9 +24,9 @@ const COMMIT_KIND: u8 = 10;
 const DELETE_KIND: u8 = 12;
 
 /// A value that is arriving.
-pub(super) struct OpenPut<D: Domain> {
+pub(super) struct OpenPut {
     put: Put,
-    dataset: Arc<Dataset<D>>,
+    dataset: Arc<Dataset>,
     /// Tells it from others of the same operation.
     begun: u64,
     kind: Kind,
@@ -61,7 +61,7 @@ struct Need {
 }
 
 impl Need {
-    fn new<D: Domain>(dataset: &Dataset<D>, kind: Kind, bytes: u64) -> Self {
+    fn new(dataset: &Dataset, kind: Kind, bytes: u64) -> Self {
         let (kind_bytes, free_bytes) = dataset.gather_room(kind);
         Self {
             kind,
@@ -101,7 +101,7 @@ fn done(committed: &Committed) -> Answer {
     }
 }
 
-impl<F: Fabric> Peer<F> {
+impl Peer {
     /// Whether another value leaves the session within its share of the memory for such. One is in any case.
     fn within_share(&self, need: &Need) -> Result<(), Refusal> {
         let most_bytes = need.kind_bytes / SESSION_GATHER_FRACTION;
@@ -124,7 +124,7 @@ fn in_progress(operation: u64) -> Refusal {
     )
 }
 
-impl<F: Fabric> Control<F> {
+impl Control {
     /// Does what a request about a value asks.
     ///
     /// # Errors
@@ -466,7 +466,7 @@ impl<F: Fabric> Control<F> {
         let Some(peer) = self.peers.get_mut(&parked.connection) else {
             return true;
         };
-        let same = |open: &OpenPut<F::Domain>| open.begun == parked.begun;
+        let same = |open: &OpenPut| open.begun == parked.begun;
         let result = if peer.puts.get(&parked.operation).is_some_and(same) {
             peer.session.puts.heard(parked.operation, BootMs::now());
             self.copy(parked.connection, parked.request, parked.operation, parked.taking)

@@ -48,20 +48,20 @@ pub(crate) struct Figures {
 }
 
 /// One dataset.
-pub struct Dataset<D: Domain> {
+pub struct Dataset {
     pub(crate) id: [u8; 16],
     pub(crate) hash_key: [u8; 16],
     pub(crate) segment_bytes: u64,
     part_bytes: u64,
     pub(crate) directory: PathBuf,
     description: Mutex<Description>,
-    pub(crate) index: RwLock<Index<D>>,
-    pub(crate) segments: RwLock<BTreeMap<u32, Arc<Segment<D>>>>,
+    pub(crate) index: RwLock<Index>,
+    pub(crate) segments: RwLock<BTreeMap<u32, Arc<Segment>>>,
     /// Which segments there should be at the next start.
     pub(crate) list: SegmentList,
     /// What a full disk kept from being sealed.
     pub(crate) owed: Mutex<Vec<Owed>>,
-    pub(crate) journal: Mutex<Journal<Gone<D>>>,
+    pub(crate) journal: Mutex<Journal<Gone>>,
     pub(crate) operations: Arc<Operations>,
     pub(crate) queue: Arc<Queue>,
     pub(crate) figures: Figures,
@@ -77,26 +77,26 @@ pub struct Dataset<D: Domain> {
     /// Number of its drop; 0 while it lives.
     pub(crate) dropped_at: AtomicU64,
     /// Last: what is registered with it goes before it.
-    domain: Arc<D>,
+    domain: Arc<dyn Domain>,
 }
 
 /// What recovery found of a dataset, or the nothing that a new one begins with.
-pub(crate) struct Contents<D: Domain> {
-    pub(crate) index: Index<D>,
-    pub(crate) segments: BTreeMap<u32, Arc<Segment<D>>>,
+pub(crate) struct Contents {
+    pub(crate) index: Index,
+    pub(crate) segments: BTreeMap<u32, Arc<Segment>>,
     pub(crate) list: SegmentList,
     pub(crate) owed: Vec<Owed>,
     pub(crate) operations: Operations,
     pub(crate) figures: Figures,
 }
 
-impl<D: Domain> Dataset<D> {
+impl Dataset {
     pub(crate) fn new(
         shared: Arc<Shared>,
         description: Description,
         directory: PathBuf,
-        domain: Arc<D>,
-        contents: Contents<D>,
+        domain: Arc<dyn Domain>,
+        contents: Contents,
     ) -> Self {
         Self {
             id: description.id,
@@ -146,13 +146,13 @@ impl<D: Domain> Dataset<D> {
     }
 
     /// Domain that its data connections are accepted into.
-    pub fn domain(&self) -> &D {
-        &self.domain
+    pub fn domain(&self) -> &dyn Domain {
+        &*self.domain
     }
 
-    pub(crate) fn place(&self) -> Place<'_, D> {
+    pub(crate) fn place(&self) -> Place<'_> {
         Place {
-            domain: &self.domain,
+            domain: &*self.domain,
             budget: &self.shared.budget,
         }
     }
@@ -184,23 +184,23 @@ impl<D: Domain> Dataset<D> {
         Ok(renamed)
     }
 
-    pub(crate) fn read_index(&self) -> RwLockReadGuard<'_, Index<D>> {
+    pub(crate) fn read_index(&self) -> RwLockReadGuard<'_, Index> {
         self.index.read().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub(crate) fn write_index(&self) -> RwLockWriteGuard<'_, Index<D>> {
+    pub(crate) fn write_index(&self) -> RwLockWriteGuard<'_, Index> {
         self.index.write().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn read_segments(&self) -> RwLockReadGuard<'_, BTreeMap<u32, Arc<Segment<D>>>> {
+    fn read_segments(&self) -> RwLockReadGuard<'_, BTreeMap<u32, Arc<Segment>>> {
         self.segments.read().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub(crate) fn all_segments(&self) -> Vec<Arc<Segment<D>>> {
+    pub(crate) fn all_segments(&self) -> Vec<Arc<Segment>> {
         self.read_segments().values().cloned().collect()
     }
 
-    pub(crate) fn segment(&self, number: u32) -> Option<Arc<Segment<D>>> {
+    pub(crate) fn segment(&self, number: u32) -> Option<Arc<Segment>> {
         self.read_segments().get(&number).cloned()
     }
 
@@ -210,7 +210,7 @@ impl<D: Domain> Dataset<D> {
     }
 
     /// Notes groups of the index that were replaced. The index's lock is held by the caller.
-    pub(crate) fn note_replaced(&self, replaced: Vec<Replaced<D>>) {
+    pub(crate) fn note_replaced(&self, replaced: Vec<Replaced>) {
         let mut journal = lock(&self.journal);
         for replaced in replaced {
             let change = match replaced.range {
@@ -346,7 +346,7 @@ impl<D: Domain> Dataset<D> {
 
     /// Has the image of a segment loaded next, for a session, if it is not there yet.
     pub fn load(&self, session: u64, segment: u32) {
-        let is_loading = |segment: Arc<Segment<D>>| segment.state() == segment_state::LOADING;
+        let is_loading = |segment: Arc<Segment>| segment.state() == segment_state::LOADING;
         if self.segment(segment).is_some_and(is_loading) {
             self.shared.loads.ask(session, self.id, segment);
         }
@@ -421,7 +421,7 @@ impl<D: Domain> Dataset<D> {
     /// Its figures; `unit` is each name's last word.
     pub fn stat(&self) -> Vec<(String, u64)> {
         let segments = self.all_segments();
-        let sum = |bytes: fn(&Segment<D>) -> u64| segments.iter().map(|segment| bytes(segment)).sum::<u64>();
+        let sum = |bytes: fn(&Segment) -> u64| segments.iter().map(|segment| bytes(segment)).sum::<u64>();
         let live_bytes = sum(|segment| segment.tally.live_bytes());
         let tombstone_bytes = sum(|segment| segment.tally.tombstone_bytes());
         let dead_bytes = sum(Segment::dead_bytes);
@@ -475,7 +475,7 @@ impl<D: Domain> Dataset<D> {
     }
 }
 
-fn directory_ref<D: Domain>(index: &Index<D>) -> DirectoryRef {
+fn directory_ref(index: &Index) -> DirectoryRef {
     let directory = index.directory();
     let remote = directory.remote();
     DirectoryRef {

@@ -6,8 +6,6 @@ use std::sync::{Arc, Condvar, Mutex, PoisonError, Weak};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use kv_fabric::Domain;
-
 use super::dataset::Dataset;
 use super::journal::Change;
 use super::limits::{LOAD_ATTEMPTS_MAX, LOAD_PAUSE_MS};
@@ -103,7 +101,7 @@ impl Loads {
     }
 
     /// Takes what comes next out of `images`, when it may be loaded.
-    fn next<D: Domain>(&self, images: &mut VecDeque<Load<D>>) -> Option<Load<D>> {
+    fn next(&self, images: &mut VecDeque<Load>) -> Option<Load> {
         let mut state = lock(&self.state);
         while state.allowed == 0 && !state.stop {
             state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
@@ -146,17 +144,17 @@ impl Loads {
 }
 
 /// An image that waits to be loaded.
-pub(crate) struct Load<D: Domain> {
-    dataset: Weak<Dataset<D>>,
+pub(crate) struct Load {
+    dataset: Weak<Dataset>,
     dataset_id: [u8; 16],
     file: SegmentFile,
-    segment: Arc<Segment<D>>,
+    segment: Arc<Segment>,
     unseen_end: u64,
     attempts: u32,
 }
 
-impl<D: Domain> Load<D> {
-    pub(crate) fn new(dataset: &Arc<Dataset<D>>, image: ToLoad<D>) -> Self {
+impl Load {
+    pub(crate) fn new(dataset: &Arc<Dataset>, image: ToLoad) -> Self {
         Self {
             dataset: Arc::downgrade(dataset),
             dataset_id: dataset.id,
@@ -181,7 +179,7 @@ impl<D: Domain> Load<D> {
             Ok(()) => return false,
             Err(error) => error,
         };
-        let is_this = |now: Arc<Segment<D>>| Arc::ptr_eq(&now, &self.segment);
+        let is_this = |now: Arc<Segment>| Arc::ptr_eq(&now, &self.segment);
         if !dataset.segment(number).is_some_and(is_this) {
             // Compacted away in between, and its file with it.
             return false;
@@ -197,7 +195,7 @@ impl<D: Domain> Load<D> {
         false
     }
 
-    fn load(&self, shared: &Shared, dataset: &Dataset<D>) -> Result<(), StorageError> {
+    fn load(&self, shared: &Shared, dataset: &Dataset) -> Result<(), StorageError> {
         let Some(charges) = self.segment.take_charges(&shared.budget, self.file.len)? else {
             return Ok(());
         };
@@ -215,10 +213,7 @@ impl<D: Domain> Load<D> {
 }
 
 /// Starts the loader of a server.
-pub(crate) fn start<D: Domain>(
-    shared: &Arc<Shared>,
-    images: Vec<Load<D>>,
-) -> Result<Option<JoinHandle<()>>, StorageError> {
+pub(crate) fn start(shared: &Arc<Shared>, images: Vec<Load>) -> Result<Option<JoinHandle<()>>, StorageError> {
     if images.is_empty() {
         return Ok(None);
     }
@@ -232,7 +227,7 @@ pub(crate) fn start<D: Domain>(
     Ok(Some(thread))
 }
 
-fn run<D: Domain>(shared: &Shared, mut images: VecDeque<Load<D>>) {
+fn run(shared: &Shared, mut images: VecDeque<Load>) {
     let loads = &shared.loads;
     while !images.is_empty() {
         let Some(mut image) = loads.next(&mut images) else {

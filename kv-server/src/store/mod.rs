@@ -154,8 +154,8 @@ impl LoadGate {
     }
 }
 
-struct Datasets<D: Domain> {
-    by_id: HashMap<[u8; 16], Arc<Dataset<D>>>,
+struct Datasets {
+    by_id: HashMap<[u8; 16], Arc<Dataset>>,
     /// Those that were not dropped.
     names: BTreeMap<String, [u8; 16]>,
 }
@@ -172,14 +172,14 @@ pub struct Dropped {
     pub synced: Result<(), StorageError>,
 }
 
-type MakeDomain<D> = Box<dyn Fn() -> Result<D, FabricError> + Send + Sync>;
+type MakeDomain = Box<dyn Fn() -> Result<Arc<dyn Domain>, FabricError> + Send + Sync>;
 
 /// Everything that a server stores.
-pub struct Store<D: Domain> {
+pub struct Store {
     shared: Arc<Shared>,
     options: StoreOptions,
-    make_domain: MakeDomain<D>,
-    datasets: Arc<Mutex<Datasets<D>>>,
+    make_domain: MakeDomain,
+    datasets: Arc<Mutex<Datasets>>,
     compacting: Mutex<Option<JoinHandle<()>>>,
     scrubbing: Mutex<Option<JoinHandle<()>>>,
     /// Held by whoever changes what exists.
@@ -189,7 +189,7 @@ pub struct Store<D: Domain> {
     removing: Mutex<Vec<JoinHandle<()>>>,
 }
 
-impl<D: Domain> std::fmt::Debug for Store<D> {
+impl std::fmt::Debug for Store {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(
             f,
@@ -200,7 +200,7 @@ impl<D: Domain> std::fmt::Debug for Store<D> {
     }
 }
 
-impl<D: Domain> Store<D> {
+impl Store {
     /// Epoch: one more at every start.
     pub fn epoch(&self) -> u64 {
         self.shared.home.epoch()
@@ -237,7 +237,7 @@ impl<D: Domain> Store<D> {
         let id = description.id;
         let domain = (self.make_domain)()?;
         let place = Place {
-            domain: &domain,
+            domain: &*domain,
             budget: &self.shared.budget,
         };
         let scope = IndexScope {
@@ -381,7 +381,7 @@ impl<D: Domain> Store<D> {
     }
 
     /// The dataset of this name.
-    pub fn by_name(&self, name: &str) -> Option<Arc<Dataset<D>>> {
+    pub fn by_name(&self, name: &str) -> Option<Arc<Dataset>> {
         let datasets = lock(&self.datasets);
         datasets
             .names
@@ -391,12 +391,12 @@ impl<D: Domain> Store<D> {
     }
 
     /// The dataset of this id; also one that was dropped and is not released yet.
-    pub fn by_id(&self, id: &[u8; 16]) -> Option<Arc<Dataset<D>>> {
+    pub fn by_id(&self, id: &[u8; 16]) -> Option<Arc<Dataset>> {
         lock(&self.datasets).by_id.get(id).cloned()
     }
 
     /// All datasets, by name.
-    pub fn list(&self) -> Vec<Arc<Dataset<D>>> {
+    pub fn list(&self) -> Vec<Arc<Dataset>> {
         let datasets = lock(&self.datasets);
         datasets
             .names
@@ -505,7 +505,7 @@ impl<D: Domain> Store<D> {
     }
 }
 
-impl<D: Domain> Drop for Store<D> {
+impl Drop for Store {
     fn drop(&mut self) {
         self.shutdown();
         self.shared.home.leave();
@@ -513,7 +513,7 @@ impl<D: Domain> Drop for Store<D> {
 }
 
 /// Waits for a dataset's log thread to end; it was told to.
-fn join<D: Domain>(dataset: &Dataset<D>) {
+fn join(dataset: &Dataset) {
     let thread = lock(&dataset.thread).take();
     if let Some(thread) = thread
         && thread.join().is_err()

@@ -28,7 +28,7 @@ const EXTENTS_TO_KEEP_ONE: u64 = 4;
 /// A dataset's segments, description and directory.
 type FoundDataset = (Opened, Description, PathBuf);
 
-impl<D: Domain> Store<D> {
+impl Store {
     /// Opens a data directory, or makes one: takes it for this process, raises the epoch, and brings every dataset
     /// back. What was active in a segment is sealed at the end of its longest valid prefix.
     ///
@@ -42,7 +42,7 @@ impl<D: Domain> Store<D> {
     /// - [`StorageError::Option`] for an option that cannot be.
     pub fn open(
         options: StoreOptions,
-        make_domain: impl Fn() -> Result<D, FabricError> + Send + Sync + 'static,
+        make_domain: impl Fn() -> Result<Arc<dyn Domain>, FabricError> + Send + Sync + 'static,
     ) -> Result<Self, StorageError> {
         Self::open_with(options, Files::default(), u64::MAX, make_domain)
     }
@@ -55,7 +55,7 @@ impl<D: Domain> Store<D> {
     pub fn open_loading(
         options: StoreOptions,
         loads_allowed: u64,
-        make_domain: impl Fn() -> Result<D, FabricError> + Send + Sync + 'static,
+        make_domain: impl Fn() -> Result<Arc<dyn Domain>, FabricError> + Send + Sync + 'static,
     ) -> Result<Self, StorageError> {
         Self::open_with(options, Files::default(), loads_allowed, make_domain)
     }
@@ -65,7 +65,7 @@ impl<D: Domain> Store<D> {
         options: StoreOptions,
         files: Files,
         loads_allowed: u64,
-        make_domain: impl Fn() -> Result<D, FabricError> + Send + Sync + 'static,
+        make_domain: impl Fn() -> Result<Arc<dyn Domain>, FabricError> + Send + Sync + 'static,
     ) -> Result<Self, StorageError> {
         options.check()?;
         options.check_gather(options.part_bytes.min(options.segment_bytes / 4))?;
@@ -184,7 +184,7 @@ impl<D: Domain> Store<D> {
         for (opened, description, path) in found {
             self.options.check_gather(description.part_bytes)?;
             let domain = (self.make_domain)()?;
-            let recovered = recover(shared, &description, &path, opened, &domain)?;
+            let recovered = recover(shared, &description, &path, opened, &*domain)?;
             let Recovered {
                 contents,
                 sequence_next,
@@ -238,16 +238,16 @@ impl<D: Domain> Store<D> {
         &self,
         description: Description,
         directory: PathBuf,
-        domain: D,
-        contents: Contents<D>,
+        domain: Arc<dyn Domain>,
+        contents: Contents,
         sequence_next: u64,
-    ) -> Result<Arc<Dataset<D>>, StorageError> {
+    ) -> Result<Arc<Dataset>, StorageError> {
         let (id, name) = (description.id, description.name.clone());
         let dataset = Arc::new(Dataset::new(
             Arc::clone(&self.shared),
             description,
             directory,
-            Arc::new(domain),
+            domain,
             contents,
         ));
         let mut datasets = lock(&self.datasets);

@@ -3,8 +3,6 @@
 
 use std::path::PathBuf;
 
-use kv_fabric::Domain;
-
 use super::files::Files;
 use super::footer::Ending;
 use super::limits::FOOTER_ENTRIES_MAX;
@@ -47,7 +45,7 @@ impl Owed {
     }
 }
 
-impl<D: Domain> Dataset<D> {
+impl Dataset {
     /// Notes a segment that a full disk kept from being sealed.
     pub(crate) fn owe_trailer(&self, owed: Owed) {
         lock(&self.owed).push(owed);

@@ -6,7 +6,6 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
-use kv_fabric::Domain;
 use kv_proto::control::{RemoteAddress, SegmentRow};
 use kv_proto::layout::{
     EXTENT_BYTES, Locator, MEDIA_FORMAT, RecordHeader, SEGMENT_MAGIC, SegmentHeader, SegmentTrailer,
@@ -80,7 +79,7 @@ impl Tally {
 pub(crate) struct Pin(#[expect(dead_code, reason = "it is counted")] Arc<()>);
 
 /// A segment as readers know it.
-pub(crate) struct Segment<D: Domain> {
+pub(crate) struct Segment {
     pub(crate) number: u32,
     pub(crate) identity: u64,
     state: AtomicU8,
@@ -96,7 +95,7 @@ pub(crate) struct Segment<D: Domain> {
     holds: Mutex<Vec<Pin>>,
     pins: Arc<()>,
     generation: AtomicU32,
-    extents: RwLock<Vec<Arc<Readable<D>>>>,
+    extents: RwLock<Vec<Arc<Readable>>>,
     /// What stands for the image while there is none.
     unloaded: Mutex<Option<Unloaded>>,
 }
@@ -108,7 +107,7 @@ struct Unloaded {
     charges: Vec<Charge>,
 }
 
-impl<D: Domain> Segment<D> {
+impl Segment {
     pub(crate) fn new(number: u32, identity: u64, state: u8) -> Self {
         Self {
             number,
@@ -164,7 +163,7 @@ impl<D: Domain> Segment<D> {
     }
 
     /// Has the whole image, which readers may READ from now on; whether it was wanted still.
-    pub(crate) fn install(&self, image: Vec<Arc<Readable<D>>>) -> bool {
+    pub(crate) fn install(&self, image: Vec<Arc<Readable>>) -> bool {
         let mut unloaded = lock(&self.unloaded);
         if unloaded.is_none() {
             return false;
@@ -184,20 +183,20 @@ impl<D: Domain> Segment<D> {
         }
     }
 
-    fn extents(&self) -> Vec<Arc<Readable<D>>> {
+    fn extents(&self) -> Vec<Arc<Readable>> {
         self.extents
             .read()
             .unwrap_or_else(PoisonError::into_inner)
             .clone()
     }
 
-    fn extent(&self, offset: u64) -> Option<Arc<Readable<D>>> {
+    fn extent(&self, offset: u64) -> Option<Arc<Readable>> {
         let index = usize::try_from(offset / EXTENT_BYTES).ok()?;
         let extents = self.extents.read().unwrap_or_else(PoisonError::into_inner);
         extents.get(index).cloned()
     }
 
-    pub(crate) fn push_extent(&self, extent: Readable<D>) {
+    pub(crate) fn push_extent(&self, extent: Readable) {
         let mut extents = self.extents.write().unwrap_or_else(PoisonError::into_inner);
         extents.push(Arc::new(extent));
     }
@@ -409,11 +408,7 @@ fn charges(budget: &Arc<Budget>, image_bytes: u64) -> Result<Vec<Charge>, Storag
 }
 
 /// Copies out of an image; whether all of it is there.
-pub(crate) fn read_extents<D: Domain>(
-    extents: &[Arc<Readable<D>>],
-    mut offset: u64,
-    mut out: &mut [u8],
-) -> bool {
+pub(crate) fn read_extents(extents: &[Arc<Readable>], mut offset: u64, mut out: &mut [u8]) -> bool {
     while !out.is_empty() {
         let inside = (offset % EXTENT_BYTES) as usize;
         let some = out.len().min(EXTENT_BYTES as usize - inside);

@@ -8,10 +8,10 @@ use kv_fabric::sim::Sim;
 use kv_proto::control::{Bytes, Request, Status};
 
 /// Strangers that were let in, until one was told why it was not.
-fn crowd(server: &Running<Sim>, fabric: &Arc<Sim>, most: usize) -> (Vec<Raw<Sim>>, String) {
+fn crowd(server: &Running<Sim>, fabric: &Arc<Sim>, most: usize) -> (Vec<Raw>, String) {
     let mut held = Vec::new();
     while held.len() <= most {
-        match Raw::connect(fabric, &server.address) {
+        match Raw::connect(fabric.clone(), &server.address) {
             Ok(raw) => held.push(raw),
             Err(FabricError::Rejected { reason, .. }) => return (held, reason),
             Err(error) => panic!("{error}"),

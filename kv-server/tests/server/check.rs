@@ -48,9 +48,8 @@ fn its_exit_status_says_what_it_found() {
     let address = Local::address(setup.folder.path());
     let fabric = Local::server(&address);
     let keys = Keys::load(&setup.key_file()).unwrap();
-    let server =
-        Server::<Local>::start(fabric, &address, setup.store.clone(), keys, Options::default()).unwrap();
-    let mut raw = Raw::connect(&Local::server(&address), &address).unwrap();
+    let server = Server::start(fabric, &address, setup.store.clone(), keys, Options::default()).unwrap();
+    let mut raw = Raw::connect(Local::server(&address), &address).unwrap();
     raw.begin(&setup.admin, 1).unwrap();
     raw.create("cats");
     let dataset = raw.open("cats").dataset;

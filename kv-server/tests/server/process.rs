@@ -46,11 +46,6 @@ fn serve(setup: &Setup, listen: &str, extra: &[&str]) -> Command {
 }
 
 impl<F: TestFabric> Process<F> {
-    /// How URIs of this fabric begin.
-    fn scheme() -> &'static str {
-        if F::NAME == "local" { "local:" } else { "rdma://" }
-    }
-
     fn start(setup: &Setup, extra: &[&str]) -> Self {
         let ready = setup.folder.path().join("ready");
         let _ = std::fs::remove_file(&ready);
@@ -61,13 +56,19 @@ impl<F: TestFabric> Process<F> {
             .unwrap();
         let extra = [&["--ready-file", ready.to_str().unwrap()], extra].concat();
         let listen = F::address(setup.folder.path());
-        let mut command = serve(setup, &format!("{}{listen}", Self::scheme()), &extra);
+        // An address of `local` is a path.
+        let scheme = if listen.starts_with('/') {
+            "local:"
+        } else {
+            "rdma://"
+        };
+        let mut command = serve(setup, &format!("{scheme}{listen}"), &extra);
         let mut child = command.stderr(errors).spawn().unwrap();
         let text = eventually("the server is ready", || {
             assert!(child.try_wait().unwrap().is_none(), "it ended: {}", log(setup));
             std::fs::read_to_string(&ready).ok()
         });
-        let address = text.trim_end().strip_prefix(Self::scheme()).unwrap().to_owned();
+        let address = text.trim_end().strip_prefix(scheme).unwrap().to_owned();
         let fabric = F::server(&address);
         Self {
             child,
@@ -76,8 +77,8 @@ impl<F: TestFabric> Process<F> {
         }
     }
 
-    fn session(&self, key: &Key) -> Raw<F> {
-        let mut raw = Raw::connect(&self.fabric, &self.address).unwrap();
+    fn session(&self, key: &Key) -> Raw {
+        let mut raw = Raw::connect(self.fabric.clone(), &self.address).unwrap();
         raw.begin(key, 1).unwrap();
         raw
     }
@@ -150,7 +151,7 @@ fn what_was_answered_survives_sigkill_on<F: TestFabric>() {
         let key = Bytes(format!("{index}").into_bytes());
         match raw.ask(&Request::Lookup { dataset, key }) {
             Ok(Answer::Lookup { locator }) if index != 7 => {
-                assert_eq!(raw.get(&mut data, dataset, &locator).unwrap(), value(index));
+                assert_eq!(raw.get(&mut *data, dataset, &locator).unwrap(), value(index));
             }
             Err(refused) if index == 7 => assert_eq!(refused.status, Status::NotFound),
             other => panic!("{index}: {other:?}"),
@@ -220,7 +221,7 @@ fn sigterm_and_sigint_end_it_cleanly() {
         assert_eq!(process.end().code(), Some(0), "{}", log(&setup));
         assert!(!setup.folder.path().join("ready").exists());
         assert!(!Path::new(&process.address).exists(), "the socket is left behind");
-        assert!(Raw::connect(&process.fabric, &process.address).is_err());
+        assert!(Raw::connect(process.fabric.clone(), &process.address).is_err());
     }
 }
 
@@ -258,12 +259,12 @@ fn keys_are_reloaded_and_a_broken_file_changes_nothing() {
     std::fs::write(&path, text).unwrap();
     process.signal(Signal::HUP);
     eventually("the new key is known", || {
-        let mut raw = Raw::connect(&process.fabric, &process.address).unwrap();
+        let mut raw = Raw::connect(process.fabric.clone(), &process.address).unwrap();
         raw.begin(&new, 1).ok()
     });
     revoked.wait_end();
     kept.renew(0);
-    let mut raw = Raw::connect(&process.fabric, &process.address).unwrap();
+    let mut raw = Raw::connect(process.fabric.clone(), &process.address).unwrap();
     assert_eq!(
         raw.begin(&setup.reader, 1).unwrap_err().status,
         Status::AuthFailed

@@ -12,13 +12,12 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Instant;
 
 use crate::common::{Raw, Setup, TestFabric, eventually};
-use kv_fabric::sim::{self, Sim, SimOptions};
+use kv_fabric::sim::{Sim, SimOptions};
 use kv_fabric::{
-    ConnectionId, ControlOptions, Endpoint, EndpointEvent, Fabric, FabricError, RemoteRef, RequestId,
+    ConnectionId, ControlConnection, ControlOptions, DataConnection, Domain, Endpoint, EndpointEvent, Fabric,
+    FabricError, Region, RemoteRef, RequestId, Staging,
 };
 use kv_proto::control::{Bytes, Request};
-use kv_server::control::{Handle, Keys, Options, Served, StartError, server};
-use kv_server::store::StoreOptions;
 
 /// What the network does.
 #[derive(Default)]
@@ -36,7 +35,7 @@ struct Odd {
 }
 
 struct OddEndpoint {
-    inner: sim::Endpoint,
+    inner: Box<dyn Endpoint>,
     switches: Arc<Switches>,
 }
 
@@ -51,9 +50,6 @@ impl OddEndpoint {
 }
 
 impl Endpoint for OddEndpoint {
-    type Domain = sim::Domain;
-    type Staging = sim::Staging;
-
     fn fd(&self) -> BorrowedFd<'_> {
         self.inner.fd()
     }
@@ -91,7 +87,7 @@ impl Endpoint for OddEndpoint {
         self.inner.accept_control(request, options)
     }
 
-    fn accept_data(&mut self, request: RequestId, domain: &sim::Domain) -> Result<ConnectionId, FabricError> {
+    fn accept_data(&mut self, request: RequestId, domain: &dyn Domain) -> Result<ConnectionId, FabricError> {
         self.accepts()
             .inspect_err(|error| self.inner.reject(request, &error.to_string()))?;
         self.inner.accept_data(request, domain)
@@ -105,7 +101,7 @@ impl Endpoint for OddEndpoint {
         &mut self,
         connection: ConnectionId,
         len: usize,
-    ) -> Result<(RemoteRef, sim::Staging), FabricError> {
+    ) -> Result<(RemoteRef, Arc<dyn Staging>), FabricError> {
         self.inner.grant_staging(connection, len)
     }
 
@@ -119,12 +115,9 @@ impl Endpoint for OddEndpoint {
 }
 
 impl Fabric for Odd {
-    const NAME: &'static str = "odd";
-    type Domain = sim::Domain;
-    type Endpoint = OddEndpoint;
-    type Region = sim::Region;
-    type Control = sim::Control;
-    type Data = sim::Data;
+    fn name(&self) -> &'static str {
+        "odd"
+    }
 
     fn fences(&self) -> bool {
         true
@@ -138,18 +131,18 @@ impl Fabric for Odd {
         self.sim.read_max_bytes()
     }
 
-    fn domain(&self) -> Result<sim::Domain, FabricError> {
+    fn domain(&self) -> Result<Arc<dyn Domain>, FabricError> {
         self.sim.domain()
     }
 
-    fn listen(&self, address: &str) -> Result<OddEndpoint, FabricError> {
-        Ok(OddEndpoint {
+    fn listen(&self, address: &str) -> Result<Box<dyn Endpoint>, FabricError> {
+        Ok(Box::new(OddEndpoint {
             inner: self.sim.listen(address)?,
             switches: Arc::clone(&self.switches),
-        })
+        }))
     }
 
-    fn allocate(&self, len: usize) -> Result<sim::Region, FabricError> {
+    fn allocate(&self, len: usize) -> Result<Region, FabricError> {
         self.sim.allocate(len)
     }
 
@@ -157,7 +150,7 @@ impl Fabric for Odd {
         unsafe_code,
         reason = "the seam declares it so; nothing here registers a caller's memory"
     )]
-    unsafe fn register(&self, _start: NonNull<u8>, _len: usize) -> Result<sim::Region, FabricError> {
+    unsafe fn register(&self, _start: NonNull<u8>, _len: usize) -> Result<Region, FabricError> {
         Err(FabricError::Unsupported("memory of the caller"))
     }
 
@@ -167,7 +160,7 @@ impl Fabric for Odd {
         request: &[u8],
         options: ControlOptions,
         deadline: Instant,
-    ) -> Result<sim::Control, FabricError> {
+    ) -> Result<Box<dyn ControlConnection>, FabricError> {
         self.sim.connect_control(address, request, options, deadline)
     }
 
@@ -177,21 +170,8 @@ impl Fabric for Odd {
         request: &[u8],
         reads_max: u32,
         deadline: Instant,
-    ) -> Result<sim::Data, FabricError> {
+    ) -> Result<Box<dyn DataConnection>, FabricError> {
         self.sim.connect_data(address, request, reads_max, deadline)
-    }
-}
-
-impl Served for Odd {
-    fn serve(
-        self: Arc<Self>,
-        address: &str,
-        store: StoreOptions,
-        images: u64,
-        keys: Keys,
-        options: Options,
-    ) -> Result<Handle, StartError> {
-        server::serve(self, address, store, images, keys, options)
     }
 }
 
@@ -239,7 +219,7 @@ fn a_connection_that_cannot_be_accepted_concerns_nobody_else() {
     let switches = &server.fabric.switches;
     switches.refuses.store(true, Ordering::SeqCst);
     for error in [
-        Raw::connect(&server.fabric, &server.address).err(),
+        Raw::connect(server.fabric.clone(), &server.address).err(),
         raw.data(token).err(),
     ] {
         assert!(matches!(error, Some(FabricError::Rejected { .. })), "{error:?}");
@@ -253,7 +233,7 @@ fn a_connection_that_cannot_be_accepted_concerns_nobody_else() {
     for _ in 0..server.setup.options.data_connections_per_session_max {
         let token = raw.tokens(opened.dataset, 1)[0];
         let mut data = raw.data(token).unwrap();
-        raw.get(&mut data, opened.dataset, &locator).unwrap();
+        raw.get(&mut *data, opened.dataset, &locator).unwrap();
         drop(data);
         eventually("its end is noticed", || {
             (raw.figure([0; 16], "data_connections_count") == 0).then_some(())

@@ -25,7 +25,7 @@ fn what_a_connection_that_is_not_destroyed_could_read_stays_held() {
     let mut data = silent.data(token).unwrap();
     let from = silent.place(opened.dataset, &locator);
     let len = locator.wire_len_bytes() as usize;
-    let before = silent.read(&mut data, from, len).unwrap();
+    let before = silent.read(&mut *data, from, len).unwrap();
 
     refuse(&server.fabric, 1.0);
     let mut admin = server.session(&server.setup.admin);
@@ -52,7 +52,7 @@ fn what_a_connection_that_is_not_destroyed_could_read_stays_held() {
     while server.fabric.injected().refused_destroys < refused + 4 {
         assert!(Instant::now() < until, "destruction is not tried again");
         assert!(figure("memory_used_bytes") >= used, "freed under a reader");
-        assert_eq!(silent.read(&mut data, from, len).unwrap(), before);
+        assert_eq!(silent.read(&mut *data, from, len).unwrap(), before);
     }
 
     refuse(&server.fabric, 0.0);
@@ -62,5 +62,5 @@ fn what_a_connection_that_is_not_destroyed_could_read_stays_held() {
     eventually("the memory is freed", || {
         (figure("memory_used_bytes") < used).then_some(())
     });
-    assert!(silent.read(&mut data, from, len).is_err());
+    assert!(silent.read(&mut *data, from, len).is_err());
 }

@@ -166,7 +166,7 @@ impl QueuePair {
 impl QueuePair {
     /// Destroys it. From then on nothing of its peer's has an effect, nor does the device touch memory for it.
     ///
-    /// Where the device refuses, it is put into the error state and asked again, [`DESTROY_TRIES`] times in all.
+    /// Where the device refuses, it is put into the error state and asked again, `DESTROY_TRIES` times in all.
     ///
     /// # Errors
     /// [`NotDestroyed`], with the queue pair, if the device refuses: its peer may go on.

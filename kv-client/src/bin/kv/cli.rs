@@ -176,13 +176,6 @@ impl Common {
     }
 }
 
-/// Ends a session. What was answered stays whatever comes of it, so an error is only noted.
-pub(crate) fn end(server: Server) {
-    if let Err(error) = server.close() {
-        tracing::debug!(%error, "ending the session");
-    }
-}
-
 /// Which paths, under which keys: shared by ingest and verify.
 #[derive(Args)]
 pub(crate) struct InputArguments {

@@ -1,6 +1,6 @@
 //! Judging what landed (**I4**), and handing it over.
 
-use kv_fabric::{Fabric, Memory, Region};
+use kv_fabric::Memory;
 use kv_proto::bucket::{IndexRefusal, candidates, judge_bucket};
 use kv_proto::hash::{KeyHash, candidate_buckets, directory_index};
 use kv_proto::layout::{Bucket, Locator, record_kind};
@@ -45,10 +45,10 @@ struct Judging<'e> {
     verify: bool,
 }
 
-impl<F: Fabric> Engine<F> {
+impl Engine {
     /// Hands over what has landed on a connection, or leaves it to the engine.
     #[inline(never)]
-    pub(super) fn short_take<W, T>(&mut self, lane: usize, call: &mut Call<'_, F, W, T>)
+    pub(super) fn short_take<W, T>(&mut self, lane: usize, call: &mut Call<'_, W, T>)
     where
         W: Wishes,
         T: FnMut(usize, Result<Got, ReadError>),
@@ -278,7 +278,7 @@ fn refused(
     }
 }
 
-impl<F: Fabric> Engine<F> {
+impl Engine {
     /// Counts what landed when the lease was over: all of it is discarded.
     #[cold]
     pub(super) fn short_expired(&self) {

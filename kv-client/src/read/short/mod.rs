@@ -12,7 +12,7 @@ mod plan;
 
 pub(super) use flying::Shorts;
 
-use kv_fabric::Fabric;
+use kv_fabric::Region;
 use kv_proto::hash::KeyHash;
 use kv_proto::layout::Locator;
 
@@ -63,11 +63,11 @@ struct Record {
 }
 
 /// A call, as far as it goes the short way.
-pub(super) struct Call<'c, F: Fabric, W, T> {
+pub(super) struct Call<'c, W, T> {
     pub(super) count: usize,
     pub(super) want: Want,
     /// The caller's memory, where values go there.
-    pub(super) region: Option<&'c F::Region>,
+    pub(super) region: Option<&'c Region>,
     pub(super) wishes: W,
     pub(super) take: T,
     /// The value that is asked for next, and whether it lies right behind the one before it.
@@ -77,10 +77,10 @@ pub(super) struct Call<'c, F: Fabric, W, T> {
     pub(super) left: Vec<(usize, Option<Trouble>)>,
 }
 
-impl<F: Fabric> Engine<F> {
+impl Engine {
     /// Reads what goes the short way; the rest of the call is in `left`. Tells when it last got on. Nothing is in flight
     /// when it returns.
-    pub(super) fn short<W, T>(&mut self, call: &mut Call<'_, F, W, T>, begun_ns: u64) -> u64
+    pub(super) fn short<W, T>(&mut self, call: &mut Call<'_, W, T>, begun_ns: u64) -> u64
     where
         W: Wishes,
         T: FnMut(usize, Result<Got, ReadError>),
@@ -106,7 +106,7 @@ impl<F: Fabric> Engine<F> {
     }
 
     /// The same under one view and epoch; whether to go on under the next. `now_ns` is when it last got on.
-    fn short_view<W, T>(&mut self, call: &mut Call<'_, F, W, T>, now_ns: &mut u64) -> bool
+    fn short_view<W, T>(&mut self, call: &mut Call<'_, W, T>, now_ns: &mut u64) -> bool
     where
         W: Wishes,
         T: FnMut(usize, Result<Got, ReadError>),
@@ -132,7 +132,7 @@ impl<F: Fabric> Engine<F> {
     }
 
     /// Posts as many as there is room for.
-    fn short_fill<W, T>(&mut self, call: &mut Call<'_, F, W, T>)
+    fn short_fill<W, T>(&mut self, call: &mut Call<'_, W, T>)
     where
         W: Wishes,
         T: FnMut(usize, Result<Got, ReadError>),
@@ -159,7 +159,7 @@ impl<F: Fabric> Engine<F> {
     }
 
     /// Takes what has arrived: whether anything had, `None` if a connection or the lease was lost.
-    fn short_poll<W, T>(&mut self, call: &mut Call<'_, F, W, T>, now_ns: &mut u64) -> Option<bool>
+    fn short_poll<W, T>(&mut self, call: &mut Call<'_, W, T>, now_ns: &mut u64) -> Option<bool>
     where
         W: Wishes,
         T: FnMut(usize, Result<Got, ReadError>),
@@ -194,7 +194,7 @@ impl<F: Fabric> Engine<F> {
     }
 
     /// Waits a little; `false` if nothing may be waited for any more: then nothing flies either.
-    fn short_idle<W, T>(&mut self, call: &mut Call<'_, F, W, T>, idle: &mut Idle, since_ns: u64) -> bool
+    fn short_idle<W, T>(&mut self, call: &mut Call<'_, W, T>, idle: &mut Idle, since_ns: u64) -> bool
     where
         W: Wishes,
         T: FnMut(usize, Result<Got, ReadError>),
@@ -214,7 +214,7 @@ impl<F: Fabric> Engine<F> {
     }
 
     /// Ends all connections: what flew on them is the engine's.
-    fn short_lose_all<W, T>(&mut self, call: &mut Call<'_, F, W, T>)
+    fn short_lose_all<W, T>(&mut self, call: &mut Call<'_, W, T>)
     where
         W: Wishes,
         T: FnMut(usize, Result<Got, ReadError>),
@@ -226,7 +226,7 @@ impl<F: Fabric> Engine<F> {
     }
 
     /// What was in flight on a connection that is destroyed is the engine's.
-    fn short_lost<W, T>(&mut self, lane: usize, call: &mut Call<'_, F, W, T>)
+    fn short_lost<W, T>(&mut self, lane: usize, call: &mut Call<'_, W, T>)
     where
         W: Wishes,
         T: FnMut(usize, Result<Got, ReadError>),

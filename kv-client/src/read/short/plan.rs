@@ -28,13 +28,13 @@ enum Step {
 }
 
 /// What a chain is planned with.
-struct Planning<'e, F: Fabric> {
-    fabric: &'e F,
+struct Planning<'e> {
+    fabric: &'e dyn Fabric,
     view: &'e View,
     locators: &'e Locators,
-    lane: &'e mut Lane<F>,
+    lane: &'e mut Lane,
     chain: &'e mut Chain,
-    slots: &'e mut Slots<F>,
+    slots: &'e mut Slots,
     want: Want,
     /// READs that the chain may have, and bytes of a record.
     reads_max: usize,
@@ -46,10 +46,10 @@ struct Planning<'e, F: Fabric> {
     buckets: u64,
 }
 
-impl<F: Fabric> Engine<F> {
+impl Engine {
     /// Plans the READs of the next values, as many as the chain may have.
     #[inline(never)]
-    pub(super) fn short_plan<W, T>(&mut self, lane: usize, reads_max: usize, call: &mut Call<'_, F, W, T>)
+    pub(super) fn short_plan<W, T>(&mut self, lane: usize, reads_max: usize, call: &mut Call<'_, W, T>)
     where
         W: Wishes,
         T: FnMut(usize, Result<Got, ReadError>),
@@ -100,7 +100,7 @@ impl<F: Fabric> Engine<F> {
     }
 }
 
-impl<'e, F: Fabric> Planning<'e, F> {
+impl<'e> Planning<'e> {
     /// Plans what is known of a key: the place that is remembered, or the buckets where only its place is wanted.
     #[inline(never)]
     fn key(&mut self, user: usize, key: &[u8]) -> Step {

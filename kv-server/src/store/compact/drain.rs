@@ -9,7 +9,6 @@ use std::sync::Arc;
 use std::sync::mpsc::channel;
 use std::time::Instant;
 
-use kv_fabric::Domain;
 use kv_proto::crc::crc32c;
 use kv_proto::hash::KeyHash;
 use kv_proto::layout::{HeadValue, Locator, PartRef, record_kind};
@@ -26,10 +25,10 @@ use super::{Compactor, Ended};
 use crate::error::StorageError;
 
 /// A segment that is being copied out of.
-pub(super) struct Drain<'a, D: Domain> {
-    compactor: &'a Compactor<D>,
-    dataset: &'a Dataset<D>,
-    walk: Walk<'a, D>,
+pub(super) struct Drain<'a> {
+    compactor: &'a Compactor,
+    dataset: &'a Dataset,
+    walk: Walk<'a>,
     number: u32,
     batch: Vec<Relocation>,
     batch_bytes: usize,
@@ -39,12 +38,8 @@ pub(super) struct Drain<'a, D: Domain> {
     large: Option<Large>,
 }
 
-impl<'a, D: Domain> Drain<'a, D> {
-    pub(super) fn new(
-        compactor: &'a Compactor<D>,
-        dataset: &'a Dataset<D>,
-        segment: &Arc<Segment<D>>,
-    ) -> Self {
+impl<'a> Drain<'a> {
+    pub(super) fn new(compactor: &'a Compactor, dataset: &'a Dataset, segment: &Arc<Segment>) -> Self {
         let path = dataset.segment_path(segment.number);
         Self {
             compactor,

@@ -2,7 +2,6 @@
 
 use std::sync::Arc;
 
-use kv_fabric::Domain;
 use kv_proto::layout::{HeadValue, Locator, PartRef, record_kind, units};
 use kv_proto::parts::part_locator;
 use kv_proto::record::parse_head;
@@ -25,7 +24,7 @@ impl Footprint {
     ///
     /// A head that cannot be read counts alone: its parts stay counted as live, and are found dead only when
     /// their segments are looked through.
-    pub(crate) fn of<D: Domain>(locator: &Locator, segment: impl Fn(u32) -> Option<Arc<Segment<D>>>) -> Self {
+    pub(crate) fn of(locator: &Locator, segment: impl Fn(u32) -> Option<Arc<Segment>>) -> Self {
         let head = segment(locator.segment).and_then(|segment| head_at(&segment, locator));
         match head {
             Some((head, parts)) => Self::of_head(locator, &head, &parts),
@@ -55,10 +54,7 @@ impl Footprint {
 }
 
 /// The value of the HEAD that `locator` names; `None` for what is no HEAD, or cannot be read.
-pub(crate) fn head_at<D: Domain>(
-    segment: &Segment<D>,
-    locator: &Locator,
-) -> Option<(HeadValue, Vec<PartRef>)> {
+pub(crate) fn head_at(segment: &Segment, locator: &Locator) -> Option<(HeadValue, Vec<PartRef>)> {
     let header = segment.record_header(locator.offset_bytes())?;
     if header.kind != record_kind::HEAD {
         return None;

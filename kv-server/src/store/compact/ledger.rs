@@ -4,7 +4,6 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
-use kv_fabric::Domain;
 use kv_proto::layout::{EXTENT_BYTES, segment_state};
 
 use super::super::index::Retired;
@@ -108,14 +107,14 @@ impl Ledger {
 }
 
 /// Memory that was retired.
-pub(crate) enum Gone<D: Domain> {
+pub(crate) enum Gone {
     /// Of the index.
-    Index(Retired<D>),
+    Index(Retired),
     /// The image of a segment.
-    Image(Arc<Segment<D>>),
+    Image(Arc<Segment>),
 }
 
-impl<D: Domain> Gone<D> {
+impl Gone {
     /// Memory of the index that waits and that the index does not count any more, bytes.
     pub(crate) fn index_bytes(&self) -> u64 {
         match self {
@@ -126,21 +125,21 @@ impl<D: Domain> Gone<D> {
 }
 
 /// A segment file, as far as its records can be known.
-pub(crate) enum OnDisk<D: Domain> {
-    Readable(Arc<Segment<D>>),
+pub(crate) enum OnDisk {
+    Readable(Arc<Segment>),
     /// It may hold any record of a sequence from `lowest` on.
     Unreadable {
         lowest: u64,
     },
 }
 
-impl<D: Domain> Dataset<D> {
+impl Dataset {
     pub(crate) fn segment_path(&self, number: u32) -> PathBuf {
         segment_path(&self.directory, number)
     }
 
     /// All segment files that there are, or may be.
-    pub(crate) fn files_on_disk(&self) -> Vec<OnDisk<D>> {
+    pub(crate) fn files_on_disk(&self) -> Vec<OnDisk> {
         let leftovers = lock(&self.compaction.leftovers);
         let leftovers = leftovers
             .iter()
@@ -190,7 +189,7 @@ impl<D: Domain> Dataset<D> {
 
     /// Bytes that copies may take of memory: what the active segment has, and whole extents of what is not taken.
     pub(crate) fn room_bytes(&self) -> u64 {
-        let active = |segment: &Arc<Segment<D>>| segment.state() == segment_state::ACTIVE;
+        let active = |segment: &Arc<Segment>| segment.state() == segment_state::ACTIVE;
         let own = self
             .all_segments()
             .into_iter()
@@ -208,7 +207,7 @@ impl<D: Domain> Dataset<D> {
 
     /// Whether what is used up now is coming back: something can be compacted or, of memory, waits for its readers.
     pub(crate) fn is_coming_back(&self, memory: bool) -> bool {
-        let is_image = |gone: &Gone<D>| matches!(gone, Gone::Image(_));
+        let is_image = |gone: &Gone| matches!(gone, Gone::Image(_));
         if memory && lock(&self.journal).retired().any(is_image) {
             return true;
         }
@@ -220,7 +219,7 @@ impl<D: Domain> Dataset<D> {
     }
 
     /// Leaves a segment alone that cannot be read.
-    pub(crate) fn suspect(&self, segment: &Segment<D>, error: &StorageError) {
+    pub(crate) fn suspect(&self, segment: &Segment, error: &StorageError) {
         tracing::error!(%error, dataset = %self.name(), segment = segment.number, "a segment cannot be compacted: it is left alone");
         segment.standing.set_suspect();
         self.compaction.suspects.fetch_add(1, Ordering::Relaxed);
@@ -253,12 +252,12 @@ impl<D: Domain> Dataset<D> {
     }
 
     /// Whether the next start gives no sequence again that this segment alone names.
-    fn sequences_are_named_without(&self, segment: &Segment<D>) -> bool {
+    fn sequences_are_named_without(&self, segment: &Segment) -> bool {
         let Some((_, highest)) = segment.sequences() else {
             return true;
         };
         let next_start = (self.shared.home.epoch() + 1) << EPOCH_SEQUENCE_BITS;
-        let named = |other: &Arc<Segment<D>>| {
+        let named = |other: &Arc<Segment>| {
             other.number != segment.number && other.sequences().is_some_and(|(_, other)| other >= highest)
         };
         highest < next_start || self.all_segments().iter().any(named)
@@ -268,7 +267,7 @@ impl<D: Domain> Dataset<D> {
     ///
     /// # Errors
     /// Why one is still there, or may be again after a power cut.
-    pub(crate) fn remove_file(&self, segment: &Segment<D>) -> Result<(), StorageError> {
+    pub(crate) fn remove_file(&self, segment: &Segment) -> Result<(), StorageError> {
         let files = &self.shared.files;
         let mut leftovers = lock(&self.compaction.leftovers);
         leftovers.push(Leftover {
@@ -334,7 +333,7 @@ impl<D: Domain> Dataset<D> {
     }
 }
 
-impl<D: Domain> Segment<D> {
+impl Segment {
     /// Bytes of its records, live or not.
     pub(crate) fn record_bytes(&self) -> u64 {
         self.length_bytes() - super::super::segment::HEADER_BYTES.min(self.length_bytes())

@@ -10,8 +10,6 @@ use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use kv_fabric::Domain;
-
 use super::log::{Op, Task};
 use super::recover::says_lost;
 use super::segment::Segment;
@@ -104,9 +102,9 @@ impl From<StorageError> for Ended {
 }
 
 /// The compaction thread's own state.
-pub(crate) struct Compactor<D: Domain> {
+pub(crate) struct Compactor {
     shared: Arc<Shared>,
-    datasets: Arc<Mutex<Datasets<D>>>,
+    datasets: Arc<Mutex<Datasets>>,
     rules: Compaction,
     pacer: Pacer,
 }
@@ -132,9 +130,9 @@ fn back_off(retries: &mut HashMap<[u8; 16], Retry>, dataset: [u8; 16]) -> &mut R
 }
 
 /// Starts the compaction thread; [`Signal::stop`] ends it.
-pub(super) fn start<D: Domain>(
+pub(super) fn start(
     shared: &Arc<Shared>,
-    datasets: &Arc<Mutex<Datasets<D>>>,
+    datasets: &Arc<Mutex<Datasets>>,
     rules: Compaction,
 ) -> Result<JoinHandle<()>, StorageError> {
     let compactor = Compactor {
@@ -151,7 +149,7 @@ pub(super) fn start<D: Domain>(
         .map_err(|error| StorageError::io("spawn a compaction thread for", &shared.home.datasets(), error))
 }
 
-impl<D: Domain> Compactor<D> {
+impl Compactor {
     fn run(&self) {
         let mut retries: HashMap<[u8; 16], Retry> = HashMap::new();
         loop {
@@ -209,7 +207,7 @@ impl<D: Domain> Compactor<D> {
     }
 
     /// Does the next thing that there is to do; whether there was any.
-    fn step(&self, dataset: &Arc<Dataset<D>>, pressed: bool) -> Result<bool, Ended> {
+    fn step(&self, dataset: &Arc<Dataset>, pressed: bool) -> Result<bool, Ended> {
         dataset.retry_leftovers()?;
         let rules = Rules {
             threshold: self.rules.dead_share,
@@ -267,7 +265,7 @@ impl<D: Domain> Compactor<D> {
     }
 
     /// Bytes that copies may take before anything is freed.
-    fn room_bytes(&self, dataset: &Dataset<D>, pressed: bool) -> Result<u64, Ended> {
+    fn room_bytes(&self, dataset: &Dataset, pressed: bool) -> Result<u64, Ended> {
         let kept = if pressed {
             self.shared.reserve.held_bytes()
         } else {
@@ -278,7 +276,7 @@ impl<D: Domain> Compactor<D> {
     }
 
     /// Whether what is wanted of the segment fits the disk, without the room that is kept or, failing that, with it.
-    fn has_disk_for(&self, dataset: &Dataset<D>, segment: &Segment<D>) -> Result<bool, Ended> {
+    fn has_disk_for(&self, dataset: &Dataset, segment: &Segment) -> Result<bool, Ended> {
         let need = segment.tally.live_bytes() + segment.tally.tombstone_bytes();
         let fits = || -> Result<bool, StorageError> {
             Ok(need == 0 || need <= self.shared.files.free_bytes(&dataset.directory)?)
@@ -286,7 +284,7 @@ impl<D: Domain> Compactor<D> {
         Ok(fits()? || (dataset.give_reserve_up() && fits()?))
     }
 
-    fn retire(&self, dataset: &Dataset<D>, number: u32) -> Result<(), Ended> {
+    fn retire(&self, dataset: &Dataset, number: u32) -> Result<(), Ended> {
         let Some(segment) = dataset.segment(number) else {
             return Ok(());
         };

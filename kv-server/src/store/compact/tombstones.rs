@@ -4,7 +4,6 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use kv_fabric::Domain;
 use kv_proto::hash::KeyHash;
 use kv_proto::layout::record_kind;
 
@@ -76,9 +75,9 @@ impl Tombstones {
     ///
     /// # Errors
     /// Why `go_on` ended it.
-    pub(crate) fn judge<D: Domain>(
+    pub(crate) fn judge(
         mut self,
-        dataset: &Dataset<D>,
+        dataset: &Dataset,
         segment: u32,
         go_on: &mut dyn FnMut() -> Result<(), Ended>,
     ) -> Result<Judged, Ended> {
@@ -119,11 +118,11 @@ impl Tombstones {
         }
     }
 
-    fn look_through<D: Domain>(
+    fn look_through(
         &mut self,
-        dataset: &Dataset<D>,
+        dataset: &Dataset,
         own: u32,
-        other: Arc<Segment<D>>,
+        other: Arc<Segment>,
         go_on: &mut dyn FnMut() -> Result<(), Ended>,
     ) -> Result<Result<(), StorageError>, Ended> {
         let number = other.number;

@@ -3,7 +3,6 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use kv_fabric::Domain;
 use kv_proto::DecodeError;
 use kv_proto::hash::KeyHash;
 use kv_proto::layout::{Locator, RecordHeader, record_kind, units};
@@ -54,9 +53,9 @@ impl Found {
 }
 
 /// Reads a segment from its beginning to where it was published when the walk began.
-pub(crate) struct Walk<'a, D: Domain> {
+pub(crate) struct Walk<'a> {
     files: &'a Files,
-    segment: Arc<Segment<D>>,
+    segment: Arc<Segment>,
     path: PathBuf,
     /// Opened where there is no image.
     file: Option<OpenFile>,
@@ -64,8 +63,8 @@ pub(crate) struct Walk<'a, D: Domain> {
     end: u64,
 }
 
-impl<'a, D: Domain> Walk<'a, D> {
-    pub(crate) fn new(files: &'a Files, segment: Arc<Segment<D>>, path: PathBuf) -> Self {
+impl<'a> Walk<'a> {
+    pub(crate) fn new(files: &'a Files, segment: Arc<Segment>, path: PathBuf) -> Self {
         Self {
             files,
             end: segment.length_bytes(),

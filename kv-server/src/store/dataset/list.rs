@@ -1,6 +1,5 @@
 //! Listing the keys of a dataset, page by page.
 
-use kv_fabric::Domain;
 use kv_proto::control::{Bytes, ListEntry};
 use kv_proto::layout::Locator;
 
@@ -8,7 +7,7 @@ use super::super::limits::LIST_GROUPS_MAX;
 use super::Dataset;
 use crate::error::StorageError;
 
-impl<D: Domain> Dataset<D> {
+impl Dataset {
     /// Keys from slot hash `cursor` on, in the order of their slot hashes: at most `limit`, within `room_bytes` of a
     /// frame; the cursor of the next page, and whether this was the last. A page may be empty with more to come.
     ///

@@ -4,7 +4,6 @@ use std::collections::HashMap;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
 
-use kv_fabric::Domain;
 use kv_proto::hash::KeyHash;
 use kv_proto::layout::{Locator, record_kind, segment_state};
 
@@ -20,7 +19,7 @@ use crate::error::StorageError;
 /// The newest record of a key that was met: its place among all, and where it lies, if it is no tombstone.
 type Newest = ((u64, u32, u32), Option<Locator>);
 
-impl<D: Domain> Dataset<D> {
+impl Dataset {
     /// Asks the log to put the index right where it is known not to be.
     pub(crate) fn ask_to_mend(&self) {
         if !self.mending.swap(true, Ordering::AcqRel) {

@@ -3,7 +3,6 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use kv_fabric::Domain;
 use kv_proto::layout::{KEY_MAX_BYTES, PARTS_MAX};
 
 use super::super::arriving::{Kind, gather_bytes};
@@ -40,7 +39,7 @@ pub enum BeginDelete {
     Queued,
 }
 
-impl<D: Domain> Dataset<D> {
+impl Dataset {
     fn check_writable(&self, key: &[u8]) -> Result<(), StorageError> {
         if self.is_dropped() {
             return Err(StorageError::NoDataset(self.name()));

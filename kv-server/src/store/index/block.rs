@@ -17,27 +17,27 @@ const BUCKET_BYTES: usize = size_of::<Bucket>();
 const ENTRY_BYTES: usize = size_of::<DirectoryEntry>();
 
 /// Memory that a dataset's clients may READ. The registration goes first when it is dropped, the charge last.
-pub(crate) struct Readable<D: Domain> {
-    registration: D::Registration,
+pub(crate) struct Readable {
+    registration: Box<dyn Registration>,
     memory: Arc<Memory>,
     charge: Charge,
 }
 
-impl<D: Domain> Readable<D> {
-    pub(crate) fn new(place: &Place<'_, D>, len: usize) -> Result<Self, StorageError> {
+impl Readable {
+    pub(crate) fn new(place: &Place<'_>, len: usize) -> Result<Self, StorageError> {
         let charge = place.budget.take((len as u64).next_multiple_of(PAGE_BYTES))?;
         Self::charged(place.domain, charge, len)
     }
 
     /// Memory for what frees memory: it may take what is kept for that.
-    pub(crate) fn reserved(place: &Place<'_, D>, len: usize) -> Result<Self, StorageError> {
+    pub(crate) fn reserved(place: &Place<'_>, len: usize) -> Result<Self, StorageError> {
         let bytes = (len as u64).next_multiple_of(PAGE_BYTES);
         let charge = place.budget.take_reserved(bytes)?;
         Self::charged(place.domain, charge, len)
     }
 
     /// Of memory that was taken from the budget before.
-    pub(crate) fn charged(domain: &D, charge: Charge, len: usize) -> Result<Self, StorageError> {
+    pub(crate) fn charged(domain: &dyn Domain, charge: Charge, len: usize) -> Result<Self, StorageError> {
         let memory = Arc::new(Memory::new(len, MemoryKind::SharedReadOnly)?);
         let registration = domain.register(Arc::clone(&memory))?;
         Ok(Self {
@@ -61,8 +61,8 @@ impl<D: Domain> Readable<D> {
 }
 
 /// Where memory comes from.
-pub(crate) struct Place<'a, D: Domain> {
-    pub(crate) domain: &'a D,
+pub(crate) struct Place<'a> {
+    pub(crate) domain: &'a dyn Domain,
     pub(crate) budget: &'a Arc<Budget>,
 }
 
@@ -76,8 +76,8 @@ pub(crate) struct BlockRef {
 const _: () = assert!(ARENA_BLOCKS_MAX <= 1 << u16::BITS);
 
 /// Memory of some blocks, which is taken and freed at once.
-struct Arena<D: Domain> {
-    readable: Readable<D>,
+struct Arena {
+    readable: Readable,
     /// Those of its blocks that nobody reads.
     free: Vec<u16>,
     /// How many it has.
@@ -85,16 +85,16 @@ struct Arena<D: Domain> {
 }
 
 /// All blocks of an index. They are taken from the first arenas, so that the last ones are empty when there are fewer.
-pub(crate) struct Blocks<D: Domain> {
+pub(crate) struct Blocks {
     /// By number; `None` where one was freed.
-    arenas: Vec<Option<Arena<D>>>,
+    arenas: Vec<Option<Arena>>,
     /// Blocks in all arenas.
     count: usize,
     /// Blocks that nobody reads.
     free: usize,
 }
 
-impl<D: Domain> Blocks<D> {
+impl Blocks {
     pub(crate) const fn new() -> Self {
         Self {
             arenas: Vec::new(),
@@ -105,7 +105,7 @@ impl<D: Domain> Blocks<D> {
 
     /// All memory of the blocks and of these lists, bytes.
     pub(crate) fn bytes(&self) -> u64 {
-        let list = self.arenas.capacity() * size_of::<Option<Arena<D>>>();
+        let list = self.arenas.capacity() * size_of::<Option<Arena>>();
         let arenas =
             self.arenas.iter().flatten().map(|arena| {
                 arena.readable.charged_bytes() + (arena.free.capacity() * size_of::<u16>()) as u64
@@ -120,7 +120,7 @@ impl<D: Domain> Blocks<D> {
 
     /// A block that nobody reads; some are left for [`Blocks::take_kept`]. Where the budget does not allow the next
     /// arena, a smaller one is tried.
-    pub(crate) fn take(&mut self, place: &Place<'_, D>) -> Result<BlockRef, StorageError> {
+    pub(crate) fn take(&mut self, place: &Place<'_>) -> Result<BlockRef, StorageError> {
         if self.free <= BLOCKS_KEPT {
             let mut blocks = self.arena_blocks();
             while let Err(error) = self.add_arena(blocks, place) {
@@ -145,7 +145,7 @@ impl<D: Domain> Blocks<D> {
     }
 
     /// Has at least `blocks` to take, and no more than that where there were fewer.
-    pub(crate) fn reserve(&mut self, blocks: usize, place: &Place<'_, D>) -> Result<(), StorageError> {
+    pub(crate) fn reserve(&mut self, blocks: usize, place: &Place<'_>) -> Result<(), StorageError> {
         let wanted = blocks + BLOCKS_KEPT;
         while self.free < wanted {
             self.add_arena((wanted - self.free).min(ARENA_BLOCKS_MAX), place)?;
@@ -158,7 +158,7 @@ impl<D: Domain> Blocks<D> {
         (self.count / ARENA_FRACTION).clamp(ARENA_BLOCKS_MIN, ARENA_BLOCKS_MAX)
     }
 
-    fn add_arena(&mut self, blocks: usize, place: &Place<'_, D>) -> Result<(), StorageError> {
+    fn add_arena(&mut self, blocks: usize, place: &Place<'_>) -> Result<(), StorageError> {
         let number = self.arenas.iter().position(Option::is_none);
         let number = number.unwrap_or(self.arenas.len());
         if number > usize::from(u16::MAX) {
@@ -187,7 +187,7 @@ impl<D: Domain> Blocks<D> {
         if self.free <= FREE_ARENAS_MAX * self.arena_blocks() {
             return None;
         }
-        let used = |arena: &Arena<D>| arena.blocks - arena.free.len();
+        let used = |arena: &Arena| arena.blocks - arena.free.len();
         let last = self
             .arenas
             .iter()
@@ -213,7 +213,7 @@ impl<D: Domain> Blocks<D> {
     fn free_arenas(&mut self) {
         while self.free > self.arena_blocks() {
             let spare = self.free - self.arena_blocks();
-            let unused = |arena: &Arena<D>| arena.free.len() == arena.blocks && arena.blocks <= spare;
+            let unused = |arena: &Arena| arena.free.len() == arena.blocks && arena.blocks <= spare;
             // The last, which is needed last.
             let found = self.arenas.iter_mut().rev();
             let mut found = found.filter(|arena| arena.as_ref().is_some_and(unused));
@@ -225,7 +225,7 @@ impl<D: Domain> Blocks<D> {
         }
     }
 
-    fn arena(&self, block: BlockRef) -> &Readable<D> {
+    fn arena(&self, block: BlockRef) -> &Readable {
         let arena = self.arenas[usize::from(block.arena)].as_ref();
         &arena.expect("an arena with a used block is there").readable
     }
@@ -275,14 +275,14 @@ impl<D: Domain> Blocks<D> {
 }
 
 /// A directory as clients READ it.
-pub(crate) struct Directory<D: Domain> {
-    readable: Readable<D>,
+pub(crate) struct Directory {
+    readable: Readable,
     pub(crate) depth: u8,
     pub(crate) version: u64,
 }
 
-impl<D: Domain> Directory<D> {
-    pub(crate) fn new(place: &Place<'_, D>, depth: u8, version: u64) -> Result<Self, StorageError> {
+impl Directory {
+    pub(crate) fn new(place: &Place<'_>, depth: u8, version: u64) -> Result<Self, StorageError> {
         Ok(Self {
             readable: Readable::new(place, ENTRY_BYTES << depth)?,
             depth,

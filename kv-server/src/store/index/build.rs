@@ -3,7 +3,6 @@
 
 use std::ops::Range;
 
-use kv_fabric::Domain;
 use kv_proto::bucket::IndexScope;
 use kv_proto::hash::{KeyHash, directory_index};
 use kv_proto::layout::{DIRECTORY_DEPTH_MAX, Locator, Slot};
@@ -19,8 +18,8 @@ type Entry = (KeyHash, Locator);
 type Node = (u8, u32);
 
 /// An index that is being built. Beside it, it holds the entries of one group at most.
-pub(crate) struct Builder<D: Domain> {
-    index: Index<D>,
+pub(crate) struct Builder {
+    index: Index,
     /// Prefixes that are still to be gone through, the next one last.
     left: Vec<Node>,
     /// Entries of the next prefix, which may have more.
@@ -64,12 +63,12 @@ impl Run<'_> {
     }
 }
 
-impl<D: Domain> Builder<D> {
+impl Builder {
     /// An index with nothing in it yet.
     ///
     /// # Errors
     /// [`StorageError::Memory`] or [`StorageError::Fabric`] if there is no memory for it.
-    pub(crate) fn new(scope: IndexScope, place: &Place<'_, D>) -> Result<Self, StorageError> {
+    pub(crate) fn new(scope: IndexScope, place: &Place<'_>) -> Result<Self, StorageError> {
         Ok(Self {
             index: Index::without_groups(scope, place)?,
             left: vec![(0, 0)],
@@ -81,7 +80,7 @@ impl<D: Domain> Builder<D> {
     ///
     /// # Errors
     /// As [`Builder::new`]; [`StorageError::Limit`] past the greatest depth.
-    pub(crate) fn push(&mut self, entries: &[Entry], place: &Place<'_, D>) -> Result<(), StorageError> {
+    pub(crate) fn push(&mut self, entries: &[Entry], place: &Place<'_>) -> Result<(), StorageError> {
         debug_assert!(entries.is_sorted_by_key(|(hash, _)| hash.slot));
         self.add(entries, false, place)
     }
@@ -90,7 +89,7 @@ impl<D: Domain> Builder<D> {
     ///
     /// # Errors
     /// As [`Builder::push`].
-    pub(crate) fn finish(mut self, place: &Place<'_, D>) -> Result<Index<D>, StorageError> {
+    pub(crate) fn finish(mut self, place: &Place<'_>) -> Result<Index, StorageError> {
         self.add(&[], true, place)?;
         let mut index = self.index;
         let deepest = index.deepest();
@@ -102,7 +101,7 @@ impl<D: Domain> Builder<D> {
         Ok(index)
     }
 
-    fn add(&mut self, entries: &[Entry], all: bool, place: &Place<'_, D>) -> Result<(), StorageError> {
+    fn add(&mut self, entries: &[Entry], all: bool, place: &Place<'_>) -> Result<(), StorageError> {
         self.index.keys += entries.len() as u64;
         let waiting = std::mem::take(&mut self.waiting);
         let run = Run([&waiting, entries]);
@@ -134,7 +133,7 @@ impl<D: Domain> Builder<D> {
     }
 
     /// Adds the group of these entries; more than one where they cannot be spread.
-    fn fill(&mut self, node: Node, entries: &[Entry], place: &Place<'_, D>) -> Result<(), StorageError> {
+    fn fill(&mut self, node: Node, entries: &[Entry], place: &Place<'_>) -> Result<(), StorageError> {
         let Some(chosen) = spread(entries, |(hash, _)| hash.slot) else {
             let [low, high] = halves(node)?;
             let of_low = entries.partition_point(|(hash, _)| directory_index(hash.slot, low.0) <= low.1);
@@ -158,7 +157,7 @@ impl<D: Domain> Builder<D> {
     }
 }
 
-impl<D: Domain> Index<D> {
+impl Index {
     /// An index of `entries`: one for each key, in the order of their slot hashes.
     ///
     /// # Errors
@@ -166,7 +165,7 @@ impl<D: Domain> Index<D> {
     pub(crate) fn build(
         scope: IndexScope,
         entries: &[Entry],
-        place: &Place<'_, D>,
+        place: &Place<'_>,
     ) -> Result<Self, StorageError> {
         let mut builder = Builder::new(scope, place)?;
         builder.push(entries, place)?;

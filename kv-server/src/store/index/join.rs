@@ -5,21 +5,15 @@
 //! frees one more than it takes. What finds none is done when blocks come back. Then groups are moved too, so that
 //! arenas are left that have no block in use: their memory is freed.
 
-use kv_fabric::Domain;
 use kv_proto::hash::KeyHash;
 
 use super::super::limits::{DIRECTORY_DEPTH_MIN, GROUP_KEYS_JOINED, GROUPS_GROWTH_MIN, TIDIED_MAX};
 use super::{Directory, Index, Place, Replaced, Retired};
 
-impl<D: Domain> Index<D> {
+impl Index {
     /// Joins the group that `hash` belongs to and its buddy, where they hold few enough keys; what was replaced goes to
     /// `replaced`. To be called when a key was removed.
-    pub(crate) fn join_around(
-        &mut self,
-        hash: KeyHash,
-        place: &Place<'_, D>,
-        replaced: &mut Vec<Replaced<D>>,
-    ) {
+    pub(crate) fn join_around(&mut self, hash: KeyHash, place: &Place<'_>, replaced: &mut Vec<Replaced>) {
         let at = self.group_of(hash);
         if self.join(at, replaced) {
             replaced.extend(self.shrink_directory(place));
@@ -28,7 +22,7 @@ impl<D: Domain> Index<D> {
 
     /// Joins groups for which there was no free block, and empties an arena where many are free, some groups at a time.
     /// To be called when blocks were given back.
-    pub(crate) fn tidy(&mut self, place: &Place<'_, D>, replaced: &mut Vec<Replaced<D>>) {
+    pub(crate) fn tidy(&mut self, place: &Place<'_>, replaced: &mut Vec<Replaced>) {
         if std::mem::take(&mut self.joins_missed) {
             self.join_missed(place, replaced);
         } else if let Some(arena) = self.blocks.to_be_emptied() {
@@ -36,7 +30,7 @@ impl<D: Domain> Index<D> {
         }
     }
 
-    fn join_missed(&mut self, place: &Place<'_, D>, replaced: &mut Vec<Replaced<D>>) {
+    fn join_missed(&mut self, place: &Place<'_>, replaced: &mut Vec<Replaced>) {
         let (mut entry, mut joined) = (0, 0);
         while entry < self.entries.len() && !self.joins_missed {
             let at = self.entries[entry] as usize;
@@ -55,7 +49,7 @@ impl<D: Domain> Index<D> {
     }
 
     /// Replaces groups whose blocks lie in an arena by ones in those before it.
-    fn move_out_of(&mut self, arena: u16, replaced: &mut Vec<Replaced<D>>) {
+    fn move_out_of(&mut self, arena: u16, replaced: &mut Vec<Replaced>) {
         let lies_there = |at: &usize| self.groups[*at].block.arena == arena;
         let groups: Vec<usize> = (0..self.groups.len())
             .filter(lies_there)
@@ -89,7 +83,7 @@ impl<D: Domain> Index<D> {
     }
 
     /// Joins group `at` with its buddy, if that is to be and can be; whether it was.
-    fn join(&mut self, at: usize, replaced: &mut Vec<Replaced<D>>) -> bool {
+    fn join(&mut self, at: usize, replaced: &mut Vec<Replaced>) -> bool {
         let Some(buddy) = self.buddy_to_join(at) else {
             return false;
         };
@@ -148,7 +142,7 @@ impl<D: Domain> Index<D> {
 
     /// Replaces the directory where all groups are shallower by two: one level is left to grow into. Not done where
     /// there is no memory for it.
-    fn shrink_directory(&mut self, place: &Place<'_, D>) -> Option<Replaced<D>> {
+    fn shrink_directory(&mut self, place: &Place<'_>) -> Option<Replaced> {
         let depth = DIRECTORY_DEPTH_MIN.max(self.deepest() + 1);
         if depth >= self.directory.depth {
             return None;

@@ -10,7 +10,6 @@ use std::collections::HashSet;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use kv_fabric::Domain;
 use kv_proto::hash::{KeyHash, directory_index, first_hash};
 use kv_proto::layout::{BUCKET_SLOTS, Bucket, GROUP_BUCKETS, Locator, Slot};
 use zerocopy::IntoBytes;
@@ -82,7 +81,7 @@ impl Covered {
     }
 }
 
-impl<D: Domain> Index<D> {
+impl Index {
     /// What was found wrong so far.
     pub(crate) fn faults(&self) -> u64 {
         self.faults.count.load(Ordering::Acquire)
@@ -206,8 +205,8 @@ impl<D: Domain> Index<D> {
         &mut self,
         hash: KeyHash,
         keys: &[(KeyHash, Locator)],
-        place: &Place<'_, D>,
-    ) -> Result<Replaced<D>, StorageError> {
+        place: &Place<'_>,
+    ) -> Result<Replaced, StorageError> {
         let at = self.group_of(hash);
         let slots = keys.iter().map(|(hash, locator)| {
             let slot = Slot {
@@ -233,7 +232,7 @@ impl<D: Domain> Index<D> {
 }
 
 #[cfg(test)]
-impl<D: Domain> Index<D> {
+impl Index {
     /// Changes a byte of the bucket in which a key's slot lies, as failing memory would.
     pub(crate) fn spoil(&self, hash: KeyHash, byte: usize, mask: u8) {
         self.spoil_all(hash, std::iter::once(byte), mask);

@@ -12,7 +12,6 @@
 
 use std::collections::VecDeque;
 
-use kv_fabric::Domain;
 use kv_proto::bucket::IndexScope;
 use kv_proto::hash::{KeyHash, candidate_buckets, directory_index, first_hash, slot_matches};
 use kv_proto::layout::{
@@ -46,12 +45,12 @@ struct Promise {
 }
 
 /// Memory that was replaced, and that readers may still read.
-pub(crate) enum Retired<D: Domain> {
+pub(crate) enum Retired {
     Block(BlockRef),
-    Directory(Box<Directory<D>>),
+    Directory(Box<Directory>),
 }
 
-impl<D: Domain> Retired<D> {
+impl Retired {
     /// Its memory, bytes, where the index does not count it any more: blocks stay in their arenas.
     pub(crate) fn bytes(&self) -> u64 {
         match self {
@@ -62,11 +61,11 @@ impl<D: Domain> Retired<D> {
 }
 
 /// What replacing a group did.
-pub(crate) struct Replaced<D: Domain> {
+pub(crate) struct Replaced {
     /// Directory entries that were changed in place; none where there is a new directory.
     pub(crate) range: Option<(u32, u32)>,
     /// What is not used any more.
-    pub(crate) retired: Vec<Retired<D>>,
+    pub(crate) retired: Vec<Retired>,
 }
 
 /// Where a key was found.
@@ -84,10 +83,10 @@ impl Found {
 }
 
 /// The index of one dataset.
-pub(crate) struct Index<D: Domain> {
+pub(crate) struct Index {
     scope: IndexScope,
-    blocks: Blocks<D>,
-    directory: Directory<D>,
+    blocks: Blocks,
+    directory: Directory,
     /// For each entry of the directory, the group's place in `groups`.
     entries: Vec<u32>,
     groups: Vec<Group>,
@@ -101,9 +100,9 @@ pub(crate) struct Index<D: Domain> {
     faults: Faults,
 }
 
-impl<D: Domain> Index<D> {
+impl Index {
     /// An index with a directory and nothing in it yet.
-    fn without_groups(scope: IndexScope, place: &Place<'_, D>) -> Result<Self, StorageError> {
+    fn without_groups(scope: IndexScope, place: &Place<'_>) -> Result<Self, StorageError> {
         Ok(Self {
             scope,
             blocks: Blocks::new(),
@@ -123,7 +122,7 @@ impl<D: Domain> Index<D> {
         self.keys
     }
 
-    pub(crate) fn directory(&self) -> &Directory<D> {
+    pub(crate) fn directory(&self) -> &Directory {
         &self.directory
     }
 
@@ -187,8 +186,8 @@ impl<D: Domain> Index<D> {
     pub(crate) fn reserve(
         &mut self,
         hash: KeyHash,
-        place: &Place<'_, D>,
-        replaced: &mut Vec<Replaced<D>>,
+        place: &Place<'_>,
+        replaced: &mut Vec<Replaced>,
     ) -> Result<(), StorageError> {
         loop {
             let at = self.group_of(hash);
@@ -304,7 +303,7 @@ impl<D: Domain> Index<D> {
     }
 
     /// Takes memory back that no session can read any more.
-    pub(crate) fn give_back(&mut self, retired: Retired<D>) {
+    pub(crate) fn give_back(&mut self, retired: Retired) {
         match retired {
             Retired::Block(block) => self.blocks.give_back(block),
             Retired::Directory(directory) => drop(directory),

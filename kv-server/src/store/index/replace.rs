@@ -5,7 +5,6 @@
 //! stamped, then the directory names the new ones. The work is bounded: it is of one group, or, where the directory
 //! doubles, of its entries.
 
-use kv_fabric::Domain;
 use kv_proto::hash::{KeyHash, directory_index};
 use kv_proto::layout::{
     BUCKET_SLOTS, Bucket, DIRECTORY_DEPTH_MAX, GROUP_BUCKETS, STAMP_MOVED, Slot, depth_prefix,
@@ -31,14 +30,14 @@ pub(super) struct Gathered {
     chosen: [u8; GROUP_SLOTS],
 }
 
-impl<D: Domain> Index<D> {
+impl Index {
     /// Replaces a group by one with its slots spread evenly, and promises one to `hash`; `None` where that cannot be.
     pub(super) fn rewrite(
         &mut self,
         at: usize,
         hash: KeyHash,
-        place: &Place<'_, D>,
-    ) -> Result<Option<Replaced<D>>, StorageError> {
+        place: &Place<'_>,
+    ) -> Result<Option<Replaced>, StorageError> {
         let Some(gathered) = self.gather(&[at], Some(hash))? else {
             return Ok(None);
         };
@@ -59,7 +58,7 @@ impl<D: Domain> Index<D> {
         gathered: &Gathered,
         number: u32,
         block: BlockRef,
-    ) -> Replaced<D> {
+    ) -> Replaced {
         let old = self.old(at);
         let filled = self.fill(&[at], at, gathered);
         self.groups[at] = self.filled_group(number, old.depth, old.prefix, block, &filled);
@@ -124,7 +123,7 @@ impl<D: Domain> Index<D> {
     }
 
     /// Replaces a group by two, each with one more bit of the position; slots and promises keep their buckets.
-    pub(super) fn split(&mut self, at: usize, place: &Place<'_, D>) -> Result<Replaced<D>, StorageError> {
+    pub(super) fn split(&mut self, at: usize, place: &Place<'_>) -> Result<Replaced, StorageError> {
         let old = self.old(at);
         let slots = self.slots_of(at)?;
         let doubled = self.doubled(old.depth, place)?;
@@ -176,7 +175,7 @@ impl<D: Domain> Index<D> {
     }
 
     /// Has another directory name all groups.
-    pub(super) fn turn_to(&mut self, directory: Directory<D>) -> Retired<D> {
+    pub(super) fn turn_to(&mut self, directory: Directory) -> Retired {
         let old = std::mem::replace(&mut self.directory, directory);
         self.entries = vec![0; 1 << self.directory.depth];
         (0..self.groups.len()).for_each(|place| self.point_at(place));
@@ -184,7 +183,7 @@ impl<D: Domain> Index<D> {
     }
 
     /// The directory that a group of `depth` needs when it is split, where that is another one.
-    fn doubled(&self, depth: u8, place: &Place<'_, D>) -> Result<Option<Directory<D>>, StorageError> {
+    fn doubled(&self, depth: u8, place: &Place<'_>) -> Result<Option<Directory>, StorageError> {
         if depth < self.directory.depth {
             return Ok(None);
         }

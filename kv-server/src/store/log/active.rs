@@ -3,7 +3,6 @@
 use std::io::IoSlice;
 use std::sync::Arc;
 
-use kv_fabric::Domain;
 use kv_proto::layout::{EXTENT_BYTES, SegmentHeader, segment_state};
 use zerocopy::IntoBytes;
 
@@ -26,8 +25,8 @@ const ZEROES: [u8; 64] = [0; 64];
 const EXTENTS_AHEAD: u64 = 2;
 
 /// The segment that is written.
-pub(crate) struct Active<D: Domain> {
-    pub(crate) segment: Arc<Segment<D>>,
+pub(crate) struct Active {
+    pub(crate) segment: Arc<Segment>,
     file: OpenFile,
     limit: u64,
     /// End of what was placed.
@@ -47,7 +46,7 @@ pub(crate) struct Failed {
     pub(crate) closed: bool,
 }
 
-impl<D: Domain> Active<D> {
+impl Active {
     /// Where a record of `len` bytes goes: at the tail, or at the next extent where it would cross into that. `None`
     /// where it would pass the segment's limit.
     pub(crate) fn fit(&self, len: u64) -> Option<u64> {
@@ -151,7 +150,7 @@ impl<D: Domain> Active<D> {
     }
 }
 
-impl<D: Domain> Log<D> {
+impl Log {
     /// Makes the next segment: memory first, then its file with its header, durable under its name, then its place in the
     /// list.
     pub(super) fn open_segment(&mut self) -> Result<(), StorageError> {
@@ -340,7 +339,7 @@ impl<D: Domain> Log<D> {
         }
     }
 
-    fn take_extent(&mut self, len: u64) -> Result<super::super::index::Readable<D>, StorageError> {
+    fn take_extent(&mut self, len: u64) -> Result<super::super::index::Readable, StorageError> {
         let extent = self.spare.take(&self.dataset, len, self.urgent)?;
         let shared = &self.dataset.shared;
         if shared.budget.open_bytes() < EXTENTS_AHEAD * len {

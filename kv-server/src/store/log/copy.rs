@@ -2,7 +2,6 @@
 
 use std::sync::mpsc::Sender;
 
-use kv_fabric::Domain;
 use kv_proto::hash::KeyHash;
 use kv_proto::layout::{Locator, record_kind, units};
 
@@ -67,7 +66,7 @@ impl Landing {
     }
 }
 
-impl<D: Domain> Log<D> {
+impl Log {
     pub(super) fn task(&mut self, task: Task) {
         match task {
             Task::Copy { copies, done } => {
@@ -136,7 +135,7 @@ impl<D: Domain> Log<D> {
     /// Has the index name a durable copy of what lies as `from_footprint` says, unless its key has another value by now.
     pub(super) fn land(
         &self,
-        index: &mut super::super::Index<D>,
+        index: &mut super::super::Index,
         record: &Record,
         to: Locator,
         landing: &Landing,

@@ -3,7 +3,6 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use kv_fabric::Domain;
 use kv_proto::hash::KeyHash;
 use kv_proto::layout::{FooterEntry, Locator, OperationEntry, record_kind};
 use kv_proto::record::{RecordMeta, encode_prefix, parse_head};
@@ -33,12 +32,7 @@ pub(crate) struct Record {
 
 impl Record {
     /// Header, key and block CRCs of the record in this segment.
-    pub(crate) fn encode_prefix<D: Domain>(
-        &self,
-        active: &Active<D>,
-        sequence: u64,
-        block_crcs: &[u8],
-    ) -> Vec<u8> {
+    pub(crate) fn encode_prefix(&self, active: &Active, sequence: u64, block_crcs: &[u8]) -> Vec<u8> {
         let meta = RecordMeta {
             kind: self.kind,
             part: self.part,
@@ -145,7 +139,7 @@ impl Group {
     }
 
     /// Keeps the other segments from being compacted that hold parts of its large values.
-    pub(crate) fn pin_parts<D: Domain>(&self, dataset: &Dataset<D>) -> Vec<Pin> {
+    pub(crate) fn pin_parts(&self, dataset: &Dataset) -> Vec<Pin> {
         let mut named = BTreeSet::new();
         for entry in &self.entries {
             if entry.record.kind == record_kind::HEAD
@@ -199,7 +193,7 @@ impl Group {
     }
 
     /// Covers the gap from the tail to `offset`.
-    pub(crate) fn push_filler<D: Domain>(&mut self, active: &Active<D>, offset: u64) {
+    pub(crate) fn push_filler(&mut self, active: &Active, offset: u64) {
         let gap = offset - active.tail;
         let record = Record {
             sequence: None,

@@ -9,7 +9,6 @@ use std::collections::HashMap;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Weak};
 
-use kv_fabric::Domain;
 use kv_proto::crc::block_crcs;
 use kv_proto::layout::{Locator, SegmentHeader, record_kind, units, wire_len};
 
@@ -35,10 +34,10 @@ pub(crate) use queue::{Close, Op, Queue};
 use spare::Spare;
 
 /// The log thread's own state.
-pub(crate) struct Log<D: Domain> {
-    dataset: Arc<Dataset<D>>,
-    active: Option<Active<D>>,
-    spare: Spare<D>,
+pub(crate) struct Log {
+    dataset: Arc<Dataset>,
+    active: Option<Active>,
+    spare: Spare,
     /// A segment number that was taken and whose file could not be made.
     number_kept: Option<u32>,
     /// A segment's file that was made and may not be listed.
@@ -53,7 +52,7 @@ pub(crate) struct Log<D: Domain> {
 }
 
 /// Starts the log thread of a dataset; sequences begin at `sequence_next`.
-pub(crate) fn start<D: Domain>(dataset: &Arc<Dataset<D>>, sequence_next: u64) -> Result<(), StorageError> {
+pub(crate) fn start(dataset: &Arc<Dataset>, sequence_next: u64) -> Result<(), StorageError> {
     let log = Log {
         dataset: Arc::clone(dataset),
         active: None,
@@ -74,7 +73,7 @@ pub(crate) fn start<D: Domain>(dataset: &Arc<Dataset<D>>, sequence_next: u64) ->
     Ok(())
 }
 
-impl<D: Domain> Log<D> {
+impl Log {
     fn run(mut self) {
         let mut answers = Answers {
             dataset: Arc::clone(&self.dataset),
@@ -465,12 +464,12 @@ impl Owing {
 }
 
 /// What is answered where the log thread is lost to a bug: refused is better than never answered.
-struct Answers<D: Domain> {
-    dataset: Arc<Dataset<D>>,
+struct Answers {
+    dataset: Arc<Dataset>,
     taken: Vec<Owing>,
 }
 
-impl<D: Domain> Drop for Answers<D> {
+impl Drop for Answers {
     fn drop(&mut self) {
         if !std::thread::panicking() {
             return;

@@ -3,7 +3,6 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use kv_fabric::Domain;
 use kv_proto::crc::crc32c;
 use kv_proto::hash::KeyHash;
 use kv_proto::layout::{HeadValue, PartRef, record_kind};
@@ -17,7 +16,7 @@ use super::group::{Record, Then};
 use super::{Log, Op};
 use crate::error::StorageError;
 
-impl<D: Domain> Log<D> {
+impl Log {
     /// Gives an operation its place in the group, or ends it.
     pub(super) fn place(&mut self, op: Op) {
         self.urgent = matches!(op, Op::Delete { .. } | Op::Task(_));

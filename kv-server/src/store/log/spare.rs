@@ -4,33 +4,26 @@
 use std::sync::Arc;
 use std::thread::JoinHandle;
 
-use kv_fabric::Domain;
-
 use super::super::Dataset;
 use super::super::index::Readable;
 use crate::error::StorageError;
 
-type Made<D> = Result<Readable<D>, StorageError>;
+type Made = Result<Readable, StorageError>;
 
-enum State<D: Domain> {
-    Making(JoinHandle<Made<D>>),
-    Ready(Readable<D>),
+enum State {
+    Making(JoinHandle<Made>),
+    Ready(Readable),
 }
 
 /// At most one extent that is not used yet.
-pub(crate) struct Spare<D: Domain> {
-    held: Option<(u64, State<D>)>,
+#[derive(Default)]
+pub(crate) struct Spare {
+    held: Option<(u64, State)>,
 }
 
-impl<D: Domain> Default for Spare<D> {
-    fn default() -> Self {
-        Self { held: None }
-    }
-}
-
-impl<D: Domain> Spare<D> {
+impl Spare {
     /// Begins to make an extent of `len` bytes, unless there is one.
-    pub(crate) fn prepare(&mut self, dataset: &Arc<Dataset<D>>, len: u64) {
+    pub(crate) fn prepare(&mut self, dataset: &Arc<Dataset>, len: u64) {
         if self.held.is_some() {
             return;
         }
@@ -47,12 +40,12 @@ impl<D: Domain> Spare<D> {
     }
 
     /// Keeps an extent that was taken and not used.
-    pub(crate) fn keep(&mut self, len: u64, extent: Readable<D>) {
+    pub(crate) fn keep(&mut self, len: u64, extent: Readable) {
         self.held = Some((len, State::Ready(extent)));
     }
 
     /// An extent of `len` bytes: the one prepared, or a new one, where it is `urgent` of the memory that is kept.
-    pub(crate) fn take(&mut self, dataset: &Dataset<D>, len: u64, urgent: bool) -> Made<D> {
+    pub(crate) fn take(&mut self, dataset: &Dataset, len: u64, urgent: bool) -> Made {
         match self.held.take() {
             Some((held, State::Ready(extent))) if held == len => return Ok(extent),
             Some((held, State::Making(thread))) if held == len => {
@@ -74,7 +67,7 @@ impl<D: Domain> Spare<D> {
     }
 }
 
-impl<D: Domain> Drop for Spare<D> {
+impl Drop for Spare {
     fn drop(&mut self) {
         if let Some((_, State::Making(thread))) = self.held.take() {
             drop(thread.join());

@@ -27,7 +27,7 @@ use super::source::{FileSource, ImageSource};
 use crate::error::StorageError;
 
 /// An image, extent by extent.
-pub(crate) type Image<D> = Vec<Arc<Readable<D>>>;
+pub(crate) type Image = Vec<Arc<Readable>>;
 
 /// A segment file whose header is valid. It is open only while it is read or sealed: a server may have more of them
 /// than a process may have open.
@@ -179,13 +179,13 @@ impl SegmentFile {
     ///
     /// # Errors
     /// Why not, with the charges that were not used; `stop` says that it is not wanted any more.
-    pub(crate) fn load<D: Domain>(
+    pub(crate) fn load(
         &self,
         files: &Files,
-        domain: &D,
+        domain: &dyn Domain,
         charges: Vec<Charge>,
         stop: impl Fn() -> bool,
-    ) -> Result<Option<Image<D>>, StorageError> {
+    ) -> Result<Option<Image>, StorageError> {
         let mut piece = vec![0; READ_PIECE_BYTES.min(self.len as usize)];
         let file = files.open(&self.path)?;
         let mut image = Vec::new();
@@ -209,11 +209,7 @@ impl SegmentFile {
     }
 
     /// What is damaged in its image before byte `end`: first and end of each run.
-    pub(crate) fn verify<D: Domain>(
-        &self,
-        image: &[Arc<Readable<D>>],
-        end: u64,
-    ) -> Result<Vec<(u64, u64)>, StorageError> {
+    pub(crate) fn verify(&self, image: &[Arc<Readable>], end: u64) -> Result<Vec<(u64, u64)>, StorageError> {
         let span = Span {
             end: end.min(self.len),
             sealed: true,

@@ -100,28 +100,28 @@ impl Opened {
 }
 
 /// An image that is to be loaded.
-pub(crate) struct ToLoad<D: Domain> {
+pub(crate) struct ToLoad {
     pub(crate) file: SegmentFile,
-    pub(crate) segment: Arc<Segment<D>>,
+    pub(crate) segment: Arc<Segment>,
     /// Records before this were not looked at when the segment was brought back: damage in them is not known.
     pub(crate) unseen_end: u64,
 }
 
 /// A dataset that was brought back.
-pub(crate) struct Recovered<D: Domain> {
-    pub(crate) contents: Contents<D>,
+pub(crate) struct Recovered {
+    pub(crate) contents: Contents,
     pub(crate) sequence_next: u64,
-    pub(crate) images: Vec<ToLoad<D>>,
+    pub(crate) images: Vec<ToLoad>,
 }
 
 /// Brings a dataset back: learns what its segments hold, seals what was active, builds its index.
-pub(crate) fn recover<D: Domain>(
+pub(crate) fn recover(
     shared: &Arc<Shared>,
     description: &Description,
     directory: &Path,
     opened: Opened,
-    domain: &D,
-) -> Result<Recovered<D>, StorageError> {
+    domain: &dyn Domain,
+) -> Result<Recovered, StorageError> {
     let place = Place {
         domain,
         budget: &shared.budget,
@@ -186,7 +186,7 @@ pub(crate) fn recover<D: Domain>(
         drop(newest);
         tracing::info!(directory = %directory.display(), first, "its segments are read again for the keys that are left");
         gather = Gather::new(first, records_max, threads);
-        reading.again(images.iter().map(|image: &ToLoad<D>| &image.file), &lost, &gather)?;
+        reading.again(images.iter().map(|image: &ToLoad| &image.file), &lost, &gather)?;
     }
     for number in missing {
         tracing::error!(directory = %directory.display(), segment = number, "segment lost: its file is gone, and large values have parts in it");
@@ -211,12 +211,12 @@ pub(crate) fn recover<D: Domain>(
     })
 }
 
-type Table<D> = BTreeMap<u32, Arc<Segment<D>>>;
+type Table = BTreeMap<u32, Arc<Segment>>;
 
 /// Segments, all of them sealed.
-struct Sealed<D: Domain> {
-    segments: Table<D>,
-    images: Vec<ToLoad<D>>,
+struct Sealed {
+    segments: Table,
+    images: Vec<ToLoad>,
     /// Files of lost segments, of which a part could be read.
     lost: Vec<SegmentFile>,
     /// What a full disk kept from being sealed.
@@ -224,13 +224,13 @@ struct Sealed<D: Domain> {
 }
 
 /// Seals what is not sealed, durably, and makes the segment table.
-fn seal_all<D: Domain>(
+fn seal_all(
     shared: &Arc<Shared>,
     description: &Description,
     judged: Vec<Judged>,
     last: Option<u32>,
     reading: &Reading<'_>,
-) -> Result<Sealed<D>, StorageError> {
+) -> Result<Sealed, StorageError> {
     let operations = reading.operations.entries();
     let mut sealed = Sealed {
         segments: BTreeMap::new(),
@@ -332,13 +332,13 @@ pub(crate) fn says_lost(error: &StorageError) -> bool {
     }
 }
 
-fn lost_segment<D: Domain>(number: u32, figures: &Figures) -> Arc<Segment<D>> {
+fn lost_segment(number: u32, figures: &Figures) -> Arc<Segment> {
     figures.lost_segments.fetch_add(1, Ordering::Relaxed);
     Arc::new(Segment::new(number, 0, segment_state::LOST))
 }
 
 /// Counts what is live, by segment; the segments that heads name and that are not there.
-fn count<D: Domain>(newest: &Newest, segments: &Table<D>, figures: &Figures) -> BTreeSet<u32> {
+fn count(newest: &Newest, segments: &Table, figures: &Figures) -> BTreeSet<u32> {
     let bytes = |locator: &Locator| units(locator.wire_len_bytes()) * 64;
     let mut value_bytes = 0;
     for (_, locator) in &newest.live {

@@ -2,8 +2,6 @@
 
 use std::sync::Arc;
 
-use kv_fabric::Domain;
-
 use super::super::files::{Files, OpenFile};
 use super::super::index::Readable;
 use super::super::limits::READ_PIECE_BYTES;
@@ -56,9 +54,9 @@ impl Source for FileSource<'_> {
 }
 
 /// A segment's image that nobody reads yet.
-pub(crate) struct ImageSource<'a, D: Domain>(pub(crate) &'a [Arc<Readable<D>>]);
+pub(crate) struct ImageSource<'a>(pub(crate) &'a [Arc<Readable>]);
 
-impl<D: Domain> Source for ImageSource<'_, D> {
+impl Source for ImageSource<'_> {
     fn read(&mut self, offset: u64, out: &mut [u8]) -> Result<(), StorageError> {
         if read_extents(self.0, offset, out) {
             return Ok(());

@@ -11,8 +11,6 @@ use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use kv_fabric::Domain;
-
 use super::check::{Finding, Level};
 use super::compact::{Pacer, Signal};
 use super::limits::SCRUB_FINDINGS_MAX;
@@ -105,7 +103,7 @@ impl Ledger {
 }
 
 /// Goes over all that is durable in a dataset, and over its index; whether `pace` let it come to the end.
-pub(crate) fn pass<D: Domain>(dataset: &Dataset<D>, pace: &mut dyn Pace) -> bool {
+pub(crate) fn pass(dataset: &Dataset, pace: &mut dyn Pace) -> bool {
     for segment in dataset.all_segments() {
         let scrub = Scrub::new(dataset, &segment);
         match scrub.run(pace) {
@@ -126,7 +124,7 @@ pub(crate) fn pass<D: Domain>(dataset: &Dataset<D>, pace: &mut dyn Pace) -> bool
 }
 
 /// Goes over the index of a dataset.
-fn index<D: Domain>(dataset: &Dataset<D>, pace: &mut dyn Pace) -> bool {
+fn index(dataset: &Dataset, pace: &mut dyn Pace) -> bool {
     let mut from = Some(0);
     while let Some(hash) = from {
         let (_, next) = dataset.read_index().look_over(hash);
@@ -140,16 +138,16 @@ fn index<D: Domain>(dataset: &Dataset<D>, pace: &mut dyn Pace) -> bool {
 }
 
 /// Names a finding in the log and counts it, once.
-fn tell<D: Domain>(dataset: &Dataset<D>, finding: &Finding, in_memory: bool, also: &str) {
+fn tell(dataset: &Dataset, finding: &Finding, in_memory: bool, also: &str) {
     if finding.level == Level::Damage && dataset.scrub.note(finding, in_memory) {
         tracing::error!("scrubber: {finding}{also}");
     }
 }
 
 /// Starts the scrubber of a server, which may keep the disk busy `share` of the time; none where that is 0.
-pub(super) fn start<D: Domain>(
+pub(super) fn start(
     shared: &Arc<Shared>,
-    datasets: &Arc<Mutex<Datasets<D>>>,
+    datasets: &Arc<Mutex<Datasets>>,
     share: f64,
 ) -> Result<Option<JoinHandle<()>>, StorageError> {
     if share == 0.0 {
@@ -165,7 +163,7 @@ pub(super) fn start<D: Domain>(
 }
 
 /// Passes over all datasets until `signal` stops it.
-pub(crate) fn run<D: Domain>(signal: &Signal, datasets: &Mutex<Datasets<D>>, share: f64, rests: Rests) {
+pub(crate) fn run(signal: &Signal, datasets: &Mutex<Datasets>, share: f64, rests: Rests) {
     let mut rest = rests.first;
     loop {
         signal.rest(rest);

@@ -4,7 +4,6 @@ use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use kv_fabric::Domain;
 use kv_proto::layout::segment_state;
 
 use super::super::Dataset;
@@ -17,9 +16,9 @@ use super::{Pace, tell};
 use crate::error::StorageError;
 
 /// A segment that is gone over.
-pub(super) struct Scrub<'a, D: Domain> {
-    dataset: &'a Dataset<D>,
-    segment: &'a Arc<Segment<D>>,
+pub(super) struct Scrub<'a> {
+    dataset: &'a Dataset,
+    segment: &'a Arc<Segment>,
     path: PathBuf,
 }
 
@@ -40,9 +39,9 @@ impl Watch for Kept<'_> {
 }
 
 /// The image of a segment, which may be retired and freed while it is walked.
-struct Image<'a, D: Domain>(&'a Segment<D>);
+struct Image<'a>(&'a Segment);
 
-impl<D: Domain> Source for Image<'_, D> {
+impl Source for Image<'_> {
     fn read(&mut self, offset: u64, out: &mut [u8]) -> Result<(), StorageError> {
         if self.0.read(offset, out) {
             return Ok(());
@@ -77,8 +76,8 @@ impl<S: Source> Source for Paced<'_, S> {
     }
 }
 
-impl<'a, D: Domain> Scrub<'a, D> {
-    pub(super) fn new(dataset: &'a Dataset<D>, segment: &'a Arc<Segment<D>>) -> Self {
+impl<'a> Scrub<'a> {
+    pub(super) fn new(dataset: &'a Dataset, segment: &'a Arc<Segment>) -> Self {
         Self {
             dataset,
             segment,

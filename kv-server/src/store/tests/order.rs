@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, Weak};
 
-use super::support::{Rig, TestDomain, bytes, faulty, options, scratch};
+use super::support::{Rig, bytes, faulty, options, scratch};
 use crate::error::StorageError;
 use crate::store::files::Call;
 use crate::store::limits::{GROUP_OPS_MAX, LOG_QUEUE_OPS_MAX};
@@ -15,7 +15,7 @@ use kv_proto::crc::crc32c;
 #[test]
 fn nothing_is_named_before_its_sync() {
     let directory = scratch();
-    let seen: Arc<OnceLock<Weak<Dataset<TestDomain>>>> = Arc::default();
+    let seen: Arc<OnceLock<Weak<Dataset>>> = Arc::default();
     let calls: Arc<Mutex<Vec<Call>>> = Arc::default();
     let armed = Arc::new(AtomicBool::new(false));
     let rig = {

@@ -13,7 +13,7 @@ use kv_proto::record::{Expected, Refusal, judge_prefix, judge_value, parse_head}
 use zerocopy::{FromZeros, IntoBytes};
 
 use super::super::Dataset;
-use super::support::{Network, TestDomain};
+use super::support::Network;
 
 fn remote(address: &RemoteAddress) -> RemoteRef {
     RemoteRef {
@@ -54,7 +54,7 @@ pub(crate) struct RawReader {
 }
 
 impl RawReader {
-    pub(crate) fn open(network: &Network, epoch: u64, dataset: &Dataset<TestDomain>) -> Self {
+    pub(crate) fn open(network: &Network, epoch: u64, dataset: &Dataset) -> Self {
         let mut reader = Self {
             network: network.clone(),
             scope: IndexScope {
@@ -71,7 +71,7 @@ impl RawReader {
     }
 
     /// Asks the server for everything again.
-    pub(crate) fn refresh(&mut self, dataset: &Dataset<TestDomain>) {
+    pub(crate) fn refresh(&mut self, dataset: &Dataset) {
         self.directory = dataset.directory();
         self.entries = vec![DirectoryEntry::new_zeroed(); 1 << self.directory.depth];
         // Gone already: then its entries are no entries, and it is asked for again.

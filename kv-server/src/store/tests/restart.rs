@@ -561,7 +561,7 @@ fn no_file_is_read_while_the_index_cannot_be_asked() {
             rig.put("set", &key.to_le_bytes(), &bytes(key, len)).unwrap();
         }
     }
-    type Set = Arc<crate::store::Dataset<super::support::TestDomain>>;
+    type Set = Arc<crate::store::Dataset>;
     let dataset: Arc<OnceLock<Set>> = Arc::default();
     let (reads, locked) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
     let faults = {

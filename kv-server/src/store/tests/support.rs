@@ -39,15 +39,13 @@ pub(crate) struct TestRegistration {
 }
 
 impl Domain for TestDomain {
-    type Registration = TestRegistration;
-
-    fn register(&self, memory: Arc<Memory>) -> Result<TestRegistration, FabricError> {
+    fn register(&self, memory: Arc<Memory>) -> Result<Box<dyn Registration>, FabricError> {
         let rkey = self.0.next.fetch_add(1, Ordering::Relaxed) + 1;
         self.0.registered.write().unwrap().insert(rkey, memory);
-        Ok(TestRegistration {
+        Ok(Box::new(TestRegistration {
             network: self.0.clone(),
             rkey,
-        })
+        }))
     }
 }
 
@@ -90,7 +88,7 @@ impl Network {
 
 /// A store over a directory, and what its control thread would do.
 pub(crate) struct Rig {
-    pub(crate) store: Store<TestDomain>,
+    pub(crate) store: Store,
     pub(crate) network: Network,
     token: std::sync::atomic::AtomicU64,
     answers: Mutex<HashMap<u64, Result<Committed, StorageError>>>,
@@ -127,7 +125,9 @@ impl Rig {
         let network = Network::default();
         let domains = network.clone();
         Ok(Self {
-            store: Store::open_with(options, files, loads, move || Ok(TestDomain(domains.clone())))?,
+            store: Store::open_with(options, files, loads, move || {
+                Ok(Arc::new(TestDomain(domains.clone())))
+            })?,
             network,
             token: 1.into(),
             answers: Mutex::default(),
@@ -143,7 +143,7 @@ impl Rig {
         }
     }
 
-    pub(crate) fn dataset(&self, name: &str) -> Arc<Dataset<TestDomain>> {
+    pub(crate) fn dataset(&self, name: &str) -> Arc<Dataset> {
         self.store.by_name(name).unwrap()
     }
 
@@ -177,7 +177,7 @@ impl Rig {
     /// Begins, fills in windows and commits; the token of the answer.
     pub(crate) fn start_put(
         &self,
-        dataset: &Dataset<TestDomain>,
+        dataset: &Dataset,
         (client, operation): (u64, u64),
         key: &[u8],
         value: &[u8],
@@ -405,7 +405,7 @@ pub(crate) fn read_written(path: &Path) -> Vec<u8> {
 }
 
 /// Segment files of a dataset, in order.
-pub(crate) fn segment_files(dataset: &Dataset<TestDomain>) -> Vec<PathBuf> {
+pub(crate) fn segment_files(dataset: &Dataset) -> Vec<PathBuf> {
     segment_files_in(&dataset.directory)
 }
 

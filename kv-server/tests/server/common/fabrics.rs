@@ -5,13 +5,13 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU16, Ordering};
 
+use kv_fabric::Fabric;
 use kv_fabric::local::Local;
 use kv_fabric::sim::{Sim, SimOptions};
 use kv_fabric::verbs::Verbs;
-use kv_server::control::Served;
 
 /// A fabric that tests can make.
-pub trait TestFabric: Served {
+pub trait TestFabric: Fabric + Sized {
     /// By how much everything takes longer than over shared memory, leases included.
     const SLOWER: u64 = 1;
     /// An address to listen on, alone.

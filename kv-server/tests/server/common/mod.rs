@@ -19,7 +19,7 @@ use std::time::{Duration, Instant};
 use kv_fabric::Fabric;
 use kv_proto::auth::Role;
 use kv_server::control::keys::{self, Key};
-use kv_server::control::{Handle, Keys, Options, Server};
+use kv_server::control::{Keys, Options, Server};
 use kv_server::store::StoreOptions;
 
 pub use fabrics::TestFabric;
@@ -84,8 +84,8 @@ impl Setup {
     pub fn start<F: TestFabric>(self) -> Running<F> {
         let address = F::address(self.folder.path());
         let fabric = F::server(&address);
-        let handle = Server::<F>::start(
-            Arc::clone(&fabric),
+        let handle = Server::start(
+            fabric.clone(),
             &address,
             self.store.clone(),
             self.keys(),
@@ -104,7 +104,7 @@ impl Setup {
 
 /// A running server.
 pub struct Running<F: Fabric> {
-    pub handle: Option<Handle>,
+    pub handle: Option<Server>,
     pub address: String,
     pub fabric: Arc<F>,
     pub setup: Setup,
@@ -112,19 +112,19 @@ pub struct Running<F: Fabric> {
 
 impl<F: TestFabric> Running<F> {
     /// A connection that has said nothing yet.
-    pub fn stranger(&self) -> Raw<F> {
-        Raw::connect(&self.fabric, &self.address).unwrap()
+    pub fn stranger(&self) -> Raw {
+        Raw::connect(self.fabric.clone(), &self.address).unwrap()
     }
 
     /// A session.
-    pub fn session(&self, key: &Key) -> Raw<F> {
+    pub fn session(&self, key: &Key) -> Raw {
         let mut raw = self.stranger();
         raw.begin(key, 1).unwrap();
         raw
     }
 
     /// A session of an admin, with a dataset made and opened.
-    pub fn with_dataset(&self, name: &str) -> (Raw<F>, Opened) {
+    pub fn with_dataset(&self, name: &str) -> (Raw, Opened) {
         let mut raw = self.session(&self.setup.admin);
         raw.create(name);
         let opened = raw.open(name);

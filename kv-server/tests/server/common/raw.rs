@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use kv_fabric::{
     ControlConnection, ControlEvent, ControlOptions, DataConnection, Fabric, FabricError, Read, ReadStatus,
-    Region, RemoteRef, Scatter,
+    RemoteRef, Scatter,
 };
 use kv_proto::auth::{Role, Side, Transcript};
 use kv_proto::control::{
@@ -29,10 +29,10 @@ pub struct Opened {
 }
 
 /// A client's control connection, frame by frame.
-pub struct Raw<F: Fabric> {
-    pub fabric: Arc<F>,
+pub struct Raw {
+    pub fabric: Arc<dyn Fabric>,
     pub address: String,
-    pub control: F::Control,
+    pub control: Box<dyn ControlConnection>,
     /// Number of the next request.
     pub next: u64,
     pub session: u64,
@@ -66,8 +66,8 @@ pub fn hello(key_name: &str, client_id: u64, receives: u16, nonce: [u8; 32]) -> 
     }
 }
 
-impl<F: Fabric> Raw<F> {
-    pub fn connect(fabric: &Arc<F>, address: &str) -> Result<Self, FabricError> {
+impl Raw {
+    pub fn connect(fabric: Arc<dyn Fabric>, address: &str) -> Result<Self, FabricError> {
         Self::connect_with(
             fabric,
             address,
@@ -75,14 +75,14 @@ impl<F: Fabric> Raw<F> {
         )
     }
 
-    pub fn connect_with(fabric: &Arc<F>, address: &str, private: &[u8]) -> Result<Self, FabricError> {
+    pub fn connect_with(fabric: Arc<dyn Fabric>, address: &str, private: &[u8]) -> Result<Self, FabricError> {
         let options = ControlOptions {
             receives: 32,
             frame_bytes: FRAME_MAX_BYTES,
         };
         let control = fabric.connect_control(address, private, options, Instant::now() + PATIENCE)?;
         Ok(Self {
-            fabric: Arc::clone(fabric),
+            fabric,
             address: address.to_owned(),
             control,
             next: 1,
@@ -399,14 +399,19 @@ impl<F: Fabric> Raw<F> {
     }
 
     /// A data connection, by token.
-    pub fn data(&mut self, token: [u8; 16]) -> Result<F::Data, FabricError> {
+    pub fn data(&mut self, token: [u8; 16]) -> Result<Box<dyn DataConnection>, FabricError> {
         let request = connect_request(connect_kind::DATA, self.session, token);
         self.fabric
             .connect_data(&self.address, request.as_bytes(), 16, Instant::now() + PATIENCE)
     }
 
     /// READs `len` bytes from `from`.
-    pub fn read(&self, data: &mut F::Data, from: RemoteRef, len: usize) -> Result<Vec<u8>, ReadStatus> {
+    pub fn read(
+        &self,
+        data: &mut dyn DataConnection,
+        from: RemoteRef,
+        len: usize,
+    ) -> Result<Vec<u8>, ReadStatus> {
         let region = self.fabric.allocate(len).unwrap();
         let to = [Scatter {
             region: &region,
@@ -454,7 +459,7 @@ impl<F: Fabric> Raw<F> {
     /// READs the value of a locator.
     pub fn get(
         &mut self,
-        data: &mut F::Data,
+        data: &mut dyn DataConnection,
         dataset: [u8; 16],
         locator: &Locator,
     ) -> Result<Vec<u8>, ReadStatus> {

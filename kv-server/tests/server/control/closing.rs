@@ -11,7 +11,7 @@ pub(crate) fn a_dataset_that_is_closed_ends_its_connections<F: TestFabric>() {
     let (_, locator) = raw.put(dataset, b"k", b"value").unwrap();
     let tokens = raw.tokens(dataset, 2);
     let mut data = raw.data(tokens[0]).unwrap();
-    assert_eq!(raw.get(&mut data, dataset, &locator).unwrap(), b"value");
+    assert_eq!(raw.get(&mut *data, dataset, &locator).unwrap(), b"value");
     raw.ask(&Request::Close { dataset }).unwrap();
     assert_eq!(
         raw.refused(&Request::Table { dataset, first: 0 }),
@@ -21,7 +21,7 @@ pub(crate) fn a_dataset_that_is_closed_ends_its_connections<F: TestFabric>() {
     assert_eq!(raw.figure([0; 16], "data_connections_count"), 0);
     let ended = eventually("the connection's end is noticed", || {
         raw.read(
-            &mut data,
+            &mut *data,
             RemoteRef {
                 address: 0,
                 rkey: 1 << 30,

@@ -10,7 +10,7 @@ fn pause(ms: u64) {
 }
 
 /// Renews, acknowledging all that is told, for so long.
-fn live<F: TestFabric>(raw: &mut Raw<F>, mut retired: u64, ms: u64) -> u64 {
+fn live(raw: &mut Raw, mut retired: u64, ms: u64) -> u64 {
     let until = Instant::now() + Duration::from_millis(ms);
     while Instant::now() < until {
         retired = raw.renew(retired).0;
@@ -27,7 +27,7 @@ pub(crate) fn a_session_that_is_silent_past_its_lease_is_fenced<F: TestFabric>()
     let (_, locator) = silent.put(opened.dataset, b"k", b"value").unwrap();
     let token = silent.tokens(opened.dataset, 1)[0];
     let mut data = silent.data(token).unwrap();
-    silent.get(&mut data, opened.dataset, &locator).unwrap();
+    silent.get(&mut *data, opened.dataset, &locator).unwrap();
     let unused = silent.tokens(opened.dataset, 1)[0];
     let mut other = server.session(&server.setup.reader);
     live(&mut other, 0, 700 * F::SLOWER);
@@ -111,7 +111,7 @@ pub(crate) fn a_put_that_is_silent_too_long_is_dropped<F: TestFabric>() {
 }
 
 /// Drops the dataset "cats" and returns how long its memory was kept.
-fn kept_for<F: TestFabric>(admin: &mut Raw<F>) -> Duration {
+fn kept_for(admin: &mut Raw) -> Duration {
     let used = admin.figure([0; 16], "memory_used_bytes");
     admin
         .ask(&Request::Drop {
@@ -167,13 +167,13 @@ pub(crate) fn a_fenced_reader_reads_nothing<F: TestFabric>() {
     let mut data = silent.data(token).unwrap();
     let from = silent.place(opened.dataset, &locator);
     let len = locator.wire_len_bytes() as usize;
-    assert!(silent.read(&mut data, from, len).is_ok());
+    assert!(silent.read(&mut *data, from, len).is_ok());
     silent.wait_end();
     if server.fabric.fences() {
-        assert!(silent.read(&mut data, from, len).is_err());
+        assert!(silent.read(&mut *data, from, len).is_err());
     } else {
         eventually("the connection's end is noticed", || {
-            silent.read(&mut data, from, len).err()
+            silent.read(&mut *data, from, len).err()
         });
     }
 }

@@ -31,7 +31,7 @@ pub(crate) fn values_are_put_and_read_back_by_read_alone<F: TestFabric>() {
     let frames = raw.figure([0; 16], "server_frames_count");
     for (key, value, locator) in &written {
         assert_eq!(
-            raw.get(&mut data, opened.dataset, locator).unwrap(),
+            raw.get(&mut *data, opened.dataset, locator).unwrap(),
             *value,
             "{key}"
         );
@@ -60,7 +60,7 @@ pub(crate) fn a_value_longer_than_a_window_goes_in_pieces<F: TestFabric>() {
     let (_, locator) = raw.put(opened.dataset, b"long", &value).unwrap();
     let token = raw.tokens(opened.dataset, 1)[0];
     let mut data = raw.data(token).unwrap();
-    assert_eq!(raw.get(&mut data, opened.dataset, &locator).unwrap(), value);
+    assert_eq!(raw.get(&mut *data, opened.dataset, &locator).unwrap(), value);
 }
 
 pub(crate) fn lists_lookups_and_deletes_agree<F: TestFabric>() {
@@ -207,7 +207,7 @@ pub(crate) fn datasets_are_made_listed_renamed_and_dropped<F: TestFabric>() {
         }),
         Status::Exists
     );
-    let names = |raw: &mut Raw<F>, after: &str| match raw.ask(&Request::Datasets { after: name(after) }) {
+    let names = |raw: &mut Raw, after: &str| match raw.ask(&Request::Datasets { after: name(after) }) {
         Ok(Answer::Datasets { items, done: 1 }) => items
             .into_iter()
             .map(|item| String::from_utf8(item.name.0).unwrap())
@@ -446,7 +446,7 @@ pub(crate) fn memory_for_arriving_values_is_waited_for<F: TestFabric>() {
     // Far more bytes than there is memory for, in parts that leave it as the log takes them, until one had to wait.
     let mut rounds = 0;
     // A network slower than the log never lets one wait.
-    let slow = F::NAME == "verbs";
+    let slow = server.fabric.name() == "verbs";
     while rounds < 3 || !slow && raw.figure([0; 16], "writes_waited_count") == 0 {
         assert!(rounds < 16, "nothing ever waited");
         let body = value(5 << 20, rounds as u8);
@@ -473,7 +473,7 @@ pub(crate) fn slow_writers_of_large_values_leave_room_for_others<F: TestFabric>(
     setup.options.turn_kept_ms = 600_000;
     let server = setup.start::<F>();
     // Each large value may hold two parts, 2 MiB, as it begins, and none of these goes on.
-    let begin = |raw: &mut Raw<F>, dataset, first: u64| -> usize {
+    let begin = |raw: &mut Raw, dataset, first: u64| -> usize {
         (first..first + 16)
             .take_while(
                 |operation| match raw.alloc(dataset, *operation, b"slow", 5 << 20) {
@@ -523,7 +523,7 @@ pub(crate) fn who_begins_values_and_sends_none_takes_nothing_from_others<F: Test
     let server = setup.start::<F>();
     let (mut first, opened) = server.with_dataset("cats");
     let dataset = opened.dataset;
-    let mut greedy: Vec<Raw<F>> = (0..4).map(|_| server.session(&server.setup.writer)).collect();
+    let mut greedy: Vec<Raw> = (0..4).map(|_| server.session(&server.setup.writer)).collect();
     let mut begun = 0;
     for raw in &mut greedy {
         raw.open("cats");
@@ -560,9 +560,9 @@ pub(crate) fn short_values_in_pieces_take_no_more_than_the_share_of_their_sessio
     let server = setup.start::<F>();
     let (mut first, opened) = server.with_dataset("cats");
     let dataset = opened.dataset;
-    let held = |raw: &mut Raw<F>| raw.figure([0; 16], "gather_used_bytes") as usize;
+    let held = |raw: &mut Raw| raw.figure([0; 16], "gather_used_bytes") as usize;
     for (len_bytes, sessions) in [(1, 1), (LEN as u32, 1), (1, 3), (LEN as u32, 3)] {
-        let mut greedy: Vec<Raw<F>> = (0..sessions)
+        let mut greedy: Vec<Raw> = (0..sessions)
             .map(|_| server.session(&server.setup.writer))
             .collect();
         for (raw, most) in greedy.iter_mut().zip([6, 6, 0]) {
@@ -620,7 +620,7 @@ pub(crate) fn a_short_value_longer_than_its_window_has_its_turn<F: TestFabric>()
     let server = setup.start::<F>();
     let (mut first, opened) = server.with_dataset("cats");
     let dataset = opened.dataset;
-    let mut others: Vec<Raw<F>> = (0..3).map(|_| server.session(&server.setup.writer)).collect();
+    let mut others: Vec<Raw> = (0..3).map(|_| server.session(&server.setup.writer)).collect();
     for raw in &mut others {
         raw.open("cats");
     }
@@ -640,7 +640,7 @@ pub(crate) fn a_short_value_longer_than_its_window_has_its_turn<F: TestFabric>()
     let (_, locator) = first.put_as(dataset, operation, b"short", &body).unwrap();
     let token = first.tokens(dataset, 1)[0];
     let mut data = first.data(token).unwrap();
-    assert_eq!(first.get(&mut data, dataset, &locator).unwrap(), body);
+    assert_eq!(first.get(&mut *data, dataset, &locator).unwrap(), body);
     eventually("its turn is the next one's", || {
         others[2].alloc(dataset, 3, b"long", 512 << 10).ok()
     });
@@ -648,7 +648,7 @@ pub(crate) fn a_short_value_longer_than_its_window_has_its_turn<F: TestFabric>()
 
 pub(crate) fn requests_that_are_no_connection_requests_are_refused_with_a_text<F: TestFabric>() {
     let server = Setup::new().start::<F>();
-    let refused = |private: &[u8]| match Raw::connect_with(&server.fabric, &server.address, private) {
+    let refused = |private: &[u8]| match Raw::connect_with(server.fabric.clone(), &server.address, private) {
         Err(FabricError::Rejected { reason, .. }) => reason,
         Err(other) => panic!("{other}"),
         Ok(_) => panic!("accepted"),
@@ -670,7 +670,7 @@ pub(crate) fn requests_that_are_no_connection_requests_are_refused_with_a_text<F
     assert!(server.figure("connections_refused_count") >= 6);
     // What the transport pads is not looked at.
     let padded = [good.as_bytes(), &[0; 8]].concat();
-    Raw::connect_with(&server.fabric, &server.address, &padded).unwrap();
+    Raw::connect_with(server.fabric.clone(), &server.address, &padded).unwrap();
 }
 
 pub(crate) fn a_role_that_is_told_is_the_keys<F: TestFabric>() {

@@ -11,7 +11,7 @@ use kv_client::{Client, ClientError, Server};
 use kv_proto::control::Status;
 use serde::Serialize;
 
-use crate::cli::{Common, InputArguments, dataset_of, end, target};
+use crate::cli::{Common, InputArguments, dataset_of, target};
 use crate::failure::{Ended, FAILED, Failure, OK};
 use crate::output::{count, mb_s, named_above, print, round, say, size, write_json};
 use crate::progress::Progress;
@@ -107,7 +107,6 @@ pub(crate) fn run(arguments: Arguments, common: &Common) -> Ended {
         store(&client, &sources, &arguments, &stop)?
     };
     let took = started.elapsed();
-    end(server);
     let report = report(&arguments, &sources, tally, took, &stop);
     conclude(&arguments, report, &stop)
 }

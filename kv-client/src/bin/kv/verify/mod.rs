@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use clap::Args;
 use serde::Serialize;
 
-use crate::cli::{Common, InputArguments, dataset_of, end, target};
+use crate::cli::{Common, InputArguments, dataset_of, target};
 use crate::failure::{Ended, Failure, OK};
 use crate::output::{count, mb_s, named_above, print, round, say, size, write_json};
 use crate::progress::Progress;
@@ -88,7 +88,7 @@ pub(crate) fn run(arguments: Arguments, common: &Common) -> Ended {
     dataset_of(&target(&arguments.uri)?, &arguments.uri)?;
     common.check()?;
     let sources = arguments.input.scan(arguments.quiet)?;
-    let (server, client) = common.dataset(&arguments.uri)?;
+    let (_server, client) = common.dataset(&arguments.uri)?;
     // Until here nothing is in flight, and a signal ends the process as usual.
     let stop =
         Stop::on_signals().map_err(|error| Failure::new(format!("installing signal handlers: {error}")))?;
@@ -107,7 +107,6 @@ pub(crate) fn run(arguments: Arguments, common: &Common) -> Ended {
     let found = engine::verify(&client, &sources, mode, &progress, &stop);
     drop(progress);
     let report = report(&arguments, &sources, found, started.elapsed());
-    end(server);
     conclude(&arguments, &report, &stop)
 }
 

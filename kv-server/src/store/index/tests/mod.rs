@@ -35,10 +35,10 @@ fn entry(key: u64) -> (KeyHash, Locator) {
 
 /// Stores a key that is not there; what was replaced for it.
 fn add(
-    index: &mut Index<TestDomain>,
+    index: &mut Index,
     (hash, locator): (KeyHash, Locator),
-    place: &Place<'_, TestDomain>,
-) -> Result<Vec<Replaced<TestDomain>>, StorageError> {
+    place: &Place<'_>,
+) -> Result<Vec<Replaced>, StorageError> {
     let mut replaced = Vec::new();
     let reserved = index.reserve(hash, place, &mut replaced);
     reserved.map(|()| {
@@ -48,7 +48,7 @@ fn add(
 }
 
 /// Nobody reads what was replaced.
-fn give_back(index: &mut Index<TestDomain>, replaced: Vec<Replaced<TestDomain>>) {
+fn give_back(index: &mut Index, replaced: Vec<Replaced>) {
     let retired = replaced.into_iter().flat_map(|replaced| replaced.retired);
     retired.for_each(|retired| index.give_back(retired));
 }
@@ -59,7 +59,7 @@ fn sorted(keys: std::ops::Range<u64>) -> Vec<(KeyHash, Locator)> {
     entries
 }
 
-fn holds(index: &Index<TestDomain>, keys: u64) {
+fn holds(index: &Index, keys: u64) {
     assert_eq!(index.keys(), keys);
     for key in 0..keys {
         let (hash, locator) = entry(key);

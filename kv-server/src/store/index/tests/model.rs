@@ -61,7 +61,7 @@ struct Told {
     depth: u8,
 }
 
-fn told(number: u64, index: &Index<TestDomain>) -> Told {
+fn told(number: u64, index: &Index) -> Told {
     Told {
         number,
         directory: index.directory().remote(),
@@ -182,15 +182,15 @@ struct Done {
 
 struct Writer<'w> {
     world: &'w World,
-    index: Index<TestDomain>,
+    index: Index,
     map: HashMap<u64, u32>,
-    retired: VecDeque<(u64, Retired<TestDomain>)>,
+    retired: VecDeque<(u64, Retired)>,
     number: u64,
     done: Done,
 }
 
 impl Writer<'_> {
-    fn note(&mut self, replaced: Vec<Replaced<TestDomain>>, place: &Place<'_, TestDomain>) {
+    fn note(&mut self, replaced: Vec<Replaced>, place: &Place<'_>) {
         self.announce(replaced);
         let all = self.world.acknowledged.iter();
         let acknowledged = all.map(|number| number.load(Ordering::SeqCst)).min().unwrap_or(0);
@@ -209,7 +209,7 @@ impl Writer<'_> {
         self.announce(replaced);
     }
 
-    fn announce(&mut self, replaced: Vec<Replaced<TestDomain>>) {
+    fn announce(&mut self, replaced: Vec<Replaced>) {
         let mut told = told(self.number, &self.index);
         for replaced in replaced {
             told.number += 1;
@@ -224,7 +224,7 @@ impl Writer<'_> {
     }
 
     /// Changes a few keys as a group of the log does: slots first, then all of them, or none.
-    fn batch(&mut self, random: &mut Random, shrinks: bool, place: &Place<'_, TestDomain>) {
+    fn batch(&mut self, random: &mut Random, shrinks: bool, place: &Place<'_>) {
         let most = if shrinks { 60 } else { 30 };
         let mut keys: Vec<u64> = (0..1 + random.below(most)).map(|_| random.below(KEYS)).collect();
         keys.sort_unstable();

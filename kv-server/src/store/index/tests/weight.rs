@@ -61,7 +61,7 @@ fn grow_and_weigh(keys_max: u64) {
         if key + 1 == next {
             let directories: u64 = replaced
                 .iter()
-                .flat_map(|replaced: &Replaced<_>| &replaced.retired)
+                .flat_map(|replaced: &Replaced| &replaced.retired)
                 .map(Retired::bytes)
                 .sum();
             assert!(
@@ -96,19 +96,19 @@ fn a_key_costs_little_at_every_size_of_a_table_that_grows() {
 
 /// Keys that come and go, in random order.
 struct Churn<'a> {
-    index: Index<TestDomain>,
-    place: &'a Place<'a, TestDomain>,
+    index: Index,
+    place: &'a Place<'a>,
     keys: Vec<u64>,
     next: u64,
     random: Random,
     /// What no session has acknowledged yet.
-    replaced: Vec<Replaced<TestDomain>>,
+    replaced: Vec<Replaced>,
     splits: u64,
     joins: u64,
 }
 
 impl<'a> Churn<'a> {
-    fn new(keys: u64, place: &'a Place<'a, TestDomain>) -> Self {
+    fn new(keys: u64, place: &'a Place<'a>) -> Self {
         let mut churn = Self {
             index: Index::build(SCOPE, &[], place).unwrap(),
             place,

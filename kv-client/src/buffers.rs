@@ -2,19 +2,16 @@
 
 use std::ops::{Deref, DerefMut};
 
-use super::Memory;
+use crate::memory::Buffer;
 
 mod sealed {
     pub trait Sealed {
         #[doc(hidden)]
         #[allow(private_interfaces, reason = "sealed: nobody else can name or implement it")]
-        fn memory(&mut self) -> &mut super::super::Memory;
+        fn memory(&mut self) -> &mut crate::memory::Buffer;
         #[doc(hidden)]
         #[allow(private_interfaces, reason = "sealed: nobody else can name or implement it")]
-        fn into_memory(self) -> super::super::Memory;
-        #[doc(hidden)]
-        #[allow(private_interfaces, reason = "sealed: nobody else can name or implement it")]
-        fn of(memory: super::super::Memory) -> Self;
+        fn into_memory(self) -> crate::memory::Buffer;
     }
 }
 
@@ -31,8 +28,8 @@ pub enum Moved {
 }
 
 impl Moved {
-    pub(crate) fn of(memory: Memory) -> Self {
-        if on!(Memory, &memory, memory => memory.is_callers()) {
+    pub(crate) fn of(memory: Buffer) -> Self {
+        if memory.is_callers() {
             Self::Memory(RegisteredMemory { memory })
         } else {
             Self::Buffer(RegisteredBuffer { memory })
@@ -61,19 +58,19 @@ impl Moved {
 /// Memory of the library that values are read into without a copy. It belongs to the fabric of the client that
 /// allocated it.
 pub struct RegisteredBuffer {
-    pub(crate) memory: Memory,
+    pub(crate) memory: Buffer,
 }
 
-/// Memory of the caller that values are read into without a copy: see [`Client::register`].
+/// Memory of the caller that values are read into without a copy: see [`crate::Client::register`].
 pub struct RegisteredMemory {
-    pub(crate) memory: Memory,
+    pub(crate) memory: Buffer,
 }
 
 impl RegisteredMemory {
     /// Its length, bytes.
     #[must_use]
     pub fn len(&self) -> usize {
-        on!(Memory, &self.memory, memory => memory.len())
+        self.memory.len()
     }
 
     /// Whether it has no bytes.
@@ -85,10 +82,7 @@ impl RegisteredMemory {
     /// Cuts it in two at `at`: what lies behind that comes back, `None` if it is not that long. Nothing is registered anew, so
     /// that many values may be read into pieces of one registration at once.
     pub fn split_off(&mut self, at: usize) -> Option<Self> {
-        let memory = match &mut self.memory {
-            Memory::Verbs(memory) => Memory::Verbs(memory.split_off(at)?),
-            Memory::Local(memory) => Memory::Local(memory.split_off(at)?),
-        };
+        let memory = self.memory.split_off(at)?;
         Some(Self { memory })
     }
 }
@@ -109,14 +103,11 @@ macro_rules! destination {
     ($($name:ident),*) => {$(
         #[allow(private_interfaces, reason = "sealed")]
         impl sealed::Sealed for $name {
-            fn memory(&mut self) -> &mut Memory {
+            fn memory(&mut self) -> &mut Buffer {
                 &mut self.memory
             }
-            fn into_memory(self) -> Memory {
+            fn into_memory(self) -> Buffer {
                 self.memory
-            }
-            fn of(memory: Memory) -> Self {
-                Self { memory }
             }
         }
         impl Destination for $name {}
@@ -128,12 +119,12 @@ impl Deref for RegisteredBuffer {
     type Target = [u8];
 
     fn deref(&self) -> &[u8] {
-        on!(Memory, &self.memory, memory => memory.bytes())
+        self.memory.bytes()
     }
 }
 
 impl DerefMut for RegisteredBuffer {
     fn deref_mut(&mut self) -> &mut [u8] {
-        on!(Memory, &mut self.memory, memory => memory.bytes_mut())
+        self.memory.bytes_mut()
     }
 }
