@@ -657,8 +657,17 @@ pub(crate) fn memory_of_another_fabric_serves_or_is_refused(rig: &Rig) {
     let (_registration, remote) = register(&domain, &memory);
     let (mut data, _) = rig.data(&mut host, &domain, 8);
     let other = Local::new().expect("local").allocate(4096).expect("allocate");
+    let own = rig.region(4096);
     let room = data.room();
-    match post_one(&mut data, 1, remote, &[piece(&other, 0, 4096)]) {
+    // The first of the chain is good: it must not be posted either.
+    let pieces = [piece(&own, 0, 4096), piece(&other, 0, 4096)];
+    let reads = [1, 2].map(|number| Read {
+        number,
+        from: remote,
+        to: &pieces[number as usize - 1..number as usize],
+        signaled: number == 2,
+    });
+    match data.post(&reads) {
         Ok(()) => {
             assert_eq!(
                 completions(&mut host, &mut data, 1)[0].status,
@@ -670,7 +679,6 @@ pub(crate) fn memory_of_another_fabric_serves_or_is_refused(rig: &Rig) {
         Err(error) => panic!("{error}"),
     }
     // Whatever came of it, the connection goes on.
-    let own = rig.region(4096);
     let to = [piece(&own, 0, 4096)];
     assert_eq!(read_one(&mut host, &mut data, remote, &to), ReadStatus::Success);
     assert_eq!(bytes_of(&own, 0, 4096), pattern(24, 4096));
