@@ -7,7 +7,7 @@ use kv_client::{AccessKey, Client, ClientOptions};
 use kv_fabric::Fabric;
 use kv_proto::auth::Role;
 use kv_server::control::keys::Key;
-use kv_server::control::{Keys, Options, Server, StartError};
+use kv_server::control::{Keys, Options, Server};
 use kv_server::store::StoreOptions;
 
 #[path = "../../../kv-server/tests/server/common/fabrics.rs"]
@@ -89,25 +89,23 @@ impl<F: TestFabric> World<F> {
     }
 
     pub(crate) fn start(&mut self) {
-        self.start_with(Server::start);
+        self.start_loading(u64::MAX);
     }
 
     /// Starts a server that loads no image until it is told to.
     pub(crate) fn start_unloaded(&mut self) {
-        self.start_with(Server::start_unloaded);
+        self.start_loading(0);
     }
 
-    fn start_with(
-        &mut self,
-        start: impl Fn(Arc<dyn Fabric>, &str, StoreOptions, Keys, Options) -> Result<Server, StartError>,
-    ) {
+    fn start_loading(&mut self, images: u64) {
         let roles = [
             ("reader", Role::Read),
             ("writer", Role::Write),
             ("admin", Role::Admin),
         ];
         let keys = Keys::new(roles.map(|(name, role)| key(name, role)).to_vec()).unwrap();
-        let server = start(
+        let server = Server::start_loading(
+            images,
             self.fabric.clone(),
             &self.address,
             self.store.clone(),

@@ -161,22 +161,12 @@ impl Server {
         Self::start_loading(u64::MAX, fabric, address, store, keys, options)
     }
 
-    /// [`Server::start`] that loads no image before [`Server::allow_loads`]: for tests of what is served until then.
+    /// [`Server::start`] that may load so many images before [`Server::allow_loads`]: for tests of what is served until then.
     ///
     /// # Errors
     /// As [`Server::start`].
     #[doc(hidden)]
-    pub fn start_unloaded(
-        fabric: Arc<dyn Fabric>,
-        address: &str,
-        store: StoreOptions,
-        keys: Keys,
-        options: Options,
-    ) -> Result<Self, StartError> {
-        Self::start_loading(0, fabric, address, store, keys, options)
-    }
-
-    fn start_loading(
+    pub fn start_loading(
         images: u64,
         fabric: Arc<dyn Fabric>,
         address: &str,
