@@ -315,10 +315,13 @@ impl crate::DataConnection for Data {
         if reads.is_empty() {
             return Ok(());
         }
+        // Before anything else: counting a region's owners would wait for the loads before it.
         for read in reads {
             if let Some(Slot::Mapped(mapping)) = self.slots.get(&read.from.rkey) {
                 mapping.touch(read.from.address, read.to.iter().map(|piece| piece.len).sum());
             }
+        }
+        for read in reads {
             let mut to = [const { None }; SCATTER_MAX];
             let mut len = 0;
             for (slot, piece) in to.iter_mut().zip(read.to) {
