@@ -19,6 +19,7 @@ use serde::Serialize;
 
 use crate::Error;
 use crate::environment::Environment;
+use crate::interrupt;
 use crate::stats::{Interval, interval};
 
 /// Keys and values of this length make records of 128 bytes.
@@ -123,7 +124,7 @@ pub(crate) fn value_of(number: u64) -> [u8; VALUE_BYTES] {
 
 /// Runs the measurement; whether the target was reached.
 pub(crate) fn run(args: &Args) -> Result<bool, Error> {
-    let folder = tempfile::tempdir_in(&args.data)?;
+    let folder = interrupt::noted(tempfile::tempdir_in(&args.data)?);
     let options = StoreOptions {
         scrub_share: 0.0,
         data: folder.path().join("data"),

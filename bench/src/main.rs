@@ -31,7 +31,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-pub(crate) use campaigns::Error;
+pub(crate) use campaigns::{Error, interrupt};
 
 /// Measures verbs-kv beside the floor that the wire sets, in one run, with checked data.
 #[derive(Parser)]
@@ -68,7 +68,14 @@ enum Command {
 }
 
 fn main() -> ExitCode {
-    let outcome = match Cli::parse().command {
+    let command = Cli::parse().command;
+    // One block of something ends with the process that it is of.
+    let is_block = matches!(command, Command::Side | Command::Block(_));
+    if !is_block && let Err(error) = interrupt::listen() {
+        eprintln!("bench: no signals can be listened to: {error}");
+        return ExitCode::FAILURE;
+    }
+    let outcome = match command {
         Command::Run(args) => run::run(&args),
         Command::Compare(args) => run::compare::run(&args),
         Command::Side => run::run_side(),
@@ -80,6 +87,7 @@ fn main() -> ExitCode {
         Command::Restart(args) => restart::run(&args),
         Command::Block(args) => latency::run_block(&args),
     };
+    interrupt::or_end();
     match outcome {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::FAILURE,

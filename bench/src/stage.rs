@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use kv_client::{AccessKey, ClientOptions};
 
-use crate::Error;
+use crate::{Error, interrupt};
 use campaigns::processes::{self, Server};
 
 /// Where a server listens.
@@ -41,10 +41,11 @@ impl Stage {
             .parent()
             .ok_or("this program lies in no directory")?
             .to_path_buf();
-        let scratch = tempfile::tempdir()?;
+        let scratch = interrupt::noted(tempfile::tempdir()?);
         let keys = scratch.path().join("keys.toml");
         let data = tempfile::tempdir_in(data)
             .map_err(|error| format!("cannot make a directory in {}: {error}", data.display()))?;
+        let data = interrupt::noted(data);
         let listen = match at {
             Listen::Local => format!("local:{}", scratch.path().join("socket").display()),
             Listen::Rdma(address, port) => format!("rdma://{address}:{port}"),

@@ -9,6 +9,7 @@ mod power;
 
 use std::process::ExitCode;
 
+use campaigns::interrupt;
 use clap::{Parser, Subcommand};
 
 /// Tries to make verbs-kv lose, tear or bring back bytes, and compares all of them.
@@ -31,10 +32,13 @@ enum Command {
 
 fn main() -> ExitCode {
     let outcome = match Cli::parse().command {
-        Command::Fire(args) => fire::run(&args),
+        Command::Fire(args) => interrupt::listen()
+            .map_err(Into::into)
+            .and_then(|()| fire::run(&args)),
         Command::Crash(args) => crash::run(&args),
         Command::Power(args) => power::run(&args),
     };
+    interrupt::or_end();
     match outcome {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::FAILURE,

@@ -18,6 +18,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::Error;
 use crate::environment::{self, Environment};
+use crate::interrupt;
 use crate::lookup::{fill_store, key_of};
 
 /// Length of a value, bytes.
@@ -144,7 +145,7 @@ pub(crate) fn run(args: &Args) -> Result<bool, Error> {
             "valgrind is not installed: it counts the instructions (install the package valgrind)".into(),
         );
     }
-    let folder = tempfile::tempdir_in(&args.data)?;
+    let folder = interrupt::noted(tempfile::tempdir_in(&args.data)?);
     fill_store(
         &options(args, folder.path()),
         &[(DATASET, args.keys)],

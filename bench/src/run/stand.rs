@@ -9,7 +9,7 @@ use super::{Args, Cut, kv};
 use crate::demo::Network;
 use crate::disk::make_cold;
 use crate::stage::{Listen, Stage};
-use crate::{Error, environment};
+use crate::{Error, environment, interrupt};
 use campaigns::processes::Server;
 
 /// What a set of values is called, and what was made of it.
@@ -117,7 +117,7 @@ impl<'a> Stand<'a> {
             .iter()
             .map(|set| set.total_bytes() * 5 / 4 + set.count() as u64 * 1024);
         let stage = Stage::new(&args.data, at, budget.sum::<u64>() + (1 << 30))?;
-        let folder = tempfile::tempdir_in(&args.data)?;
+        let folder = interrupt::noted(tempfile::tempdir_in(&args.data)?);
         let server = stage.start()?;
         let session = kv_client::Server::connect(&server.address.parse()?, stage.options()?)?;
         let mut sets = Vec::new();

@@ -14,7 +14,7 @@ use kv_server::store::StoreOptions;
 
 use super::fabrics::{self, Ends};
 use super::{Args, PLACES, Plan, values, writer};
-use campaigns::Error;
+use campaigns::{Error, interrupt};
 
 const SECRET: [u8; 32] = [7; 32];
 
@@ -29,11 +29,11 @@ pub(super) struct Ground {
 
 pub(super) fn ground(args: &Args, plan: &Plan, seed: u64) -> Result<Ground, Error> {
     let memory = PathBuf::from("/dev/shm");
-    let folder = match &args.data {
+    let folder = interrupt::noted(match &args.data {
         Some(folder) => tempfile::tempdir_in(folder)?,
         None if memory.is_dir() => tempfile::tempdir_in(memory)?,
         None => tempfile::tempdir()?,
-    };
+    });
     let address = match fabrics::address(args.fabric, folder.path()) {
         Some(address) => address,
         None => {

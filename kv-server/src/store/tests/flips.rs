@@ -3,7 +3,7 @@
 
 use super::compacting::{Model, check, only_dead, until};
 use super::scrub::Turns;
-use super::support::{Miss, Rig, bytes, scratch};
+use super::support::{Miss, Rig, bytes, figure_in, scratch};
 use crate::error::StorageError;
 use crate::store::files::Files;
 use crate::store::scrub::pass;
@@ -238,19 +238,24 @@ fn the_scrubber_looks_at_every_bucket_and_at_the_directory() {
     assert_eq!(faults(&rig), 4);
 }
 
-/// What lies in a segment that is lost is not known: put together without it, the group would give older values back, and
-/// keys that were deleted.
-#[test]
-fn a_group_is_not_filled_anew_without_what_a_lost_segment_says() {
-    let directory = scratch();
-    let open = || Rig::with(only_dead(directory.path()), Files::default()).unwrap();
+/// A store of a hundred keys in one segment, and what came later in another. Nothing is loaded.
+fn in_two_segments(directory: &std::path::Path) -> Rig {
+    let open = || Rig::with(only_dead(directory), Files::default()).unwrap();
     filled(&open(), 100);
     // In a segment of their own.
     let rig = open();
     fill(&rig, 0..50, &mut Model::new());
     rig.delete("set", &60_u64.to_le_bytes()).unwrap();
     drop(rig);
-    let rig = Rig::unloaded(only_dead(directory.path()), Files::default(), 0).unwrap();
+    Rig::unloaded(only_dead(directory), Files::default(), 0).unwrap()
+}
+
+/// What lies in a segment that is lost is not known: put together without it, the group would give older values back, and
+/// keys that were deleted.
+#[test]
+fn a_group_is_not_filled_anew_without_what_a_lost_segment_says() {
+    let directory = scratch();
+    let rig = in_two_segments(directory.path());
     let dataset = rig.dataset("set");
     let lookup = |key: u64| dataset.lookup(&key.to_le_bytes());
     let before: Vec<_> = (0..100).map(|key| lookup(key).unwrap()).collect();
@@ -270,4 +275,26 @@ fn a_group_is_not_filled_anew_without_what_a_lost_segment_says() {
         }
     }
     assert!((50..100).contains(&told), "{told}");
+}
+
+/// Each attempt walks over all segments, on the thread that writes: whoever may look a key up could have it do nothing else.
+#[test]
+fn what_cannot_be_filled_anew_is_not_tried_at_every_request() {
+    let directory = scratch();
+    let rig = in_two_segments(directory.path());
+    let dataset = rig.dataset("set");
+    dataset.all_segments().last().unwrap().lose();
+    let hash = dataset.hash(&10_u64.to_le_bytes());
+    let read_by = |requests: u32| {
+        let read = || figure_in(&rig.store.stat(), "file_read_bytes");
+        let before = read();
+        for _ in 0..requests {
+            dataset.refill_group(hash).unwrap_err();
+        }
+        read() - before
+    };
+    let one = read_by(1);
+    assert!(one > 0, "it walks over files");
+    let walks = read_by(2000) / one;
+    assert!(walks < 200, "{walks} walks for 2000 requests");
 }
