@@ -195,7 +195,8 @@ impl TestFabric for Odd {
 #[test]
 fn events_without_end_hold_up_neither_leases_nor_finished_writes() {
     let mut setup = Setup::new();
-    setup.options.lease_ms = 400;
+    // Long enough for what is made durable before it ends, on a busy disk too.
+    setup.options.lease_ms = 1000;
     let server = setup.start::<Odd>();
     let (mut silent, opened) = server.with_dataset("cats");
     let switches = &server.fabric.switches;

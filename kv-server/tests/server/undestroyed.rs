@@ -17,7 +17,8 @@ fn refuse(sim: &Sim, probability: f64) {
 #[test]
 fn what_a_connection_that_is_not_destroyed_could_read_stays_held() {
     let mut setup = Setup::new();
-    setup.options.lease_ms = 400;
+    // Long enough for what is made durable before it ends, on a busy disk too.
+    setup.options.lease_ms = 1000;
     let server = setup.start::<Sim>();
     let (mut silent, opened) = server.with_dataset("cats");
     let (_, locator) = silent.put(opened.dataset, b"k", &[7; 200_000]).unwrap();
