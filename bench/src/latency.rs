@@ -199,8 +199,8 @@ pub(crate) fn run_block(args: &BlockArgs) -> Result<bool, Error> {
     Ok(true)
 }
 
-/// Time of the CRC of a value, us. Of many copies, each in pages of its own: where one of them and the tables of the CRC have the
-/// same place in an emulated processor's cache of translations, it took 35 us instead of 8.
+/// Time of the CRC of a value, us. Of many copies, at other places: over the same one an emulated processor took 8 us in most builds of
+/// this program and 35 in one, each time.
 fn crc_us(value: &[u8]) -> f64 {
     let copies = value.repeat(COPIES);
     let mut times: Vec<f64> = copies
