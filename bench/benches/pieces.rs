@@ -166,20 +166,13 @@ const CHAIN: usize = 32;
 const LEN: usize = 128;
 
 fn post(data: &mut dyn DataConnection, from: RemoteRef, region: &Region, ended: &mut Vec<ReadCompletion>) {
-    let to: [[Scatter<'_>; 1]; CHAIN] = std::array::from_fn(|index| {
-        [Scatter {
-            region,
-            offset: index * LEN,
-            len: LEN,
-        }]
-    });
-    let reads: [Read<'_>; CHAIN] = std::array::from_fn(|index| Read {
+    let reads: [Read; CHAIN] = std::array::from_fn(|index| Read {
         number: index as u64,
         from: from.offset((index * LEN) as u64),
-        to: &to[index],
+        to: [Scatter::new(0, index * LEN, LEN), Scatter::default()],
         signaled: index + 1 == CHAIN,
     });
-    data.post(&reads).expect("post");
+    data.post(&reads, &[region]).expect("post");
     ended.clear();
     while ended.is_empty() {
         data.poll(ended).expect("poll");

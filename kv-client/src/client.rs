@@ -234,7 +234,9 @@ impl Client {
         let wishes = |range: Range<usize>| ByPlace {
             id,
             at: &at[range.clone()],
-            keys: keys.map(|keys| &keys[range.start.min(keys.len())..range.end.min(keys.len())]),
+            keys: keys.map_or(&[][..], |keys| {
+                &keys[range.start.min(keys.len())..range.end.min(keys.len())]
+            }),
         };
         self.read_many(at.len(), Want::Whole, wishes, |got| got.value.into())
     }

@@ -215,6 +215,7 @@ impl Reader {
         keys: Option<&[K]>,
     ) -> Vec<Result<Value, ReadError>> {
         let id = self.engine.dataset_id();
+        let keys = keys.unwrap_or_default();
         let wishes = ByPlace { id, at, keys };
         self.engine
             .read_many(at.len(), Want::Slot, wishes, |got| got.value)

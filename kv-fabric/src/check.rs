@@ -2,45 +2,48 @@
 
 use std::io;
 
-use crate::{FabricError, Read, SCATTER_MAX};
+use crate::{FabricError, Read, Region, SCATTER_MAX, Scatter};
 
 /// The bytes that a batch asks for.
 ///
 /// # Errors
-/// [`FabricError::Post`] with `posted` 0 if a READ is longer than `read_max_bytes`, has no piece or too many, or a
-/// piece is empty or not inside its region.
-pub(crate) fn batch_bytes(reads: &[Read<'_>], read_max_bytes: usize) -> Result<u64, FabricError> {
+/// [`FabricError::Post`] with `posted` 0 if a READ is longer than `read_max_bytes`, its first piece is empty, or a piece is
+/// not inside one of `regions`.
+pub(crate) fn batch_bytes(
+    reads: &[Read],
+    regions: &[&Region],
+    read_max_bytes: usize,
+) -> Result<u64, FabricError> {
     let mut total = 0;
     for read in reads {
-        let bytes = read_bytes(read)
-            .filter(|&bytes| bytes <= read_max_bytes)
-            .ok_or_else(|| FabricError::Post {
+        let bytes = read.len_bytes();
+        if bytes > read_max_bytes || !is_whole(read, regions) {
+            return Err(FabricError::Post {
                 posted: 0,
                 source: io::Error::new(
                     io::ErrorKind::InvalidInput,
                     format!(
-                        "READ {} must go to 1 to {SCATTER_MAX} pieces, none empty, inside their regions, of \
+                        "READ {} must go to 1 to {SCATTER_MAX} pieces, the first not empty, inside their regions, of \
                          {read_max_bytes} bytes at most together",
                         read.number
                     ),
                 ),
-            })?;
+            });
+        }
         total += bytes as u64;
     }
     Ok(total)
 }
 
-/// Length of a READ; `None` if a piece is not as the seam wants it.
-fn read_bytes(read: &Read<'_>) -> Option<usize> {
-    if read.to.is_empty() || read.to.len() > SCATTER_MAX {
-        return None;
-    }
-    read.to.iter().try_fold(0_usize, |sum, piece| {
-        let end = piece.offset.checked_add(piece.len)?;
-        (piece.len > 0 && end <= piece.region.memory().len())
-            .then(|| sum.checked_add(piece.len))
-            .flatten()
-    })
+/// Whether the pieces of a READ are as the seam wants them.
+fn is_whole(read: &Read, regions: &[&Region]) -> bool {
+    let is_inside = |piece: &Scatter| {
+        let end = piece.offset.checked_add(piece.len as usize);
+        let region = regions.get(piece.region as usize);
+        end.zip(region)
+            .is_some_and(|(end, region)| end <= region.memory().len())
+    };
+    read.to[0].len > 0 && read.pieces().iter().all(is_inside)
 }
 
 /// Whether memory of the caller's can be of this length.

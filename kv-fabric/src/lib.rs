@@ -28,6 +28,7 @@ use std::time::{Duration, Instant};
 mod bell;
 mod check;
 mod error;
+mod held;
 pub mod local;
 mod memory;
 mod region;
@@ -61,8 +62,8 @@ impl RemoteRef {
     }
 }
 
-/// Most pieces that one READ is scattered to.
-pub const SCATTER_MAX: usize = 4;
+/// Most pieces that one READ is scattered to: the prefix of a record, and its value.
+pub const SCATTER_MAX: usize = 2;
 
 /// Longest private data of a connection request, bytes: what the connection manager of `verbs` carries.
 pub const PRIVATE_MAX_BYTES: usize = 56;
@@ -356,27 +357,56 @@ pub trait ControlConnection: Send + 'static {
 }
 
 /// One piece of where a READ goes.
-#[derive(Debug, Clone, Copy)]
-pub struct Scatter<'a> {
-    /// The memory.
-    pub region: &'a Region,
-    /// First byte in it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Scatter {
+    /// First byte in the region.
     pub offset: usize,
     /// Bytes.
-    pub len: usize,
+    pub len: u32,
+    /// Which of the regions of the post it lies in.
+    pub region: u32,
 }
 
-/// One READ.
-#[derive(Debug, Clone, Copy)]
-pub struct Read<'a> {
+impl Scatter {
+    /// `len` bytes from `offset` on of region number `region`; a length that no READ has stays one.
+    #[must_use]
+    #[inline]
+    pub fn new(region: u32, offset: usize, len: usize) -> Self {
+        Self {
+            offset,
+            len: u32::try_from(len).unwrap_or(u32::MAX),
+            region,
+        }
+    }
+}
+
+/// One READ: plain data, which borrows nothing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Read {
     /// Number that its completion repeats.
     pub number: u64,
     /// Where the bytes are.
     pub from: RemoteRef,
-    /// Where they go, in order; 1 to [`SCATTER_MAX`] pieces, none empty.
-    pub to: &'a [Scatter<'a>],
+    /// Where they go, in order. The first piece is not empty; those behind the last may be.
+    pub to: [Scatter; SCATTER_MAX],
     /// Whether its success gives a completion. The last of a batch should; a failure always gives one.
     pub signaled: bool,
+}
+
+impl Read {
+    /// Its pieces.
+    #[must_use]
+    #[inline]
+    pub fn pieces(&self) -> &[Scatter] {
+        &self.to[..1 + usize::from(self.to[1].len > 0)]
+    }
+
+    /// Bytes that it asks for.
+    #[must_use]
+    #[inline]
+    pub fn len_bytes(&self) -> usize {
+        self.to[0].len as usize + self.to[1].len as usize
+    }
 }
 
 /// How a READ ended.
@@ -424,12 +454,12 @@ pub trait DataConnection: Send + 'static {
         usize::MAX
     }
 
-    /// Posts `reads` as one chain behind one doorbell. Allocates nothing after warm-up.
+    /// Posts `reads` as one chain behind one doorbell; `regions` are what their pieces lie in. Allocates nothing after warm-up.
     ///
     /// # Errors
     /// [`FabricError::Busy`] if there is less [`DataConnection::room`], [`FabricError::Closed`] after an error,
     /// [`FabricError::Unsupported`] if a region is of another kind of fabric: nothing was posted. [`FabricError::Post`] if the device took some and refused the rest.
-    fn post(&mut self, reads: &[Read<'_>]) -> Result<(), FabricError>;
+    fn post(&mut self, reads: &[Read], regions: &[&Region]) -> Result<(), FabricError>;
 
     /// Appends READs that ended to `completions`; returns without waiting.
     ///

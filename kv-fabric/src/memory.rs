@@ -169,10 +169,11 @@ impl Memory {
 
     #[inline]
     fn range(&self, offset: usize, len: usize) -> NonNull<u8> {
-        if offset > self.len || len > self.len - offset {
-            outside(offset, len, self.len);
+        match offset.checked_add(len) {
+            Some(end) if end <= self.len => {}
+            _ => outside(offset, len, self.len),
         }
-        // SAFETY: `offset <= self.len`, so the result is inside the mapping or one past its end.
+        // SAFETY: `offset <= self.len`, for it is no more than `end`, so the result is inside the mapping or one past its end.
         unsafe { self.start.add(offset) }
     }
 

@@ -324,14 +324,14 @@ impl DataConnection for StoppableData {
         self.inner.reads_at_once()
     }
 
-    fn post(&mut self, reads: &[Read<'_>]) -> Result<(), FabricError> {
+    fn post(&mut self, reads: &[Read], regions: &[&Region]) -> Result<(), FabricError> {
         let gate = &self.stops.0;
         gate.pass();
         let stopped = gate.stop_at(StopAt::Post);
         if let Some(late) = gate.late() {
             self.inner.delay_next(late);
         }
-        let posted = self.inner.post(reads);
+        let posted = self.inner.post(reads, regions);
         match &posted {
             Ok(()) => {}
             Err(FabricError::Post { posted, .. }) => gate.failed(reads.len() - (*posted).min(reads.len())),

@@ -48,21 +48,16 @@ fn round(
     region: &Region,
     done: &mut Vec<kv_fabric::ReadCompletion>,
 ) {
-    let to: [[Scatter<'_>; 2]; DEPTH] = std::array::from_fn(|i| {
-        let piece = |offset, len| Scatter {
-            region,
-            offset: i * LEN + offset,
-            len,
-        };
-        [piece(0, 96), piece(96, LEN - 96)]
-    });
-    let reads: [Read<'_>; DEPTH] = std::array::from_fn(|i| Read {
+    let reads: [Read; DEPTH] = std::array::from_fn(|i| Read {
         number: i as u64,
         from: remote.offset((i * LEN) as u64),
-        to: &to[i],
+        to: [
+            Scatter::new(0, i * LEN, 96),
+            Scatter::new(0, i * LEN + 96, LEN - 96),
+        ],
         signaled: i % 4 == 3,
     });
-    data.post(&reads).expect("post");
+    data.post(&reads, &[region]).expect("post");
     done.clear();
     while done.len() < DEPTH / 4 {
         data.poll(done).expect("poll");

@@ -123,24 +123,15 @@ fn post(
     region: &Region,
     count: usize,
 ) -> Result<(), FabricError> {
-    let to: Vec<_> = (0..count)
-        .map(|i| {
-            [Scatter {
-                region,
-                offset: i * LEN,
-                len: LEN,
-            }]
-        })
-        .collect();
     let reads: Vec<_> = (0..count)
         .map(|i| Read {
             number: i as u64,
             from,
-            to: &to[i],
+            to: [Scatter::new(0, i * LEN, LEN), Scatter::default()],
             signaled: true,
         })
         .collect();
-    data.post(&reads)
+    data.post(&reads, &[region])
 }
 
 fn completions(data: &mut Box<dyn DataConnection>, count: usize) -> Vec<ReadCompletion> {
@@ -674,15 +665,10 @@ fn a_stopped_process_goes_on_where_it_was_while_its_reads_are_carried_out() {
     });
     let registration = world.domain.register(served(7)).expect("register");
     let region = net.allocate(LEN).expect("allocate");
-    let to = [Scatter {
-        region: &region,
-        offset: 0,
-        len: LEN,
-    }];
     let read = |number| Read {
         number,
         from: registration.remote(),
-        to: &to,
+        to: [Scatter::new(0, 0, LEN), Scatter::default()],
         signaled: true,
     };
     let mut done = Vec::new();
@@ -690,7 +676,7 @@ fn a_stopped_process_goes_on_where_it_was_while_its_reads_are_carried_out() {
         let (span, late) = (SPAN, Duration::ZERO);
         process.stops().arm(Stop { at, span, late });
         let begun = Instant::now();
-        data.post(&[read(number)]).expect("post");
+        data.post(&[read(number)], &[&region]).expect("post");
         assert_eq!(
             at != StopAt::Polled,
             process.stops().counters().stops == number + 1

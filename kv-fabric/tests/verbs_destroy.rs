@@ -75,8 +75,11 @@ fn a_refused_destruction_is_told_and_repeated() {
     let (mut data, data_id) = rig.data(&mut host, &domain, 4);
     let (_control, control_id) = rig.control(&mut host);
     let region = rig.region(4096);
-    let to = [piece(&region, 0, 4096)];
-    assert_eq!(read_one(&mut host, &mut data, remote, &to), ReadStatus::Success);
+    let to = piece(0, 4096);
+    assert_eq!(
+        read_one(&mut host, &mut data, remote, to, &region),
+        ReadStatus::Success
+    );
 
     let refusing = Refusing::begin();
     assert!(!refusing.0.is_empty(), "no descriptor takes orders for a device");
@@ -97,7 +100,7 @@ fn a_refused_destruction_is_told_and_repeated() {
     }
     memory.write(0, &[0xEE; 4096]);
     region.memory().write(0, &[0xAA; 4096]);
-    match post_one(&mut data, 1, remote, &to) {
+    match post_one(&mut data, 1, remote, to, &region) {
         Ok(()) => {
             let status = completions(&mut host, &mut data, 1)[0].status;
             assert!(
@@ -129,8 +132,11 @@ fn a_client_is_told_of_a_refused_destruction_and_repeats_it() {
     let (_registration, remote) = register(&domain, &memory);
     let (mut data, _) = rig.data(&mut host, &domain, 4);
     let region = rig.region(4096);
-    let to = [piece(&region, 0, 4096)];
-    assert_eq!(read_one(&mut host, &mut data, remote, &to), ReadStatus::Success);
+    let to = piece(0, 4096);
+    assert_eq!(
+        read_one(&mut host, &mut data, remote, to, &region),
+        ReadStatus::Success
+    );
 
     let refusing = Refusing::begin();
     for _ in 0..2 {

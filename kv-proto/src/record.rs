@@ -204,8 +204,10 @@ fn halves(bytes: &[u8]) -> Option<[&[u8; 16]; 2]> {
 /// Whether two keys are the same; of the lengths that keys have most often without a call.
 #[inline]
 fn is_same(one: &[u8], other: &[u8]) -> bool {
-    match (halves(one), halves(other)) {
-        _ if one.len() != other.len() => false,
+    if one.len() != other.len() {
+        return false;
+    }
+    match (halves(one), halves(&other[..one.len()])) {
         (Some(first), Some(second)) => first == second,
         _ => one == other,
     }
@@ -256,7 +258,7 @@ pub fn judge_prefix(prefix: &[u8], expected: &Expected<'_>) -> Result<RecordHead
 ///
 /// # Errors
 /// As theirs.
-#[inline]
+#[inline(always)]
 pub fn judge_whole(prefix: &[u8], value: Option<&[u8]>, expected: &Expected<'_>) -> Result<u8, Refusal> {
     match wanted(prefix, expected) {
         Some(header) => {
@@ -363,7 +365,7 @@ pub fn key_in<'a>(prefix: &'a [u8], header: &RecordHeader) -> &'a [u8] {
 ///
 /// # Errors
 /// [`Refusal::Torn`] if a CRC or the length does not agree.
-#[inline]
+#[inline(always)]
 pub fn judge_value(prefix: &[u8], header: &RecordHeader, value: &[u8]) -> Result<(), Refusal> {
     if value.len() as u64 != u64::from(header.value_len_bytes) {
         return Err(Refusal::Torn);

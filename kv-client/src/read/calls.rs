@@ -52,7 +52,8 @@ impl<K: AsRef<[u8]>> Wishes for ByKey<'_, K> {
 pub(crate) struct ByPlace<'k, K> {
     pub(crate) id: DatasetId,
     pub(crate) at: &'k [GlobalLocator],
-    pub(crate) keys: Option<&'k [K]>,
+    /// One by one, or none.
+    pub(crate) keys: &'k [K],
 }
 
 impl<K: AsRef<[u8]>> Wishes for ByPlace<'_, K> {
@@ -63,7 +64,7 @@ impl<K: AsRef<[u8]>> Wishes for ByPlace<'_, K> {
 
     #[inline]
     fn key(&self, index: usize) -> Option<&[u8]> {
-        self.keys.and_then(|keys| keys.get(index)).map(AsRef::as_ref)
+        self.keys.get(index).map(AsRef::as_ref)
     }
 
     #[inline]
@@ -161,7 +162,7 @@ impl Engine {
                 wishes,
                 take,
                 next: 0,
-                in_run: false,
+                run_to: usize::MAX,
                 left: std::mem::take(&mut engine.left),
             };
             // What is left has had the time since then.

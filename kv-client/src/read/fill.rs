@@ -2,7 +2,7 @@
 //!
 //! Records come before lookups, so that lookups of later items fly beside values of earlier ones.
 
-use kv_fabric::{Fabric, Region, RemoteRef};
+use kv_fabric::{Fabric, Region, RemoteRef, Scatter};
 use kv_proto::hash::{KeyHash, candidate_buckets, directory_index};
 use kv_proto::layout::{BLOCK_BYTES, Bucket, DirectoryEntry};
 
@@ -10,7 +10,7 @@ use super::counters::add;
 use super::engine::Engine;
 use super::flight::{Flight, Flying};
 use super::lane::{Lane, ring_bytes};
-use super::plan::{Chain, Dest, PIECE_READS_MAX, Piece, Planned};
+use super::plan::{Chain, PIECE_READS_MAX, VALUES, to_ring};
 use super::{CHECKED_PIECE_BYTES, PIECE_BYTES, Trouble};
 use crate::ClientOptions;
 use crate::clock::boot_ns;
@@ -91,7 +91,8 @@ impl Engine {
         if self.has_work() && self.wants_lane() {
             self.add_lane();
         }
-        if self.flying == 0 && full > 0 && self.lanes.iter().all(|lane| lane.outstanding() == 0) {
+        // What was posted and failed at once has given back since what it held: then there may be room.
+        if !did && self.flying == 0 && full > 0 && self.lanes.iter().all(|lane| lane.outstanding() == 0) {
             did |= self.refuse_what_never_fits();
         }
         did
@@ -109,19 +110,15 @@ impl Engine {
         lanes.min_by_key(|&lane| self.lanes[lane].outstanding())
     }
 
-    /// Posts the chain; `borrowed` is the caller's memory, where it is not an item's.
+    /// Posts the chain; `borrowed` is the caller's memory, where values go there and it is not an item's.
     pub(super) fn post(&mut self, lane: usize, borrowed: Option<&Region>) {
         add(&self.counters.reads_posted, self.chain.len() as u64);
         add(&self.counters.doorbells, 1);
         self.short_reads = self.chain.bytes() < self.chain.len() * SHORT_BYTES;
-        let (items, slots) = (&self.items, self.slots.region());
-        let memory = |dest| match dest {
-            Dest::Ring => None,
-            Dest::Slots => slots,
-            Dest::Item(index) => borrowed.or_else(|| items[index as usize].memory.region().or(slots)),
-        };
-        let posted = self.lanes[lane].post(&mut self.chain, memory);
-        self.chain.clear();
+        let values = borrowed.or(self.slots.region());
+        let items = &self.items;
+        let of_item = |item: u32| items[item as usize].memory.region();
+        let posted = self.lanes[lane].post(&mut self.chain, values, of_item);
         if let Err(status) = posted {
             self.failed(lane, status);
         }
@@ -140,7 +137,7 @@ impl Engine {
 
     /// Plans one chain for `lane`; whether there may be more to plan.
     fn plan_chain(&mut self, lane: usize) -> bool {
-        self.chain.clear();
+        self.chain.begin(self.lanes[lane].next_number());
         // Fetches that go by another lane are passed over, each once.
         let mut passes = self.records.len();
         while self.chain.len() < self.chain_max && self.lanes[lane].room() > self.chain.len() {
@@ -212,10 +209,8 @@ impl Engine {
         let Some(span) = self.lanes[lane].ring.take(len) else {
             return Step::Full;
         };
-        self.chain.push(Planned::new(
-            from,
-            [Piece::ring(span.offset, len), Piece::default()],
-        ));
+        self.chain
+            .push(from, [to_ring(span.offset, len), Scatter::default()]);
         add(&self.counters.directory_reads, 1);
         let changes = self.footing.view.changes;
         self.fly(lane, Flight::new(span, Flying::Page { page, changes }));
@@ -253,8 +248,8 @@ impl Engine {
         };
         for (at, &bucket) in buckets[..count].iter().enumerate() {
             let from = group.offset(u64::from(bucket) * BUCKET_BYTES as u64);
-            let to = Piece::ring(span.offset + at * BUCKET_BYTES, BUCKET_BYTES);
-            self.chain.push(Planned::new(from, [to, Piece::default()]));
+            let to = to_ring(span.offset + at * BUCKET_BYTES, BUCKET_BYTES);
+            self.chain.push(from, [to, Scatter::default()]);
         }
         add(&self.counters.bucket_reads, count as u64);
         let flying = Flying::Buckets {
@@ -319,23 +314,23 @@ impl Engine {
             return Step::Full;
         };
         let value_at = if to_place {
-            Piece {
-                dest: Dest::Item(item),
-                offset: base + start as usize,
-                len: value_len,
-            }
+            let region = match self.items[item as usize].memory.region() {
+                Some(_) => self.chain.region_of(item),
+                None => VALUES,
+            };
+            Scatter::new(region, base + start as usize, value_len)
         } else {
-            Piece::ring(span.offset + head_len, value_len)
+            to_ring(span.offset + head_len, value_len)
         };
-        let head_at = Piece::ring(span.offset, head_len);
+        let head_at = to_ring(span.offset, head_len);
         let before = self.chain.len();
         let chain = &mut self.chain;
         let mut read = Reading { row, read_max, chain };
         let planned = if with_prefix && start == 0 {
             read.plan(record, [head_at, value_at])
         } else {
-            let apart = read.plan(record, [head_at, Piece::default()]);
-            apart.and_then(|()| read.plan(record + prefix_len + start, [value_at, Piece::default()]))
+            let apart = read.plan(record, [head_at, Scatter::default()]);
+            apart.and_then(|()| read.plan(record + prefix_len + start, [value_at, Scatter::default()]))
         };
         let reads = (self.chain.len() - before) as u64;
         if planned.is_none() {
@@ -424,9 +419,9 @@ struct Reading<'r> {
 
 impl Reading<'_> {
     /// READs from `at` on into `pieces`, one after the other; `None` if a place is not there or the chain is full.
-    fn plan(&mut self, mut at: u64, mut pieces: [Piece; 2]) -> Option<()> {
+    fn plan(&mut self, mut at: u64, mut pieces: [Scatter; 2]) -> Option<()> {
         loop {
-            let left = pieces[0].len + pieces[1].len;
+            let left = pieces[0].len as usize + pieces[1].len as usize;
             if left == 0 {
                 return Some(());
             }
@@ -434,23 +429,18 @@ impl Reading<'_> {
             let len = left
                 .min(self.read_max)
                 .min(usize::try_from(follow).unwrap_or(usize::MAX));
-            let first = pieces[0].len.min(len);
-            let now = [
-                Piece {
-                    len: first,
-                    ..pieces[0]
-                },
-                Piece {
-                    len: len - first,
-                    ..pieces[1]
-                },
-            ];
+            // No longer than `left`, which is two of these.
+            let first = pieces[0].len.min(u32::try_from(len).unwrap_or(u32::MAX));
+            let second = (len - first as usize) as u32;
+            let mut now = pieces;
+            (now[0].len, now[1].len) = (first, second);
             if self.chain.room() == 0 {
                 return None;
             }
-            self.chain.push(Planned::new(from, now));
+            let to = if first == 0 { [now[1], now[0]] } else { now };
+            self.chain.push(from, to);
             for (piece, taken) in pieces.iter_mut().zip(now) {
-                piece.offset += taken.len;
+                piece.offset += taken.len as usize;
                 piece.len -= taken.len;
             }
             at += len as u64;

@@ -1,7 +1,7 @@
 //! A value whose place is remembered: the bucket that named it and the record there, behind one doorbell. The record
 //! counts only if the bucket, with the stamps expected, still names it; else the key is looked up.
 
-use kv_fabric::RemoteRef;
+use kv_fabric::{RemoteRef, Scatter};
 use kv_proto::bucket::{candidates, judge_bucket};
 use kv_proto::layout::{Bucket, DirectoryEntry, Locator};
 use zerocopy::FromBytes;
@@ -11,7 +11,7 @@ use super::engine::Engine;
 use super::fill::{BUCKET_BYTES, Step};
 use super::flight::{Flight, Flying};
 use super::item::{Found, Want};
-use super::plan::{PIECE_READS_MAX, Piece, Planned};
+use super::plan::{PIECE_READS_MAX, to_ring};
 use super::{Trouble, arrive};
 
 /// How it stands with the place that an item was given.
@@ -59,8 +59,8 @@ impl Engine {
             rkey: entry.rkey,
         };
         let from = group.offset(u64::from(bucket) * BUCKET_BYTES as u64);
-        let to = Piece::ring(span.offset, BUCKET_BYTES);
-        self.chain.push(Planned::new(from, [to, Piece::default()]));
+        let to = to_ring(span.offset, BUCKET_BYTES);
+        self.chain.push(from, [to, Scatter::default()]);
         add(&self.counters.bucket_reads, 1);
         self.takes_off(index);
         let item = &mut self.items[index as usize];

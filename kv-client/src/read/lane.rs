@@ -14,7 +14,7 @@ use rustix::fd::BorrowedFd;
 use zerocopy::IntoBytes;
 
 use super::flight::Flight;
-use super::plan::{Chain, Dest, PIECE_READS_MAX};
+use super::plan::{CHAIN_MAX, Chain, PIECE_READS_MAX};
 use super::quarantine::{Refused, Undestroyed};
 use super::ring::Ring;
 use super::short::{Short, Shorts};
@@ -141,27 +141,42 @@ impl Lane {
         short
     }
 
-    /// Posts a chain; `other` tells the memory that is not the ring. The lease is the caller's to check before.
+    /// Number of the READ that is posted next.
+    pub(super) fn next_number(&self) -> u64 {
+        self.next_number
+    }
+
+    /// Posts a chain that was begun with [`Self::next_number`]: values go to `values`, and those of items that have memory of
+    /// their own to what `of_item` tells. The lease is the caller's to check before.
     #[inline]
     pub(crate) fn post<'a>(
         &'a mut self,
         chain: &mut Chain,
-        other: impl Fn(Dest) -> Option<&'a Region>,
+        values: Option<&'a Region>,
+        of_item: impl Fn(u32) -> Option<&'a Region>,
     ) -> Result<(), ReadStatus> {
         let (Some(connection), Some(ring)) = (&mut self.connection, &self.memory) else {
             return Err(ReadStatus::Flushed);
         };
-        let first = self.next_number;
         // Counted before: what a failed post left in flight is gone only with the connection.
         self.next_number += chain.len() as u64;
         // Pieces go only where there is memory.
-        let memory = |dest| other(dest).unwrap_or(ring);
-        chain
-            .post(first, memory, |reads| connection.post(reads))
-            .map_err(|error| {
-                tracing::debug!(%error, "post failed");
-                ReadStatus::Flushed
-            })
+        let values = values.unwrap_or(ring);
+        let posted = match chain.items().len() {
+            0 => connection.post(chain.reads(), &[ring, values]),
+            items => {
+                let mut regions = [values; 2 + CHAIN_MAX];
+                regions[0] = ring;
+                for (region, &item) in regions[2..].iter_mut().zip(chain.items()) {
+                    *region = of_item(item).unwrap_or(values);
+                }
+                connection.post(chain.reads(), &regions[..regions.len().min(2 + items)])
+            }
+        };
+        posted.map_err(|error| {
+            tracing::debug!(%error, "post failed");
+            ReadStatus::Flushed
+        })
     }
 
     /// Takes what has completed; whether anything has.

@@ -1,6 +1,6 @@
 //! READs that are about to be posted as one chain, as plain data: planning borrows nothing.
 
-use kv_fabric::{Read, Region, RemoteRef, Scatter};
+use kv_fabric::{Read, RemoteRef, Scatter};
 
 /// READs of one chain at most: as many as a batch usually has, so that it is one doorbell for each connection whose queue
 /// (`ClientOptions::depth`) holds them.
@@ -12,81 +12,51 @@ const SIGNAL_BYTES: usize = 128 << 10;
 /// A completion at least every so many READs.
 const SIGNAL_READS: usize = 8;
 
-/// The memory that a piece of a READ goes to.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub(crate) enum Dest {
-    /// The lane's ring.
-    #[default]
-    Ring,
-    /// The memory of slots.
-    Slots,
-    /// The memory or the slot of this item.
-    Item(u32),
-}
+/// Regions of a chain: the lane's ring, the memory that values go to, and from there on the memory of items.
+pub(crate) const RING: u32 = 0;
+pub(crate) const VALUES: u32 = 1;
+const ITEMS: u32 = 2;
 
-/// Where one piece of a READ goes.
-#[derive(Debug, Clone, Copy, Default)]
-pub(crate) struct Piece {
-    pub(crate) dest: Dest,
-    pub(crate) offset: usize,
-    pub(crate) len: usize,
-}
-
-impl Piece {
-    pub(crate) fn ring(offset: usize, len: usize) -> Self {
-        let dest = Dest::Ring;
-        Self { dest, offset, len }
-    }
-}
-
-/// One READ.
-#[derive(Debug, Clone, Copy, Default)]
-pub(crate) struct Planned {
-    from: RemoteRef,
-    /// The second may be empty.
-    pieces: [Piece; 2],
-    signaled: bool,
-}
-
-impl Planned {
-    /// A READ to one or two places; empty ones are left out.
-    #[inline]
-    pub(crate) fn new(from: RemoteRef, pieces: [Piece; 2]) -> Self {
-        let [first, second] = pieces;
-        let pieces = if first.len == 0 { [second, first] } else { pieces };
-        Self {
-            from,
-            pieces,
-            signaled: true,
-        }
-    }
-
-    fn len(&self) -> usize {
-        self.pieces[0].len + self.pieces[1].len
-    }
+/// A piece of a READ that goes to the ring.
+#[inline]
+pub(crate) fn to_ring(offset: usize, len: usize) -> Scatter {
+    Scatter::new(RING, offset, len)
 }
 
 /// READs in the order in which they are posted.
 #[derive(Debug)]
 pub(crate) struct Chain {
-    reads: Box<[Planned]>,
+    reads: Box<[Read; CHAIN_MAX]>,
     len: usize,
+    /// Number of the first.
+    first: u64,
     /// Of all READs.
     bytes: usize,
     /// The next READ gives a completion with which the chain has so many READs, or so many bytes.
     signal_len: usize,
     signal_bytes: usize,
+    /// Items that have memory of their own, in the order of its numbers.
+    items: Vec<u32>,
 }
 
 impl Chain {
     pub(crate) fn new() -> Self {
         Self {
-            reads: vec![Planned::default(); CHAIN_MAX].into(),
+            reads: Box::new([Read::default(); CHAIN_MAX]),
             len: 0,
+            first: 0,
             bytes: 0,
-            signal_len: SIGNAL_READS,
-            signal_bytes: SIGNAL_BYTES,
+            signal_len: 0,
+            signal_bytes: 0,
+            items: Vec::with_capacity(CHAIN_MAX),
         }
+    }
+
+    /// Empties it; what comes is numbered from `first` on.
+    pub(crate) fn begin(&mut self, first: u64) {
+        (self.len, self.bytes, self.first) = (0, 0, first);
+        (self.signal_len, self.signal_bytes) = (SIGNAL_READS, SIGNAL_BYTES);
+        self.items.clear();
     }
 
     pub(crate) fn len(&self) -> usize {
@@ -97,84 +67,49 @@ impl Chain {
         CHAIN_MAX - self.len
     }
 
-    pub(crate) fn clear(&mut self) {
-        (self.len, self.bytes) = (0, 0);
-        (self.signal_len, self.signal_bytes) = (SIGNAL_READS, SIGNAL_BYTES);
-    }
-
     /// Bytes that its READs ask for.
     pub(crate) fn bytes(&self) -> usize {
         self.bytes
     }
 
-    /// Adds a READ, and chooses whether it gives a completion; the last one does. Only while there is room.
+    /// Number of the region that is an item's own memory.
+    pub(crate) fn region_of(&mut self, item: u32) -> u32 {
+        if self.items.last() != Some(&item) {
+            self.items.push(item);
+        }
+        ITEMS + self.items.len() as u32 - 1
+    }
+
+    /// Items that have a region of their own, from number [`ITEMS`] on.
+    pub(super) fn items(&self) -> &[u32] {
+        &self.items
+    }
+
+    /// Adds a READ to one or two places, of which the second may be empty, and chooses whether it gives a completion; the last
+    /// one does. Only while there is room.
     #[inline]
-    pub(crate) fn push(&mut self, read: Planned) {
-        self.bytes += read.len();
+    pub(crate) fn push(&mut self, from: RemoteRef, to: [Scatter; 2]) {
+        self.bytes += to[0].len as usize + to[1].len as usize;
         let (len, bytes) = (self.len + 1, self.bytes);
         let signaled = len >= self.signal_len || bytes >= self.signal_bytes;
         if signaled {
             (self.signal_len, self.signal_bytes) = (len + SIGNAL_READS, bytes + SIGNAL_BYTES);
         }
-        self.reads[self.len] = Planned { signaled, ..read };
+        self.reads[self.len] = Read {
+            number: self.first + self.len as u64,
+            from,
+            to,
+            signaled,
+        };
         self.len = len;
     }
 
-    /// Hands the READs over as the fabric takes them, numbered from `first_number` on; `memory` tells where a piece goes.
-    #[inline]
-    pub(crate) fn post<'r, T>(
-        &mut self,
-        first_number: u64,
-        memory: impl Fn(Dest) -> &'r Region,
-        post: impl FnOnce(&[Read<'_>]) -> T,
-    ) -> T {
-        if let Some(last) = self.reads[..self.len].last_mut() {
+    /// Its READs, as they are to be posted.
+    pub(super) fn reads(&mut self) -> &[Read] {
+        let reads = &mut self.reads[..self.len];
+        if let Some(last) = reads.last_mut() {
             last.signaled = true;
         }
-        // The lists are built on the stack: one READ is not to pay for many.
-        match self.len {
-            0 | 1 => self.post_up_to::<T, 1>(first_number, memory, post),
-            2 => self.post_up_to::<T, 2>(first_number, memory, post),
-            3..=8 => self.post_up_to::<T, 8>(first_number, memory, post),
-            9..=16 => self.post_up_to::<T, 16>(first_number, memory, post),
-            17..=32 => self.post_up_to::<T, 32>(first_number, memory, post),
-            33..=64 => self.post_up_to::<T, 64>(first_number, memory, post),
-            65..=96 => self.post_up_to::<T, 96>(first_number, memory, post),
-            _ => self.post_up_to::<T, CHAIN_MAX>(first_number, memory, post),
-        }
-    }
-
-    fn post_up_to<'r, T, const MAX: usize>(
-        &self,
-        first_number: u64,
-        memory: impl Fn(Dest) -> &'r Region,
-        post: impl FnOnce(&[Read<'_>]) -> T,
-    ) -> T {
-        let planned = &self.reads[..self.len];
-        let scatter = |piece: &Piece| Scatter {
-            region: memory(piece.dest),
-            offset: piece.offset,
-            len: piece.len,
-        };
-        let mut scatters = [[scatter(&Piece::default()); 2]; MAX];
-        for (read, pieces) in planned.iter().zip(&mut scatters) {
-            *pieces = [scatter(&read.pieces[0]), scatter(&read.pieces[1])];
-        }
-        let mut reads = [Read {
-            number: 0,
-            from: RemoteRef::default(),
-            to: &[],
-            signaled: false,
-        }; MAX];
-        let numbered = planned.iter().zip(first_number..);
-        for (((planned, number), pieces), read) in numbered.zip(&scatters).zip(&mut reads) {
-            *read = Read {
-                number,
-                from: planned.from,
-                to: &pieces[..1 + usize::from(pieces[1].len > 0)],
-                signaled: planned.signaled,
-            };
-        }
-        post(&reads[..self.len])
+        reads
     }
 }

@@ -3,6 +3,7 @@
 //! It pays for short ones: a READ more costs more than copying a few KiB. They land in the ring and are copied to where
 //! they belong.
 
+use kv_fabric::Scatter;
 use kv_proto::layout::{KEY_MAX_BYTES, Locator, wire_len};
 
 use super::counters::add;
@@ -10,7 +11,7 @@ use super::engine::Engine;
 use super::fill::Step;
 use super::flight::{Flight, Flying};
 use super::item::Fetch;
-use super::plan::{Piece, Planned};
+use super::plan::to_ring;
 
 /// Longest value that is fetched with a neighbour, bytes.
 const VALUE_MAX_BYTES: u64 = 4096;
@@ -107,10 +108,8 @@ impl Engine {
         let Some(span) = self.lanes[lane].ring.take(len as usize) else {
             return Some(Step::Full);
         };
-        self.chain.push(Planned::new(
-            from,
-            [Piece::ring(span.offset, len as usize), Piece::default()],
-        ));
+        let to = to_ring(span.offset, len as usize);
+        self.chain.push(from, [to, Scatter::default()]);
         add(&self.counters.coalesced, records as u64 - 1);
         for left in (0..records).rev() {
             let Some(&index) = self.records.front() else { break };

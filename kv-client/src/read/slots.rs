@@ -176,7 +176,7 @@ impl Drop for Slot {
         // What was done with the bytes happens before they are taken again.
         let (first, units) = (self.first as usize, self.units as usize);
         let at = first % 64;
-        if units < 64 - at {
+        if at + units < 64 {
             // Short ones seldom lie in two words.
             let mask = ((1 << units) - 1) << at;
             self.arena.free[first / 64].fetch_or(mask, Ordering::Release);

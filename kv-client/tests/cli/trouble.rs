@@ -134,9 +134,12 @@ fn a_signal_that_comes_twice_at_once_is_taken_for_one() {
     for name in ["INT", "TERM", "CONT"] {
         signal(child.id(), name);
     }
-    end(child).expect(
-        130,
-        &["kv: interrupted by signal 2: * values not stored (run the same command again *"],
+    // Threads may take them in either order.
+    let said = end(child);
+    let code = if said.code == Some(143) { 143 } else { 130 };
+    said.expect(
+        code,
+        &["kv: interrupted by signal *: * values not stored (run the same command again *"],
     );
     resume(&server, &tree, count, first_stored(&server));
 }

@@ -20,9 +20,8 @@ use super::READ_MAX_BYTES;
 use super::mapping::{Mapping, Mappings};
 use super::message::{self, Message};
 use super::socket::{Arrival, BUFFER_BYTES, NotSent, Received, receive, send};
-use crate::{
-    DataCounters, FabricError, Read, ReadCompletion, ReadStatus, Region, RemoteRef, SCATTER_MAX, check,
-};
+use crate::held::HeldRegions;
+use crate::{DataCounters, FabricError, Read, ReadCompletion, ReadStatus, Region, check};
 
 /// Most READs of one connection.
 pub(super) const READS_MAX: u32 = 1 << 16;
@@ -33,21 +32,12 @@ pub(super) const OUTLIVES: Duration = Duration::from_millis(20);
 /// Copied in one poll, unless no READ has completed by then: about what a core's own cache holds.
 const POLL_BYTES: usize = 256 * 1024;
 
-#[derive(Debug)]
-struct Piece {
-    region: Region,
-    offset: usize,
-    len: usize,
-}
-
-/// A READ not carried out. It holds its regions.
+/// A READ not carried out.
 #[derive(Debug)]
 struct Posted {
-    number: u64,
-    from: RemoteRef,
-    len: usize,
-    to: [Option<Piece>; SCATTER_MAX],
-    signaled: bool,
+    read: Read,
+    /// Where the regions of its batch are held.
+    regions: u64,
 }
 
 #[derive(Debug)]
@@ -87,6 +77,7 @@ pub(super) struct Data {
     mappings: Arc<Mappings>,
     slots: HashMap<u32, Slot, BuildHasherDefault<RkeyHasher>>,
     posted: VecDeque<Posted>,
+    held: HeldRegions,
     /// Ends not polled, each with the READs that it frees the room of.
     ended: VecDeque<(ReadCompletion, usize)>,
     /// Succeeded unsignaled since the last end.
@@ -115,6 +106,7 @@ impl Data {
             mappings,
             slots: HashMap::default(),
             posted: VecDeque::with_capacity(reads_max),
+            held: HeldRegions::default(),
             ended: VecDeque::with_capacity(reads_max),
             silent: 0,
             outstanding: 0,
@@ -133,9 +125,15 @@ impl Data {
         }
         self.slots.clear();
         while let Some(posted) = self.posted.pop_front() {
-            self.end(posted.number, status);
+            self.end(posted.read.number, status);
             status = ReadStatus::Flushed;
         }
+        self.let_go();
+    }
+
+    /// Nothing is copied any more to what the READs that were carried out went to.
+    fn let_go(&mut self) {
+        self.held.release(self.counters.reads - self.posted.len() as u64);
     }
 
     fn end(&mut self, number: u64, status: ReadStatus) {
@@ -145,8 +143,13 @@ impl Data {
 
     /// Carries out READs as far as memory is mapped and one poll goes.
     fn copy(&mut self) {
+        self.copy_some();
+        self.let_go();
+    }
+
+    fn copy_some(&mut self) {
         let mut copied = 0;
-        while let Some(next) = self.posted.front() {
+        while let Some(Posted { read: next, regions }) = self.posted.front() {
             if copied >= POLL_BYTES && !self.ended.is_empty() {
                 return;
             }
@@ -155,11 +158,13 @@ impl Data {
                 continue;
             }
             match self.slots.get(&next.from.rkey) {
-                Some(Slot::Mapped(mapping)) if mapping.contains(next.from.address, next.len) => {
+                Some(Slot::Mapped(mapping)) if mapping.contains(next.from.address, next.len_bytes()) => {
                     let mut address = next.from.address;
-                    for piece in next.to.iter().flatten() {
-                        mapping.copy_to(address, piece.region.memory(), piece.offset, piece.len);
-                        address += piece.len as u64;
+                    for piece in next.pieces() {
+                        let (memory, len) =
+                            (self.held.get(*regions, piece.region).memory(), piece.len as usize);
+                        mapping.copy_to(address, memory, piece.offset, len);
+                        address += len as u64;
                     }
                 }
                 Some(Slot::Mapped(_)) => {
@@ -178,7 +183,7 @@ impl Data {
                     continue;
                 }
             }
-            copied += next.len;
+            copied += next.len_bytes();
             self.since_look += 1;
             let (number, signaled) = (next.number, next.signaled);
             self.posted.pop_front();
@@ -196,8 +201,8 @@ impl Data {
             self.fail(ReadStatus::PeerGone, String::new());
             return false;
         };
-        for (index, read) in self.posted.iter().enumerate() {
-            let rkey = read.from.rkey;
+        for (index, posted) in self.posted.iter().enumerate() {
+            let rkey = posted.read.from.rkey;
             if self.slots.contains_key(&rkey) {
                 continue;
             }
@@ -304,11 +309,11 @@ impl crate::DataConnection for Data {
         self.reads_max - self.outstanding
     }
 
-    fn post(&mut self, reads: &[Read<'_>]) -> Result<(), FabricError> {
+    fn post(&mut self, reads: &[Read], regions: &[&Region]) -> Result<(), FabricError> {
         if self.socket.is_none() {
             return Err(FabricError::Closed(self.over.clone()));
         }
-        let bytes = check::batch_bytes(reads, READ_MAX_BYTES)?;
+        let bytes = check::batch_bytes(reads, regions, READ_MAX_BYTES)?;
         if reads.len() > self.room() {
             return Err(FabricError::Busy("READs outstanding"));
         }
@@ -318,32 +323,16 @@ impl crate::DataConnection for Data {
         // Before anything else: counting a region's owners would wait for the loads before it.
         for read in reads {
             if let Some(Slot::Mapped(mapping)) = self.slots.get(&read.from.rkey) {
-                mapping.touch(read.from.address, read.to.iter().map(|piece| piece.len).sum());
+                mapping.touch(read.from.address, read.len_bytes());
             }
-        }
-        for read in reads {
-            let mut to = [const { None }; SCATTER_MAX];
-            let mut len = 0;
-            for (slot, piece) in to.iter_mut().zip(read.to) {
-                len += piece.len;
-                *slot = Some(Piece {
-                    region: piece.region.clone(),
-                    offset: piece.offset,
-                    len: piece.len,
-                });
-            }
-            self.posted.push_back(Posted {
-                number: read.number,
-                from: read.from,
-                len,
-                to,
-                signaled: read.signaled,
-            });
         }
         self.outstanding += reads.len();
         self.counters.reads += reads.len() as u64;
         self.counters.doorbells += 1;
         self.counters.bytes += bytes;
+        let regions = self.held.hold(regions, self.counters.reads);
+        self.posted
+            .extend(reads.iter().map(|&read| Posted { read, regions }));
         Ok(())
     }
 

@@ -246,7 +246,7 @@ impl DataLink {
         });
     }
 
-    fn post(self: &Arc<Self>, reads: &[Read<'_>]) -> Result<(), FabricError> {
+    fn post(self: &Arc<Self>, reads: &[Read], regions: &[&Region]) -> Result<(), FabricError> {
         let mut state = self.state();
         if let Some(reason) = &state.over {
             if state.ended_by_server {
@@ -269,14 +269,14 @@ impl DataLink {
             };
             order.push((state.first + state.ops.len() as u64, delay));
             let mut to = [const { None }; SCATTER_MAX];
-            for (place, piece) in to.iter_mut().zip(read.to) {
+            for (place, piece) in to.iter_mut().zip(read.pieces()) {
                 *place = Some(Piece {
-                    region: piece.region.clone(),
+                    region: regions[piece.region as usize].clone(),
                     offset: piece.offset,
-                    len: piece.len,
+                    len: piece.len as usize,
                 });
             }
-            let len = read.to.iter().map(|piece| piece.len).sum();
+            let len = read.len_bytes();
             let parts = match plan.torn {
                 Some(_) => tear(len, &mut state.random),
                 None => Vec::new(),
@@ -380,15 +380,15 @@ impl crate::DataConnection for Data {
         }
     }
 
-    fn post(&mut self, reads: &[Read<'_>]) -> Result<(), FabricError> {
-        let bytes = check::batch_bytes(reads, READ_MAX_BYTES)?;
+    fn post(&mut self, reads: &[Read], regions: &[&Region]) -> Result<(), FabricError> {
+        let bytes = check::batch_bytes(reads, regions, READ_MAX_BYTES)?;
         if reads.len() > self.room() {
             return Err(FabricError::Busy("READs outstanding"));
         }
         if reads.is_empty() {
             return Ok(());
         }
-        self.link.post(reads)?;
+        self.link.post(reads, regions)?;
         self.outstanding += reads.len();
         self.counters.reads += reads.len() as u64;
         self.counters.doorbells += 1;

@@ -1,9 +1,9 @@
 //! The client's connections.
 //!
 //! # Safety
-//! A data connection holds a handle of every region that a posted READ goes to until that READ, or a later signaled
-//! one, has completed; what is still outstanding when it is dropped is held until the queue pair is destroyed, which is
-//! the first field dropped.
+//! A data connection holds a handle of every region that a posted READ goes to until the last READ of its batch has
+//! completed; what is still outstanding when it is dropped is held until the queue pair is destroyed, which is the first
+//! field dropped.
 #![allow(unsafe_code)]
 
 use std::collections::VecDeque;
@@ -18,6 +18,7 @@ use super::link::{Link, Parts, Sends};
 use super::memory::{self, NOT_REGISTERED};
 use super::{READ_MAX_BYTES, call, connect_error};
 use crate::bell::Bell;
+use crate::held::HeldRegions;
 use crate::{
     ControlConnection, ControlEvent, ControlOptions, DataConnection, DataCounters, FabricError, NotDestroyed,
     Read, ReadCompletion, ReadStatus, Region, RemoteRef, SCATTER_MAX, Stage,
@@ -144,13 +145,6 @@ impl ControlConnection for VerbsControl {
     }
 }
 
-/// One READ that was posted, and what it holds.
-struct Posted {
-    number: u64,
-    #[allow(dead_code, reason = "held, not used: the device writes there")]
-    regions: [Option<Region>; SCATTER_MAX],
-}
-
 /// A client's data connection.
 pub(super) struct VerbsData {
     // Dropped first: with the queue pair, so nothing reaches the memory below any more.
@@ -159,8 +153,10 @@ pub(super) struct VerbsData {
     channel: Arc<rdma::CompletionChannel>,
     fd: OwnedFd,
     batch: rdma::WorkBatch,
-    /// READs outstanding, in the order posted; the front one has sequence number `completed`.
-    posted: VecDeque<Posted>,
+    /// Numbers of the READs outstanding, in the order posted; the front one has sequence number `completed`.
+    posted: VecDeque<u64>,
+    /// What they go to.
+    held: HeldRegions,
     completed: u64,
     /// Where the queue is polled into: kept, since a waiting reader polls without end.
     arrived: Vec<rdma::WorkCompletion>,
@@ -203,6 +199,7 @@ impl VerbsData {
             fd,
             batch: rdma::WorkBatch::with_capacity(reads_max, reads_max * SCATTER_MAX),
             posted: VecDeque::with_capacity(reads_max),
+            held: HeldRegions::default(),
             completed: 0,
             arrived: vec![rdma::WorkCompletion::default(); POLL_BATCH],
             ready: Vec::with_capacity(reads_max),
@@ -239,17 +236,15 @@ impl VerbsData {
             }
         }
         while self.completed <= completion.wr_id() {
-            let Some(done) = self.posted.pop_front() else {
-                return;
+            let Some(number) = self.posted.pop_front() else {
+                break;
             };
             if self.completed == completion.wr_id() {
-                completions.push(ReadCompletion {
-                    number: done.number,
-                    status,
-                });
+                completions.push(ReadCompletion { number, status });
             }
             self.completed += 1;
         }
+        self.held.release(self.completed);
     }
 }
 
@@ -274,7 +269,7 @@ impl DataConnection for VerbsData {
         usize::from(self.connection.initiator_depth()).max(1)
     }
 
-    fn post(&mut self, reads: &[Read<'_>]) -> Result<(), FabricError> {
+    fn post(&mut self, reads: &[Read], regions: &[&Region]) -> Result<(), FabricError> {
         if let Some(reason) = &self.closed {
             return Err(FabricError::Closed(reason.clone()));
         }
@@ -284,20 +279,16 @@ impl DataConnection for VerbsData {
         if reads.len() > self.room() {
             return Err(FabricError::Busy("READs"));
         }
-        let bytes = crate::check::batch_bytes(reads, READ_MAX_BYTES)?;
-        let before = self.posted.len();
-        let first = self.completed + before as u64;
+        let bytes = crate::check::batch_bytes(reads, regions, READ_MAX_BYTES)?;
+        let first = self.completed + self.posted.len() as u64;
         for (read, id) in reads.iter().zip(first..) {
             let mut sges = [rdma::Sge::new(0, 0, rdma::Lkey(0)); SCATTER_MAX];
-            let mut regions = [const { None }; SCATTER_MAX];
-            for ((piece, sge), region) in read.to.iter().zip(&mut sges).zip(&mut regions) {
-                let Some(registered) = piece.region.registration() else {
+            for (piece, sge) in read.pieces().iter().zip(&mut sges) {
+                let Some(registered) = regions[piece.region as usize].registration() else {
                     self.batch.clear();
-                    self.posted.truncate(before);
                     return Err(FabricError::Unsupported(NOT_REGISTERED));
                 };
-                *sge = memory::sge(registered, piece.offset, piece.len);
-                *region = Some(piece.region.clone());
+                *sge = memory::sge(registered, piece.offset, piece.len as usize);
             }
             let remote = rdma::RemoteAddr {
                 addr: read.from.address,
@@ -308,14 +299,12 @@ impl DataConnection for VerbsData {
             } else {
                 rdma::SendFlags::NONE
             };
-            self.batch.read(id, remote, &sges[..read.to.len()], flags);
-            self.posted.push_back(Posted {
-                number: read.number,
-                regions,
-            });
+            self.batch.read(id, remote, &sges[..read.pieces().len()], flags);
         }
-        // SAFETY: `posted` holds every region named until the READ, or a later signaled one, has completed, or the
-        // queue pair is destroyed; `check` found that the pieces lie inside; regions hand out no references
+        self.posted.extend(reads.iter().map(|read| read.number));
+        self.held.hold(regions, first + reads.len() as u64);
+        // SAFETY: `held` holds every region named until the last READ of the batch has completed, or the queue pair is
+        // destroyed; `check` found that the pieces lie inside; regions hand out no references
         // while READs to them are posted.
         let posted = unsafe { self.connection.qp().post_send(&mut self.batch) };
         self.counters.doorbells += 1;

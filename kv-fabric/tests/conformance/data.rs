@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use kv_fabric::local::Local;
-use kv_fabric::{DataCounters, Domain, Fabric, FabricError, Read, ReadStatus, RemoteRef, SCATTER_MAX};
+use kv_fabric::{DataCounters, Domain, Fabric, FabricError, Read, ReadStatus, RemoteRef, Scatter};
 
 use crate::rig::{
     PATIENCE, QUIET, Rig, bytes_of, completions, patience, pattern, piece, post_one, read_one,
@@ -22,29 +22,37 @@ pub(crate) fn reads_scatter_the_right_bytes(rig: &Rig) {
     let expected = pattern(1, MEMORY);
     let a = rig.region(1 << 16);
     let b = rig.region(1 << 16);
-    for (case, lens) in [&[1_usize][..], &[64, 4096], &[3, 1, 5000], &[64, 7, 12, 30_001]]
+    for (case, lens) in [[1, 0], [64, 4096], [3, 5000], [71, 30_001]]
         .into_iter()
         .enumerate()
     {
-        assert!(lens.len() <= SCATTER_MAX);
-        for from in [0_usize, 1, 4095, MEMORY - lens.iter().sum::<usize>()] {
+        for from in [0, 1, 4095, MEMORY - lens.iter().sum::<usize>()] {
             for region in [&a, &b] {
                 region.memory().write(0, &[0xAA; 1 << 16]);
             }
-            let mut at = 5 + case;
-            let mut to = Vec::new();
-            for (i, &len) in lens.iter().enumerate() {
-                to.push(piece(if i % 2 == 0 { &a } else { &b }, at, len));
-                at += len + 3;
-            }
-            let status = read_one(&mut host, &mut data, remote.offset(from as u64), &to);
-            assert_eq!(status, ReadStatus::Success);
+            let at = 5 + case;
+            let to = [
+                Scatter::new(0, at, lens[0]),
+                Scatter::new(1, at + lens[0] + 3, lens[1]),
+            ];
+            let read = Read {
+                number: 1,
+                from: remote.offset(from as u64),
+                to,
+                signaled: true,
+            };
+            data.post(&[read], &[&a, &b]).expect("post");
+            assert_eq!(
+                completions(&mut host, &mut data, 1)[0].status,
+                ReadStatus::Success
+            );
             let mut want = from;
             let (mut expect_a, mut expect_b) = (vec![0xAA; 1 << 16], vec![0xAA; 1 << 16]);
             for (i, piece) in to.iter().enumerate() {
                 let expect = if i % 2 == 0 { &mut expect_a } else { &mut expect_b };
-                expect[piece.offset..][..piece.len].copy_from_slice(&expected[want..][..piece.len]);
-                want += piece.len;
+                let len = piece.len as usize;
+                expect[piece.offset..][..len].copy_from_slice(&expected[want..][..len]);
+                want += len;
             }
             assert_eq!(bytes_of(&a, 0, 1 << 16), expect_a, "{lens:?} from {from}");
             assert_eq!(bytes_of(&b, 0, 1 << 16), expect_b, "{lens:?} from {from}");
@@ -63,17 +71,16 @@ pub(crate) fn sparse_signals_cover_what_came_before(rig: &Rig) {
     let region = rig.region(COUNT * LEN);
     for every in [1, 5, COUNT] {
         region.memory().write(0, &vec![0; COUNT * LEN]);
-        let to: Vec<_> = (0..COUNT).map(|i| [piece(&region, i * LEN, LEN)]).collect();
         let signaled = |i: usize| (i + 1).is_multiple_of(every) || i + 1 == COUNT;
         let reads: Vec<_> = (0..COUNT)
             .map(|i| Read {
                 number: 100 + i as u64,
                 from: remote.offset((i * 7 * LEN) as u64),
-                to: &to[i],
+                to: piece(i * LEN, LEN),
                 signaled: signaled(i),
             })
             .collect();
-        data.post(&reads).expect("post");
+        data.post(&reads, &[&region]).expect("post");
         let expected: Vec<_> = (0..COUNT).filter(|&i| signaled(i)).collect();
         let got = completions(&mut host, &mut data, expected.len());
         for (completion, &i) in got.iter().zip(&expected) {
@@ -104,16 +111,15 @@ pub(crate) fn completions_come_after_their_bytes(rig: &Rig) {
     let bytes = pattern(3, MEMORY);
     for _ in 0..8 {
         region.memory().write(0, &vec![0; COUNT * LEN]);
-        let to: Vec<_> = (0..COUNT).map(|i| [piece(&region, i * LEN, LEN)]).collect();
         let reads: Vec<_> = (0..COUNT)
             .map(|i| Read {
                 number: i as u64,
                 from: remote.offset((i * LEN) as u64),
-                to: &to[i],
+                to: piece(i * LEN, LEN),
                 signaled: true,
             })
             .collect();
-        data.post(&reads).expect("post");
+        data.post(&reads, &[&region]).expect("post");
         let mut done = Vec::new();
         let deadline = patience();
         while done.len() < COUNT {
@@ -139,39 +145,37 @@ pub(crate) fn room_is_kept(rig: &Rig) {
     let (mut data, _) = rig.data(&mut host, &domain, 8);
     assert_eq!(data.room(), 8);
     let region = rig.region(4096);
-    let to = [piece(&region, 0, 64)];
+    let to = piece(0, 64);
     let read = |number, signaled| Read {
         number,
         from: remote,
-        to: &to,
+        to,
         signaled,
     };
     let batch: Vec<_> = (0..8).map(|i| read(i, i == 5)).collect();
-    data.post(&batch).expect("post");
+    data.post(&batch, &[&region]).expect("post");
     assert_eq!(data.room(), 0);
     let before = data.counters();
-    assert!(matches!(data.post(&[read(9, true)]), Err(FabricError::Busy(_))));
+    assert!(matches!(
+        data.post(&[read(9, true)], &[&region]),
+        Err(FabricError::Busy(_))
+    ));
     assert_eq!(data.counters(), before, "nothing was posted");
     assert_eq!(completions(&mut host, &mut data, 1)[0].number, 5);
     // What was posted unsignaled after the completion is not known to have ended.
     assert_eq!(data.room(), 6);
     assert!(matches!(
-        data.post(&[
-            read(10, false),
-            read(11, false),
-            read(12, false),
-            read(13, false),
-            read(14, false),
-            read(15, false),
-            read(16, true)
-        ]),
+        data.post(
+            &(10..17).map(|i| read(i, i == 16)).collect::<Vec<_>>(),
+            &[&region]
+        ),
         Err(FabricError::Busy(_))
     ));
-    data.post(&[read(17, true)]).expect("post");
+    data.post(&[read(17, true)], &[&region]).expect("post");
     assert_eq!(completions(&mut host, &mut data, 1)[0].number, 17);
     assert_eq!(data.room(), 8);
     assert!(matches!(
-        data.post(&(0..9).map(|i| read(i, true)).collect::<Vec<_>>()),
+        data.post(&(0..9).map(|i| read(i, true)).collect::<Vec<_>>(), &[&region]),
         Err(FabricError::Busy(_))
     ));
     assert_eq!(data.room(), 8);
@@ -186,8 +190,8 @@ pub(crate) fn counters_are_exact(rig: &Rig) {
     assert_eq!(data.counters(), DataCounters::default());
     let region = rig.region(4096);
     let (short, long) = (
-        [piece(&region, 0, 64)],
-        [piece(&region, 0, 1000), piece(&region, 1000, 24)],
+        piece(0, 64),
+        [Scatter::new(0, 0, 1000), Scatter::new(0, 1000, 24)],
     );
     let read = |to, signaled| Read {
         number: 0,
@@ -195,10 +199,13 @@ pub(crate) fn counters_are_exact(rig: &Rig) {
         to,
         signaled,
     };
-    data.post(&[read(&short[..], false), read(&long, false), read(&short, true)])
-        .expect("post");
+    data.post(
+        &[read(short, false), read(long, false), read(short, true)],
+        &[&region],
+    )
+    .expect("post");
     completions(&mut host, &mut data, 1);
-    data.post(&[read(&long[..], true)]).expect("post");
+    data.post(&[read(long, true)], &[&region]).expect("post");
     completions(&mut host, &mut data, 1);
     let expected = DataCounters {
         reads: 4,
@@ -215,36 +222,34 @@ pub(crate) fn malformed_posts_are_refused(rig: &Rig) {
     let (_registration, remote) = register(&domain, &memory);
     let (mut data, _) = rig.data(&mut host, &domain, 8);
     let region = rig.region(4096);
-    let good = [piece(&region, 0, 64)];
-    let bad: [&[_]; 5] = [
-        &[],
-        &[piece(&region, 0, 8); SCATTER_MAX + 1],
-        &[piece(&region, 0, 8), piece(&region, 8, 0)],
-        &[piece(&region, 4090, 7)],
-        &[piece(&region, usize::MAX, 2)],
+    let good = piece(0, 64);
+    let bad = [
+        piece(0, 0),
+        piece(4090, 7),
+        piece(usize::MAX, 2),
+        [Scatter::new(0, 0, 0), Scatter::new(0, 0, 8)],
+        [Scatter::new(0, 0, 8), Scatter::new(0, 4090, 7)],
+        // There is no such region.
+        [Scatter::new(1, 0, 8), Scatter::default()],
+        [Scatter::new(0, 0, 8), Scatter::new(u32::MAX, 0, 8)],
     ];
     for to in bad {
-        let reads = [
-            Read {
-                number: 1,
-                from: remote,
-                to: &good[..],
-                signaled: true,
-            },
-            Read {
-                number: 2,
-                from: remote,
-                to,
-                signaled: true,
-            },
-        ];
-        match data.post(&reads) {
+        let reads = [(1, good), (2, to)].map(|(number, to)| Read {
+            number,
+            from: remote,
+            to,
+            signaled: true,
+        });
+        match data.post(&reads, &[&region]) {
             Err(FabricError::Post { posted: 0, .. }) => {}
-            other => panic!("{other:?} for {} pieces", to.len()),
+            other => panic!("{other:?} for {to:?}"),
         }
     }
     assert_eq!(data.counters(), DataCounters::default(), "nothing was posted");
-    assert_eq!(read_one(&mut host, &mut data, remote, &good), ReadStatus::Success);
+    assert_eq!(
+        read_one(&mut host, &mut data, remote, good, &region),
+        ReadStatus::Success
+    );
 }
 
 pub(crate) fn longest_read_passes(rig: &Rig) {
@@ -257,11 +262,14 @@ pub(crate) fn longest_read_passes(rig: &Rig) {
     let (mut data, _) = rig.data(&mut host, &domain, 4);
     let region = rig.region(len + 1);
     let half = len / 2 + 1;
-    let to = [piece(&region, 0, half), piece(&region, half, len - half)];
-    assert_eq!(read_one(&mut host, &mut data, remote, &to), ReadStatus::Success);
+    let to = [Scatter::new(0, 0, half), Scatter::new(0, half, len - half)];
+    assert_eq!(
+        read_one(&mut host, &mut data, remote, to, &region),
+        ReadStatus::Success
+    );
     assert!(bytes_of(&region, 0, len) == pattern(7, len), "the bytes differ");
-    let longer = [piece(&region, 0, len + 1)];
-    let refused = post_one(&mut data, 1, remote, &longer);
+    let longer = piece(0, len + 1);
+    let refused = post_one(&mut data, 1, remote, longer, &region);
     assert!(
         matches!(refused, Err(FabricError::Post { posted: 0, .. })),
         "{refused:?}"
@@ -275,10 +283,13 @@ pub(crate) fn changes_are_seen(rig: &Rig) {
     let (_registration, remote) = register(&domain, &memory);
     let (mut data, _) = rig.data(&mut host, &domain, 4);
     let region = rig.region(8192);
-    let to = [piece(&region, 0, 8192)];
+    let to = piece(0, 8192);
     for seed in 0..10 {
         memory.write(0, &pattern(seed, 8192));
-        assert_eq!(read_one(&mut host, &mut data, remote, &to), ReadStatus::Success);
+        assert_eq!(
+            read_one(&mut host, &mut data, remote, to, &region),
+            ReadStatus::Success
+        );
         assert_eq!(bytes_of(&region, 0, 8192), pattern(seed, 8192));
     }
 }
@@ -291,12 +302,15 @@ pub(crate) fn reads_need_no_server(rig: &Rig) {
     let (_registration, remote) = register(&domain, &memory);
     let (mut data, _) = rig.data(&mut host, &domain, 4);
     let region = rig.region(4096);
-    let to = [piece(&region, 0, 4096)];
-    assert_eq!(read_one(&mut host, &mut data, remote, &to), ReadStatus::Success);
+    let to = piece(0, 4096);
+    assert_eq!(
+        read_one(&mut host, &mut data, remote, to, &region),
+        ReadStatus::Success
+    );
     host.pump();
     let bytes = pattern(9, MEMORY);
     for i in 0..200_usize {
-        post_one(&mut data, i as u64, remote.offset(i as u64 * 4096), &to).expect("post");
+        post_one(&mut data, i as u64, remote.offset(i as u64 * 4096), to, &region).expect("post");
         let mut done = Vec::new();
         while done.is_empty() {
             assert!(
@@ -329,16 +343,15 @@ pub(crate) fn many_registrations_and_connections(rig: &Rig) {
     let region = rig.region(12 * 1024);
     for data in &mut connections {
         region.memory().write(0, &vec![0; 12 * 1024]);
-        let to: Vec<_> = (0..12).map(|i| [piece(&region, i * 1024, 1024)]).collect();
         let reads: Vec<_> = (0..12)
             .map(|i| Read {
                 number: i as u64,
                 from: registered[i].1.offset(512 * i as u64),
-                to: &to[i],
+                to: piece(i * 1024, 1024),
                 signaled: i == 11,
             })
             .collect();
-        data.post(&reads).expect("post");
+        data.post(&reads, &[&region]).expect("post");
         assert_eq!(completions(&mut host, data, 1)[0].status, ReadStatus::Success);
         for i in 0..12 {
             let expected = &pattern(20 + i as u64, 8192)[512 * i..][..1024];
@@ -353,18 +366,17 @@ fn refused_read(rig: &Rig, good: RemoteRef, domain: &Arc<dyn Domain>, bad: Remot
     let (mut data, id) = rig.data(&mut host, domain, 8);
     let region = rig.region(3 * 256);
     region.memory().write(0, &[0xAA; 3 * 256]);
-    let to: Vec<_> = (0..3).map(|i| [piece(&region, i * 256, 256)]).collect();
     let reads: Vec<_> = [good, bad, good]
         .into_iter()
         .enumerate()
         .map(|(i, from)| Read {
             number: i as u64,
             from,
-            to: &to[i],
+            to: piece(i * 256, 256),
             signaled: i == 0,
         })
         .collect();
-    data.post(&reads).expect("post");
+    data.post(&reads, &[&region]).expect("post");
     let got: Vec<_> = completions(&mut host, &mut data, 3)
         .into_iter()
         .map(|completion| (completion.number, completion.status))
@@ -376,7 +388,7 @@ fn refused_read(rig: &Rig, good: RemoteRef, domain: &Arc<dyn Domain>, bad: Remot
     ];
     assert_eq!(got, expected, "for {bad:?}");
     assert_eq!(bytes_of(&region, 256, 256), [0xAA; 256], "no byte came");
-    let after = post_one(&mut data, 9, good, &to[0]);
+    let after = post_one(&mut data, 9, good, piece(0, 256), &region);
     assert!(matches!(after, Err(FabricError::Closed(_))), "{after:?}");
     host.closed(id);
     host.endpoint.destroy(id).expect("destroy");
@@ -422,24 +434,27 @@ pub(crate) fn dropped_registration_is_refused(rig: &Rig) {
     let (_lasting_registration, lasting_remote) = register(&domain, &lasting);
     let (mut data, id) = rig.data(&mut host, &domain, 8);
     let region = rig.region(8192);
-    let to = [piece(&region, 0, 8192)];
-    assert_eq!(read_one(&mut host, &mut data, remote, &to), ReadStatus::Success);
+    let to = piece(0, 8192);
     assert_eq!(
-        read_one(&mut host, &mut data, lasting_remote, &to),
+        read_one(&mut host, &mut data, remote, to, &region),
+        ReadStatus::Success
+    );
+    assert_eq!(
+        read_one(&mut host, &mut data, lasting_remote, to, &region),
         ReadStatus::Success
     );
     drop(registration);
     region.memory().write(0, &[0xAA; 8192]);
     if rig.server.fences() {
         assert_eq!(
-            read_one(&mut host, &mut data, remote, &to),
+            read_one(&mut host, &mut data, remote, to, &region),
             ReadStatus::RemoteAccess
         );
         assert_eq!(bytes_of(&region, 0, 8192), vec![0xAA; 8192], "no byte came");
     } else {
         // What comes until then is what was there: memory that is gone is not reused under a reader.
         assert_eq!(
-            read_until_failure(&mut host, &mut data, remote, &to),
+            read_until_failure(&mut host, &mut data, remote, to, &region),
             Some(ReadStatus::RemoteAccess)
         );
     }
@@ -447,12 +462,12 @@ pub(crate) fn dropped_registration_is_refused(rig: &Rig) {
     // What else the domain has can still be read.
     let (mut data, _) = rig.data(&mut host, &domain, 8);
     assert_eq!(
-        read_one(&mut host, &mut data, lasting_remote, &to),
+        read_one(&mut host, &mut data, lasting_remote, to, &region),
         ReadStatus::Success
     );
     assert_eq!(bytes_of(&region, 0, 8192), pattern(15, 8192));
     assert_eq!(
-        read_one(&mut host, &mut data, remote, &to),
+        read_one(&mut host, &mut data, remote, to, &region),
         ReadStatus::RemoteAccess
     );
 }
@@ -468,8 +483,11 @@ pub(crate) fn registration_holds_its_memory(rig: &Rig) {
     let (mut data, _) = rig.data(&mut host, &domain, 8);
     drop(domain);
     let region = rig.region(8192);
-    let to = [piece(&region, 0, 8192)];
-    assert_eq!(read_one(&mut host, &mut data, remote, &to), ReadStatus::Success);
+    let to = piece(0, 8192);
+    assert_eq!(
+        read_one(&mut host, &mut data, remote, to, &region),
+        ReadStatus::Success
+    );
     assert_eq!(bytes_of(&region, 0, 8192), pattern(16, 8192));
     drop(registration);
 }
@@ -482,16 +500,19 @@ pub(crate) fn destroyed_connection_reads_no_more(rig: &Rig) {
     let (mut data, id) = rig.data(&mut host, &domain, 8);
     let (mut other, _) = rig.data(&mut host, &domain, 8);
     let region = rig.region(8192);
-    let to = [piece(&region, 0, 8192)];
+    let to = piece(0, 8192);
     for data in [&mut data, &mut other] {
-        assert_eq!(read_one(&mut host, data, remote, &to), ReadStatus::Success);
+        assert_eq!(
+            read_one(&mut host, data, remote, to, &region),
+            ReadStatus::Success
+        );
     }
     host.endpoint.destroy(id).expect("destroy");
     if rig.server.fences() {
         // Its memory may be reused now.
         memory.write(0, &[0xEE; 8192]);
         region.memory().write(0, &[0xAA; 8192]);
-        let status = match post_one(&mut data, 1, remote, &to) {
+        let status = match post_one(&mut data, 1, remote, to, &region) {
             Ok(()) => Some(completions(&mut host, &mut data, 1)[0].status),
             Err(FabricError::Closed(_)) => None,
             Err(error) => panic!("{error}"),
@@ -502,13 +523,16 @@ pub(crate) fn destroyed_connection_reads_no_more(rig: &Rig) {
         );
         assert_eq!(bytes_of(&region, 0, 8192), vec![0xAA; 8192], "no byte came");
     } else {
-        let status = read_until_failure(&mut host, &mut data, remote, &to);
+        let status = read_until_failure(&mut host, &mut data, remote, to, &region);
         assert!(
             matches!(status, None | Some(ReadStatus::PeerGone | ReadStatus::Flushed)),
             "{status:?}"
         );
     }
-    assert_eq!(read_one(&mut host, &mut other, remote, &to), ReadStatus::Success);
+    assert_eq!(
+        read_one(&mut host, &mut other, remote, to, &region),
+        ReadStatus::Success
+    );
 }
 
 pub(crate) fn vanished_endpoint_ends_reads(rig: &Rig) {
@@ -518,15 +542,18 @@ pub(crate) fn vanished_endpoint_ends_reads(rig: &Rig) {
     let (_registration, remote) = register(&domain, &memory);
     let (mut data, _) = rig.data(&mut host, &domain, 8);
     let region = rig.region(8192);
-    let to = [piece(&region, 0, 8192)];
-    assert_eq!(read_one(&mut host, &mut data, remote, &to), ReadStatus::Success);
+    let to = piece(0, 8192);
+    assert_eq!(
+        read_one(&mut host, &mut data, remote, to, &region),
+        ReadStatus::Success
+    );
     drop(host);
     let deadline = patience();
     let mut done = Vec::new();
     loop {
         assert!(Instant::now() < deadline, "READs go on without a server");
         done.clear();
-        match post_one(&mut data, 1, remote, &to) {
+        match post_one(&mut data, 1, remote, to, &region) {
             Ok(()) => {}
             Err(FabricError::Closed(reason)) => {
                 assert!(!reason.is_empty());
@@ -555,9 +582,9 @@ pub(crate) fn leaving_reader_is_noticed(rig: &Rig) {
     let (_registration, remote) = register(&domain, &memory);
     let (mut data, id) = rig.data(&mut host, &domain, 8);
     let region = rig.region(MEMORY);
-    let to = [piece(&region, 0, MEMORY)];
+    let to = piece(0, MEMORY);
     // In flight while it leaves: its memory is safe to free once it is dropped.
-    post_one(&mut data, 1, remote, &to).expect("post");
+    post_one(&mut data, 1, remote, to, &region).expect("post");
     drop(data);
     drop(region);
     assert!(!host.closed(id).is_empty());
@@ -574,8 +601,8 @@ pub(crate) fn read_holds_its_memory(rig: &Rig) {
     let (mut data, _) = rig.data(&mut host, &domain, 8);
     for round in 0..6 {
         let region = rig.region(LEN);
-        let to = [piece(&region, 0, LEN)];
-        post_one(&mut data, round, remote, &to).expect("post");
+        let to = piece(0, LEN);
+        post_one(&mut data, round, remote, to, &region).expect("post");
         drop(region);
         // Likely at the same place, if the first had been freed.
         let other = rig.region(LEN);
@@ -604,8 +631,11 @@ pub(crate) fn wait_keeps_its_deadline(rig: &Rig) {
     assert!(!data.wait(start).expect("wait"));
     assert!(start.elapsed() < PATIENCE);
     let region = rig.region(4096);
-    let to = [piece(&region, 0, 4096)];
-    assert_eq!(read_one(&mut host, &mut data, remote, &to), ReadStatus::Success);
+    let to = piece(0, 4096);
+    assert_eq!(
+        read_one(&mut host, &mut data, remote, to, &region),
+        ReadStatus::Success
+    );
     // Once more with nothing left, so that no old wake-up is told.
     let mut none = Vec::new();
     data.poll(&mut none).expect("poll");
@@ -629,8 +659,11 @@ pub(crate) fn callers_memory_can_be_registered(rig: &Rig) {
     // SAFETY: `buffer` outlives the region (dropped below), and is not touched between the post and its completion.
     let region = unsafe { rig.client.register(start, buffer.len()) }.expect("register");
     assert_eq!(region.memory().len(), 3 * 4096);
-    let to = [piece(&region, 100, 8192)];
-    assert_eq!(read_one(&mut host, &mut data, remote, &to), ReadStatus::Success);
+    let to = piece(100, 8192);
+    assert_eq!(
+        read_one(&mut host, &mut data, remote, to, &region),
+        ReadStatus::Success
+    );
     drop(region);
     assert_eq!(buffer[100..][..8192], pattern(23, 8192));
     assert!(
@@ -660,14 +693,13 @@ pub(crate) fn memory_of_another_fabric_serves_or_is_refused(rig: &Rig) {
     let own = rig.region(4096);
     let room = data.room();
     // The first of the chain is good: it must not be posted either.
-    let pieces = [piece(&own, 0, 4096), piece(&other, 0, 4096)];
     let reads = [1, 2].map(|number| Read {
         number,
         from: remote,
-        to: &pieces[number as usize - 1..number as usize],
+        to: [Scatter::new(number as u32 - 1, 0, 4096), Scatter::default()],
         signaled: number == 2,
     });
-    match data.post(&reads) {
+    match data.post(&reads, &[&own, &other]) {
         Ok(()) => {
             assert_eq!(
                 completions(&mut host, &mut data, 1)[0].status,
@@ -679,7 +711,10 @@ pub(crate) fn memory_of_another_fabric_serves_or_is_refused(rig: &Rig) {
         Err(error) => panic!("{error}"),
     }
     // Whatever came of it, the connection goes on.
-    let to = [piece(&own, 0, 4096)];
-    assert_eq!(read_one(&mut host, &mut data, remote, &to), ReadStatus::Success);
+    let to = piece(0, 4096);
+    assert_eq!(
+        read_one(&mut host, &mut data, remote, to, &own),
+        ReadStatus::Success
+    );
     assert_eq!(bytes_of(&own, 0, 4096), pattern(24, 4096));
 }

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use kv_fabric::{
     ConnectionId, ControlConnection, ControlEvent, ControlOptions, DataConnection, Domain, Endpoint,
     EndpointEvent, Fabric, FabricError, Memory, MemoryKind, Read, ReadCompletion, ReadStatus, Region,
-    Registration, RemoteRef, RequestId, Scatter,
+    Registration, RemoteRef, RequestId, SCATTER_MAX, Scatter,
 };
 use rustix::event::{PollFd, PollFlags, Timespec};
 
@@ -214,22 +214,25 @@ pub(crate) fn bytes_of(region: &Region, offset: usize, len: usize) -> Vec<u8> {
     out
 }
 
-pub(crate) fn piece(region: &Region, offset: usize, len: usize) -> Scatter<'_> {
-    Scatter { region, offset, len }
+/// One piece, of the only region of a post.
+pub(crate) fn piece(offset: usize, len: usize) -> [Scatter; SCATTER_MAX] {
+    [Scatter::new(0, offset, len), Scatter::default()]
 }
 
 pub(crate) fn post_one(
     data: &mut Box<dyn DataConnection>,
     number: u64,
     from: RemoteRef,
-    to: &[Scatter<'_>],
+    to: [Scatter; SCATTER_MAX],
+    region: &Region,
 ) -> Result<(), FabricError> {
-    data.post(&[Read {
+    let read = Read {
         number,
         from,
         to,
         signaled: true,
-    }])
+    };
+    data.post(&[read], &[region])
 }
 
 /// Takes `count` completions, the host going on meanwhile.
@@ -259,9 +262,10 @@ pub(crate) fn read_one(
     host: &mut Host,
     data: &mut Box<dyn DataConnection>,
     from: RemoteRef,
-    to: &[Scatter<'_>],
+    to: [Scatter; SCATTER_MAX],
+    region: &Region,
 ) -> ReadStatus {
-    post_one(data, 77, from, to).expect("post");
+    post_one(data, 77, from, to, region).expect("post");
     let done = completions(host, data, 1);
     assert_eq!(done[0].number, 77);
     done[0].status
@@ -272,11 +276,12 @@ pub(crate) fn read_until_failure(
     host: &mut Host,
     data: &mut Box<dyn DataConnection>,
     from: RemoteRef,
-    to: &[Scatter<'_>],
+    to: [Scatter; SCATTER_MAX],
+    region: &Region,
 ) -> Option<ReadStatus> {
     let deadline = patience();
     while Instant::now() < deadline {
-        match post_one(data, 78, from, to) {
+        match post_one(data, 78, from, to, region) {
             Ok(()) => {}
             Err(FabricError::Closed(_)) => return None,
             Err(error) => panic!("post: {error}"),

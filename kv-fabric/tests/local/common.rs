@@ -88,18 +88,13 @@ pub(crate) fn read(
     to: &Region,
     len: usize,
 ) -> ReadStatus {
-    let to = [Scatter {
-        region: to,
-        offset: 0,
-        len,
-    }];
     let read = Read {
         number: 1,
         from,
-        to: &to,
+        to: [Scatter::new(0, 0, len), Scatter::default()],
         signaled: true,
     };
-    data.post(&[read]).expect("post");
+    data.post(&[read], &[to]).expect("post");
     let deadline = patience();
     let mut done = Vec::new();
     while done.is_empty() {

@@ -95,20 +95,15 @@ fn retired_memory_can_be_read_until_it_is_unmapped() {
     drop(registration);
     drop(domain);
     drop(endpoint);
-    let to = [Scatter {
-        region: &region,
-        offset: 0,
-        len: 8192,
-    }];
     let read = || Read {
         number: 1,
         from: remote,
-        to: &to,
+        to: [Scatter::new(0, 0, 8192), Scatter::default()],
         signaled: true,
     };
     let deadline = patience();
     let mut done = Vec::new();
-    while reader.post(&[read()]).is_ok() {
+    while reader.post(&[read()], &[&region]).is_ok() {
         assert!(Instant::now() < deadline, "the server's end is not noticed");
         reader.poll(&mut done).expect("poll");
     }
@@ -132,18 +127,13 @@ fn no_read_succeeds_once_the_server_has_been_gone_for_long() {
     assert_eq!(status, ReadStatus::Success);
     drop(endpoint);
     std::thread::sleep(place.local.outlives());
-    let to = [Scatter {
-        region: &region,
-        offset: 0,
-        len: 4096,
-    }];
     let reads = [1, 2].map(|number| Read {
         number,
         from: registration.remote(),
-        to: &to,
+        to: [Scatter::new(0, 0, 4096), Scatter::default()],
         signaled: true,
     });
-    reader.post(&reads).expect("post");
+    reader.post(&reads, &[&region]).expect("post");
     let mut done = Vec::new();
     reader.poll(&mut done).expect("poll");
     let statuses: Vec<_> = done.iter().map(|end| end.status).collect();

@@ -141,16 +141,13 @@ fn read_of(
 }
 
 fn post_all(data: &mut Box<dyn DataConnection>, from: RemoteRef, region: &Region) -> Result<(), FabricError> {
-    data.post(&[Read {
+    let read = Read {
         number: 1,
         from,
-        to: &[Scatter {
-            region,
-            offset: 0,
-            len: 8192,
-        }],
+        to: [Scatter::new(0, 0, 8192), Scatter::default()],
         signaled: true,
-    }])
+    };
+    data.post(&[read], &[region])
 }
 
 #[test]

@@ -35,10 +35,12 @@ fn of_both<const FIRST: usize>(first: &[u8; FIRST], second: &[u8]) -> u32 {
     for line in lines {
         crc = update(crc, line);
     }
-    // Half of what may be left, and half of that.
+    // Half of what may be left, and half of that; keys often end with the second.
     if !rest.is_empty() {
         take::<32>(&mut crc, &mut rest);
         take::<16>(&mut crc, &mut rest);
+    }
+    if !rest.is_empty() {
         take::<8>(&mut crc, &mut rest);
         take::<4>(&mut crc, &mut rest);
         take::<2>(&mut crc, &mut rest);

@@ -146,7 +146,7 @@ impl Engine {
 
 impl Judging<'_> {
     /// Judges the record whose prefix landed at `at` of the ring, and its value.
-    #[inline(never)]
+    #[inline(always)]
     fn record(&self, at: usize, record: &Record, key: Option<&[u8]>, slot: Option<&Slot>) -> Result<(), Why> {
         let prefix_len = record.locator.prefix_len_bytes() as usize;
         let prefix = landed(self.ring, at, prefix_len);
@@ -173,6 +173,7 @@ impl Judging<'_> {
     }
 
     /// Judges the bucket that landed at `at` of the ring, which is to name the record, and the record behind it.
+    #[inline(never)]
     fn guess(
         &self,
         at: usize,

@@ -70,9 +70,9 @@ pub(super) struct Call<'c, W, T> {
     pub(super) region: Option<&'c Region>,
     pub(super) wishes: W,
     pub(super) take: T,
-    /// The value that is asked for next, and whether it lies right behind the one before it.
+    /// The value that is asked for next, and the last one found to lie right behind the one before it.
     pub(super) next: usize,
-    pub(super) in_run: bool,
+    pub(super) run_to: usize,
     /// Those that are left to the engine, and what they met.
     pub(super) left: Vec<(usize, Option<Trouble>)>,
 }
@@ -141,7 +141,7 @@ impl Engine {
         while call.next < call.count
             && let Some(lane) = self.pick(full)
         {
-            self.chain.clear();
+            self.chain.begin(self.lanes[lane].next_number());
             let room = self.lanes[lane].room().min(self.chain_max);
             self.short_plan(lane, room, call);
             if self.chain.len() == 0 {

@@ -1,6 +1,6 @@
 //! Planning READs, value by value, into one chain.
 
-use kv_fabric::{Fabric, RemoteRef};
+use kv_fabric::{Fabric, RemoteRef, Scatter};
 use kv_proto::hash::{KeyHash, candidate_buckets, directory_index};
 use kv_proto::layout::Locator;
 
@@ -12,7 +12,7 @@ use super::super::fill::BUCKET_BYTES;
 use super::super::item::Want;
 use super::super::lane::Lane;
 use super::super::locators::Locators;
-use super::super::plan::{Chain, Dest, Piece, Planned};
+use super::super::plan::{Chain, RING, VALUES, to_ring};
 use super::super::slots::Slots;
 use super::{Brings, Call, Record};
 use crate::ReadError;
@@ -70,11 +70,14 @@ impl Engine {
         };
         while call.next < call.count {
             let step = match call.wishes.wish(call.next) {
-                Ok((Some(key), _)) if check_key(key).is_err() => Step::Left,
+                Ok((Some(key), None)) if check_key(key).is_err() => Step::Left,
                 Ok((_, Some(at))) => {
                     let leads = call.wishes.leads(call.next, at);
                     // Neighbours are left, so that one READ brings them.
-                    let in_run = std::mem::replace(&mut call.in_run, leads);
+                    let in_run = call.next == call.run_to;
+                    if leads {
+                        call.run_to = call.next + 1;
+                    }
                     if leads || in_run || call.want == Want::Locator {
                         Step::Left
                     } else {
@@ -136,36 +139,40 @@ impl<'e> Planning<'e> {
         let Some((from, follow)) = row.place(start) else {
             return Step::Left;
         };
-        if wire_len > self.record_max.min(follow) {
+        if wire_len > self.record_max || wire_len > follow {
             return Step::Left;
         }
         let identity = row.identity;
-        let (prefix_len, value_len) = (prefix_len as usize, value_len as usize);
-        let (dest, offset, slot, in_ring) = match self.want {
-            Want::Slot => match self.slots.take(self.fabric, value_len) {
-                Ok(Some(slot)) => (Dest::Slots, slot.offset(), Some(slot), 0),
+        let (prefix_len, value_len) = (prefix_len as u32, locator.value_len_bytes);
+        let (region, offset, slot, in_ring) = match self.want {
+            Want::Slot => match self.slots.take(self.fabric, value_len as usize) {
+                Ok(Some(slot)) => (VALUES, slot.offset(), Some(slot), 0),
                 Ok(None) | Err(_) => return Step::Left,
             },
-            Want::Place { offset, room } if value_len <= room => (Dest::Item(0), offset, None, 0),
-            Want::Whole => (Dest::Ring, 0, None, value_len),
+            Want::Place { offset, room } if value_len as usize <= room => (VALUES, offset, None, 0),
+            Want::Whole => (RING, 0, None, value_len),
             _ => return Step::Left,
         };
         let head = if named.is_some() { BUCKET_BYTES } else { 0 };
-        let Some(span) = self.lane.ring.take(head + prefix_len + in_ring) else {
+        let Some(span) = self.lane.ring.take(head + (prefix_len + in_ring) as usize) else {
             return Step::Full;
         };
         if let Some((_, _, from)) = named {
-            let to = Piece::ring(span.offset, BUCKET_BYTES);
-            self.chain.push(Planned::new(from, [to, Piece::default()]));
+            let to = to_ring(span.offset, BUCKET_BYTES);
+            self.chain.push(from, [to, Scatter::default()]);
             self.buckets += 1;
         }
-        let prefix = Piece::ring(span.offset + head, prefix_len + in_ring);
-        let value = Piece {
-            dest,
+        let prefix = Scatter {
+            offset: span.offset + head,
+            len: prefix_len + in_ring,
+            region: RING,
+        };
+        let value = Scatter {
             offset,
             len: value_len - in_ring,
+            region,
         };
-        self.chain.push(Planned::new(from, [prefix, value]));
+        self.chain.push(from, [prefix, value]);
         self.planned += 1;
         let short = self.lane.fly_short(self.chain.len());
         (short.user, short.span, short.slot) = (user, span, slot);
@@ -196,8 +203,8 @@ impl<'e> Planning<'e> {
         let other = i64::from(second) - i64::from(first);
         let other = from.offset((other * BUCKET_BYTES as i64) as u64);
         for (place, from) in [from, other].into_iter().enumerate() {
-            let to = Piece::ring(span.offset + place * BUCKET_BYTES, BUCKET_BYTES);
-            self.chain.push(Planned::new(from, [to, Piece::default()]));
+            let to = to_ring(span.offset + place * BUCKET_BYTES, BUCKET_BYTES);
+            self.chain.push(from, [to, Scatter::default()]);
         }
         (self.planned, self.buckets) = (self.planned + 1, self.buckets + 2);
         let short = self.lane.fly_short(self.chain.len());

@@ -413,18 +413,13 @@ impl Raw {
         len: usize,
     ) -> Result<Vec<u8>, ReadStatus> {
         let region = self.fabric.allocate(len).unwrap();
-        let to = [Scatter {
-            region: &region,
-            offset: 0,
-            len,
-        }];
         let read = Read {
             number: 7,
             from,
-            to: &to,
+            to: [Scatter::new(0, 0, len), Scatter::default()],
             signaled: true,
         };
-        if data.post(&[read]).is_err() {
+        if data.post(&[read], &[&region]).is_err() {
             return Err(ReadStatus::Flushed);
         }
         let mut completions = Vec::new();
