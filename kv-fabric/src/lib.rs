@@ -12,8 +12,9 @@
 //!   server's staging memory before a frame sent after it arrives. READs of one data connection may overlap in time.
 //! - **Rights.** A peer can READ what was registered with the domain that its data connection was accepted into, and
 //!   nothing else; it can WRITE its own staging memory, and nothing else (**I3**).
-//! - **Ownership.** Memory handed to a post is held by the fabric as long as it may be written. Its owner may touch it again
-//!   once the completion was returned by `poll`, or the connection was destroyed (**I5**).
+//! - **Ownership.** Memory handed to a post is held by the fabric at least as long as it may be written, and at most until its
+//!   batch is done or the connection was destroyed. Its owner may touch it again once the completion was returned by `poll`,
+//!   or the connection was destroyed (**I5**).
 //! - **Errors.** The first failed operation closes a connection; what was posted after it completes as
 //!   [`ReadStatus::Flushed`] or is gone with the connection. Nothing succeeds after an error.
 //! - **Fencing.** After [`Endpoint::destroy`] succeeded, the peer's operations have no effect any more, on `verbs` and
@@ -121,7 +122,8 @@ pub trait Fabric: Send + Sync + 'static {
     /// [`FabricError::Memory`] if it cannot be registered.
     ///
     /// # Safety
-    /// - `start..start + len` is mapped readable and writable until the region and all its clones are dropped.
+    /// - `start..start + len` is mapped readable and writable until all that the caller has of the region is dropped, and every
+    ///   READ to it has completed or its connection was destroyed. What a fabric still holds of it then touches nothing.
     /// - While a READ to it is posted nothing else accesses it.
     #[allow(
         unsafe_code,

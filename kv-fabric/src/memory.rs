@@ -129,7 +129,8 @@ impl Memory {
     /// Wraps memory that somebody else owns.
     ///
     /// # Safety
-    /// - `start..start + len` is mapped readable and writable until the value is dropped.
+    /// - `start..start + len` is mapped readable and writable as long as anything is done with the value but dropping it, or a
+    ///   READ to it is under way.
     /// - While a copy into it or a READ to it runs, nothing else accesses it.
     #[must_use]
     pub unsafe fn borrowed(start: NonNull<u8>, len: usize) -> Self {

@@ -253,8 +253,8 @@ impl Fabric for Sim {
     )]
     unsafe fn register(&self, start: NonNull<u8>, len: usize) -> Result<Region, FabricError> {
         check::registered_len(len)?;
-        // SAFETY: the memory is mapped for as long as the region lives, and nothing else accesses it while a READ to
-        // it is posted: the caller vouches for both.
+        // SAFETY: the memory is mapped as long as the region is used or a READ to it is under way, and nothing else accesses
+        // it meanwhile: the caller vouches for both.
         let memory = unsafe { Memory::borrowed(start, len) };
         Ok(Region::unregistered(memory))
     }
