@@ -18,7 +18,8 @@ use crate::error::{Error, Result};
 ///
 /// # Safety
 /// - From the moment of registration until the value is dropped, `ptr()..ptr() + len_bytes()` is mapped at that same
-///   address, also while the value is moved; both answers never change.
+///   address, also while the value is moved; both answers never change. Where no peer has a right to it, the mapping may go
+///   once every work request that names it is done and no further one will.
 /// - No `&[u8]` or `&mut [u8]` over the range exists while a device may write it: access goes through raw pointers or
 ///   atomics.
 pub unsafe trait Registrable: Send + Sync + 'static {

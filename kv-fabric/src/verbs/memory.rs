@@ -1,7 +1,8 @@
 //! Registered memory of both ends, and domains.
 //!
 //! # Safety
-//! A [`Memory`] keeps its mapping at one address until it is dropped and hands out no references to its bytes that a
+//! A [`Memory`] keeps its mapping at one address until it is dropped (one of a client's caller, to which no peer has a right,
+//! until that has done with it and no READ to it is under way) and hands out no references to its bytes that a
 //! device may be writing (its own file says so); the region holds it until it is deregistered.
 #![allow(unsafe_code)]
 
